@@ -1,0 +1,532 @@
+"""Every knob of charlm: one dataclass per section, composed into Config.
+
+Defaults < YAML < command line. The docstring under a field is its help text; a bad value is refused
+when the dataclass is built. This module imports neither torch nor datasets, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import math
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+BUILDERS = ("text", "json", "csv", "parquet")  # the builders of `datasets` that read files
+
+
+class CharlmError(ValueError):
+    """Something the user can mend. The message names the thing, its value and the mend."""
+
+
+def _check(ok: bool, key: str, value: Any, mend: str) -> None:
+    if not ok:
+        raise CharlmError(f"{key}={value!r}: {mend}")
+
+
+def _choices(section: str, config: Any) -> None:
+    """Refuse values outside a Literal, also when the dataclass is built from Python."""
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal:
+            value = getattr(config, name)
+            near = difflib.get_close_matches(str(value), get_args(hint), 1, 0.5)
+            mend = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(get_args(hint))}"
+            _check(value in get_args(hint), f"{section}.{name}", value, mend)
+
+
+def _at_least(section: str, config: Any, **minima: float) -> None:
+    for name, least in minima.items():
+        value = getattr(config, name)
+        if value is not None:
+            _check(value >= least, f"{section}.{name}", value, f"must be {least} or more")
+
+
+def _between(section: str, config: Any, low: float, high: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None:
+            _check(
+                low <= value < high, f"{section}.{name}", value, f"must be at least {low} and below {high}"
+            )
+
+
+@dataclass
+class DataConfig:
+    """The text: where it comes from and how it is split."""
+
+    source: str = "stdlib"
+    """A dataset id on the Hugging Face Hub, or a builder (text, json, csv, parquet) for data_files, or
+    stdlib (the source code of this Python's standard library), or literal (the text in data.text)."""
+    name: str = ""
+    """Configuration of the hub dataset, such as 20231101.en."""
+    revision: str = ""
+    """Revision of the hub dataset: a commit, tag or branch."""
+    split: str = "train"
+    """Split of the dataset that is trained on."""
+    data_files: str | list[str] | dict[str, str | list[str]] | None = None
+    """Paths, globs or URLs of the files to read; a mapping from split names to them where the splits are
+    in different files. Archives are opened: https://host/a.zip, or one member: zip://name::https://host/a.zip."""
+    text: str = ""
+    """The text itself, for source: literal."""
+    text_column: str = "text"
+    """Column that holds the text."""
+    document: Literal["file", "line"] = "file"
+    """What one document of source: text is: a whole file, kept to the byte, or each of its lines."""
+    separator: str = "\n"
+    """Text put between two documents, when the vocabulary has no end-of-document symbol."""
+    split_by: Literal["document", "character"] = "document"
+    """Hold out a fraction of the documents, drawn with data.seed; or cut the whole text in three
+    contiguous parts (train, validation, test) by characters: by bytes in a bytes-only vocabulary."""
+    validation: float | str = 0.05
+    """Fraction held out for validation, 0 for none; or the name of the dataset's own split."""
+    test: float | str = 0.05
+    """Fraction held out for the final test, 0 for none; or the name of the dataset's own split."""
+    seed: int = 0
+    """Seed of the draw of held-out documents."""
+    max_documents: int | None = None
+    """Read only this many documents of each split of the dataset: for trials."""
+    max_characters: int | None = None
+    """Read only this many characters of each split of the dataset (bytes in a bytes-only vocabulary)."""
+    dir: str = "data"
+    """Folder of the prepared corpora."""
+
+    def __post_init__(self):
+        _choices("data", self)
+        for name in ("validation", "test"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                _check(0 <= value < 1, f"data.{name}", value, "a fraction must be at least 0 and below 1")
+        held_out = sum(x for x in (self.validation, self.test) if not isinstance(x, str))
+        _check(held_out < 1, "data.validation + data.test", held_out, "nothing is left to train on")
+        _at_least("data", self, max_documents=1, max_characters=1)
+        if self.source in BUILDERS:
+            _check(
+                bool(self.data_files), "data.data_files", self.data_files, f"source {self.source} needs files"
+            )
+        elif self.source == "literal":
+            _check(bool(self.text), "data.text", self.text, "source literal needs a text")
+        else:
+            near = difflib.get_close_matches(self.source, [*BUILDERS, "stdlib", "literal"], 1, 0.75)
+            hint = f"; did you mean {near[0]}?" if near and self.source != "stdlib" else ""
+            _check(
+                self.source == "stdlib" or not hint,
+                "data.source",
+                self.source,
+                f"is neither a builder nor a hub id{hint}",
+            )
+            _check(
+                bool(self.source), "data.source", self.source, "name a hub id, a builder, stdlib or literal"
+            )
+
+
+@dataclass
+class VocabConfig:
+    """The symbols."""
+
+    characters: str = ""
+    """The characters themselves, in this order, instead of counting them."""
+    bytes_only: bool = False
+    """No characters at all: the 256 bytes are the symbols, for any file (the enwik8 convention)."""
+    max_size: int | None = None
+    """Most symbols the vocabulary may have, byte and end-of-document symbols included. The most frequent
+    characters are kept, ties broken by code point; the others are spelled as their UTF-8 bytes."""
+    coverage: float = 1.0
+    """Keep only as many of the most frequent characters as cover this share of the text."""
+    unknown: Literal["bytes", "error"] = "bytes"
+    """What becomes of a character outside the vocabulary: spelled in UTF-8 bytes, or refused."""
+    end_of_document: bool = False
+    """End every document with a symbol of its own."""
+
+    def __post_init__(self):
+        _choices("vocab", self)
+        _at_least("vocab", self, max_size=1)
+        _check(0 < self.coverage <= 1, "vocab.coverage", self.coverage, "must be above 0 and at most 1")
+        twice = sorted({c for c in self.characters if self.characters.count(c) > 1})
+        _check(not twice, "vocab.characters", "".join(twice), "every character may stand there only once")
+        if self.bytes_only:
+            _check(not self.characters, "vocab.characters", self.characters, "vocab.bytes_only has none")
+            _check(
+                self.unknown == "bytes", "vocab.unknown", self.unknown, "vocab.bytes_only knows every byte"
+            )
+
+
+@dataclass
+class ModelConfig:
+    """The network: input, recurrent layers, logits."""
+
+    cell: Literal["lstm", "gru", "rnn"] = "lstm"
+    """Recurrent cell."""
+    nonlinearity: Literal["tanh", "relu"] = "tanh"
+    """Nonlinearity of the rnn cell."""
+    embedding_size: int = 64
+    """Width of the learned embedding; 0 feeds one-hot symbols."""
+    hidden_size: int = 256
+    """Units per recurrent layer."""
+    num_layers: int = 1
+    """Recurrent layers."""
+    dropout: float = 0.0
+    """Dropout between recurrent layers and, unless set below, on the input and the output."""
+    input_dropout: float | None = None
+    """Dropout on the embedding; null means as model.dropout."""
+    output_dropout: float | None = None
+    """Dropout before the logits; null means as model.dropout."""
+    tie_weights: bool = False
+    """Use the embedding matrix for the logits too; needs embedding_size equal to hidden_size."""
+    forget_bias: float = 1.0
+    """Bias that the forget gates of an lstm start with; torch's own start would be near 0."""
+
+    def __post_init__(self):
+        _choices("model", self)
+        _at_least("model", self, embedding_size=0, hidden_size=1, num_layers=1)
+        _between("model", self, 0, 1, "dropout", "input_dropout", "output_dropout")
+        if self.tie_weights and self.embedding_size != self.hidden_size:
+            raise CharlmError(
+                f"model.tie_weights=True: needs model.embedding_size equal to model.hidden_size "
+                f"(they are {self.embedding_size} and {self.hidden_size})"
+            )
+
+
+@dataclass
+class OptimConfig:
+    """The optimizer and its learning rate."""
+
+    name: Literal["adamw", "adam"] = "adamw"
+    """Optimizer; adam never decays weights."""
+    learning_rate: float = 2e-3
+    """Highest learning rate."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay rates of the two moment estimates."""
+    eps: float = 1e-8
+    """Added to the denominator of the update."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay on the matrices (not on biases or the embedding)."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up, towards final_ratio at train.steps."""
+    final_ratio: float = 0.02
+    """Last learning rate as a share of the highest."""
+    clip: float | None = 1.0
+    """Largest norm of the gradient; null for no clipping."""
+
+    def __post_init__(self):
+        _choices("optim", self)
+        _check(
+            0 < self.learning_rate < math.inf,
+            "optim.learning_rate",
+            self.learning_rate,
+            "must be above 0 and finite",
+        )
+        _check(self.eps > 0, "optim.eps", self.eps, "must be above 0")
+        _at_least("optim", self, weight_decay=0, warmup_steps=0)
+        _check(0 <= self.final_ratio <= 1, "optim.final_ratio", self.final_ratio, "must be between 0 and 1")
+        _check(
+            all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "must be at least 0 and below 1"
+        )
+        _check(self.clip is None or self.clip > 0, "optim.clip", self.clip, "must be above 0, or null")
+        _check(
+            self.name == "adamw" or self.weight_decay == 0,
+            "optim.weight_decay",
+            self.weight_decay,
+            "is for adamw; adam has none",
+        )
+
+
+@dataclass
+class TrainConfig:
+    """The training run."""
+
+    steps: int = 1000
+    """Optimizer steps in all."""
+    batch_size: int = 64
+    """Lanes over all processes: contiguous streams of text that are read side by side."""
+    bptt: int = 64
+    """Characters each lane moves on per step; gradients reach back no further."""
+    accumulate: int = 1
+    """Work off the lanes of a process in this many slices per step, when they do not fit at once."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Arithmetic on a GPU; a CPU always computes in fp32, and says so."""
+    seed: int = 0
+    """Seed of weights, dropout and the order of epochs."""
+    max_hours: float | None = None
+    """Stop, with a checkpoint, after this many hours of this process."""
+
+    def __post_init__(self):
+        _choices("train", self)
+        _at_least("train", self, steps=1, batch_size=1, bptt=1, accumulate=1)
+        _check(
+            self.max_hours is None or self.max_hours > 0, "train.max_hours", self.max_hours, "must be above 0"
+        )
+        _check(
+            self.batch_size % self.accumulate == 0,
+            "train.accumulate",
+            self.accumulate,
+            f"must divide train.batch_size={self.batch_size}",
+        )
+
+
+@dataclass
+class EvaluateConfig:
+    """Evaluation: one stateful pass over a split."""
+
+    every: int = 500
+    """Steps between evaluations on validation; 0 evaluates at the end only."""
+    lanes: int = 32
+    """Parts of the split that are read side by side; 1 is the exact single pass."""
+    context: int = 256
+    """Characters that warm up the carry of a lane before its first counted one."""
+    bptt: int = 256
+    """Characters per forward call; has no influence on the figures."""
+    max_characters: int | None = None
+    """During training, evaluate only the start of validation: this many symbols of it."""
+
+    def __post_init__(self):
+        _at_least("evaluate", self, every=0, lanes=1, context=0, bptt=1, max_characters=2)
+
+
+@dataclass
+class SampleConfig:
+    """Text drawn from the model."""
+
+    every: int = 500
+    """Steps between samples during training; 0 draws none before the end."""
+    prompt: str = "\n"
+    """Text that warms up the carry; the sample goes on from it."""
+    length: int = 300
+    """Symbols to draw."""
+    temperature: float = 0.8
+    """Divides the logits; 0 takes the likeliest symbol always."""
+    top_k: int | None = None
+    """Draw from the k likeliest symbols only."""
+    top_p: float | None = None
+    """Draw from the fewest symbols whose probabilities reach this sum."""
+    seed: int = 0
+    """Seed of the draw."""
+
+    def __post_init__(self):
+        _at_least("sample", self, every=0, length=1, temperature=0, top_k=1)
+        if self.top_p is not None:
+            _check(0 < self.top_p <= 1, "sample.top_p", self.top_p, "must be above 0 and at most 1")
+
+
+@dataclass
+class CheckpointConfig:
+    """Checkpoints."""
+
+    every: int = 500
+    """Steps between checkpoints; 0 writes one only at the end or when stopped."""
+    keep: int = 2
+    """Newest checkpoints kept; the best weights are kept apart, in model/."""
+
+    def __post_init__(self):
+        _at_least("checkpoint", self, every=0, keep=1)
+
+
+@dataclass
+class LogConfig:
+    """Logging."""
+
+    every: int = 20
+    """Steps between lines of figures."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """Weights & Biases. auto: online with an account that can be reached, offline with one that cannot,
+    disabled without one; WANDB_MODE decides when it is set."""
+    project: str = "charlm"
+    """Project name at Weights & Biases."""
+
+    def __post_init__(self):
+        _choices("log", self)
+        _at_least("log", self, every=1)
+
+
+@dataclass
+class Config:
+    """One run: the same YAML serves prepare, train, evaluate and sample."""
+
+    run_dir: str = "runs/stdlib"
+    """Folder of the run: config, metrics, checkpoints, model, samples."""
+    data: DataConfig = field(default_factory=DataConfig)
+    vocab: VocabConfig = field(default_factory=VocabConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self):
+        _check(bool(self.run_dir), "run_dir", self.run_dir, "name a folder")
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to values, section by section: {'run_dir': …, 'data.source': …, …}."""
+    out = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            out |= flatten(value, f"{prefix}{f.name}.")
+        else:
+            out[prefix + f.name] = value
+    return out
+
+
+def _nearest(key: str) -> str:
+    known = list(flatten(Config()))
+    name = key.rsplit(".", 1)[-1]
+    near = [k for k in known if k.rsplit(".", 1)[-1] == name]  # the right name in the wrong section
+    near = difflib.get_close_matches(key, near or known, 1, 0 if near else 0.6)
+    if not near:  # the name alone is misspelled
+        last = {k.rsplit(".", 1)[-1]: k for k in known}
+        near = [last[n] for n in difflib.get_close_matches(name, last, 1, 0.6)]
+    return f"; did you mean {near[0]}?" if near else f"; the sections are {', '.join(asdict(Config()))}"
+
+
+def _check_tree(tree: Any, known: Any, where: str, prefix: str = "") -> None:
+    """Refuse keys of a parsed YAML tree that no field answers to, and null where it means nothing."""
+    if not isinstance(tree, dict):
+        what = f"section {prefix[:-1]}" if prefix else "a config"
+        kind = type(tree).__name__
+        raise CharlmError(f"{where}: {what} is a mapping of names to values, not the {kind} {tree!r}")
+    names = {f.name: f for f in fields(known)}
+    for key, value in tree.items():
+        full = f"{prefix}{key}"
+        if key not in names:
+            raise CharlmError(f"{where}: unknown key {full}{_nearest(full)}")
+        if is_dataclass(getattr(known, key)):
+            _check_tree({} if value is None else value, getattr(known, key), where, f"{full}.")
+        elif value is None and "None" not in names[key].type:
+            raise CharlmError(f"{where}: {full}=None: expected a value of type {names[key].type}")
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with charlm, by name."""
+    here = Path(__file__).parent
+    folder = here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_config(name: str) -> Path:
+    """A YAML file, or the name of a shipped one ('stdlib').
+
+    Raises CharlmError when there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = shipped_configs()
+    if name in shipped:
+        return shipped[name]
+    near = difflib.get_close_matches(path.stem, shipped, 1, 0.6)
+    hint = f"did you mean {near[0]}?" if near else f"shipped with charlm: {', '.join(shipped)}"
+    raise CharlmError(f"--config {name}: no such file; {hint}")
+
+
+def _read_yaml(path: Path) -> dict:
+    """The sections of a YAML file, its keys checked."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CharlmError(f"{path}: cannot be read as YAML: {error}") from error
+    tree = {} if tree is None else tree
+    _check_tree(tree, Config(), str(path))
+    return {section: value for section, value in tree.items() if value is not None}
+
+
+def make_parser(prog: str, **kwargs):
+    """The command-line parser of Config, from the dataclasses and their docstrings."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=prog, **kwargs)
+    parser.add_argument("--config", action="config", help="YAML file, or the name of a shipped config")
+    parser.add_class_arguments(Config, as_group=False)
+    return parser
+
+
+def parse(argv: Sequence[str], prog: str = "charlm", **kwargs) -> Config:
+    """Config from command-line words such as ['--config', 'stdlib', '--train.steps=10'].
+
+    Raises CharlmError for unknown keys (naming the nearest right one), wrong types and bad values;
+    exits, as usual, after --help and --print_config.
+    """
+    words = []
+    for word in argv:
+        if words and words[-1] == "--config":
+            word = words.pop() + "=" + word
+        if word.startswith("--config="):
+            tree = _read_yaml(find_config(word.split("=", 1)[1]))
+            word = "--config=" + yaml.dump(
+                tree, Dumper=_QuotingDumper, default_flow_style=True, width=1 << 30
+            )
+        words.append(word)
+        name = word[2:].split("=", 1)[0].removesuffix("+")
+        if word.startswith("--") and name not in ("config", "help", "print_config", *asdict(Config())):
+            known = flatten(Config())
+            if name not in known and not any(name.startswith(k + ".") for k in known):
+                raise CharlmError(f"unknown option --{name}{_nearest(name)}")
+    parser = make_parser(prog, **kwargs)
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            parsed = parser.parse_args(words)
+    except SystemExit as leave:
+        if leave.code:
+            message = said.getvalue().partition("error: ")[2].strip() or said.getvalue().strip()
+            raise CharlmError(" ".join(message.split())) from None
+        sys.stderr.write(said.getvalue())
+        raise
+    built = parser.instantiate(parsed)
+    return Config(**{f.name: built[f.name] for f in fields(Config)})
+
+
+def load_config(config: str | Path | None = None, *overrides: str) -> Config:
+    """Config from a YAML file (or a shipped name) and overrides such as 'train.steps=10'.
+
+    Raises CharlmError as `parse` does.
+    """
+    words = [] if config is None else ["--config", str(config)]
+    return parse([*words, *(f"--{o.removeprefix('--')}" for o in overrides)])
+
+
+def to_yaml(config: Config) -> str:
+    """The whole config as YAML that load_config reads back to an equal Config."""
+    tree = asdict(config)
+    tree["optim"]["betas"] = list(tree["optim"]["betas"])
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text whose line breaks would not survive reading."""
+
+    def quote(self, text: str) -> yaml.Node:
+        style = '"' if set(text) & set("\r\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+class _QuotingDumper(yaml.SafeDumper):
+    """Quotes all text: nothing in it is taken for a number or null."""
+
+    def quote(self, text: str) -> yaml.Node:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+
+
+for _dumper in (_Dumper, _QuotingDumper):
+    _dumper.add_representer(str, _dumper.quote)
+
+
+def from_dict(tree: dict[str, Any]) -> Config:
+    """Config from nested plain values, as stored in a run directory; unknown keys are refused."""
+    _check_tree(tree, Config(), "config")
+    sections = {f.name: type(getattr(Config(), f.name)) for f in fields(Config) if f.name != "run_dir"}
+    parts = {name: sections[name](**tree[name]) for name in sections if name in tree}
+    parts |= {"run_dir": tree["run_dir"]} if "run_dir" in tree else {}
+    config = Config(**parts)
+    config.optim.betas = tuple(config.optim.betas)
+    return config

@@ -1,0 +1,30 @@
+"""What every test runs under: caches of its own, no network, no account at Weights & Biases.
+
+Set here, before anything imports datasets; processes that tests start inherit it.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+from hypothesis import HealthCheck, settings
+
+HOME = tempfile.mkdtemp(prefix="charlm-tests-")
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+for name in [n for n in os.environ if n.startswith(("HF_", "HUGGINGFACE_", "WANDB_"))]:
+    del os.environ[name]
+os.environ |= {
+    "HF_HOME": f"{HOME}/huggingface",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "WANDB_MODE": "disabled",
+    "WANDB_DIR": HOME,
+    "COLUMNS": "100",
+}
+
+# HYPOTHESIS_PROFILE=thorough searches ten times as long. No example database: nothing is left in the tree.
+quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("quick", max_examples=50, deadline=None, database=None, suppress_health_check=quiet)
+settings.register_profile("thorough", settings.get_profile("quick"), max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
