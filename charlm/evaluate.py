@@ -1,0 +1,85 @@
+"""Evaluation: one stateful pass over ids, every symbol but the first predicted once.
+
+The targets are cut into lanes that are read side by side. Before its first counted target a lane reads
+`context` symbols, so that its carry is warm:
+
+    text      a b c d e f g h i j k l m            targets b … m
+    lane 0    a→b b→c c→d d→e e→f f→g              starts the text: its carry is zero
+    lane 1        (d→e e→f f→g) g→h h→i …  l→m     3 symbols of context, not counted
+
+With one lane this is the exact single pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from charlm.config import CharlmError, EvaluateConfig
+from charlm.metrics import Sums
+from charlm.model import CharLM
+from charlm.vocab import Vocab
+
+
+@torch.inference_mode()
+def evaluate(
+    model: CharLM,
+    vocab: Vocab,
+    ids: np.ndarray,
+    config: EvaluateConfig,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> dict:
+    """Score a model on a text.
+
+    ids: uint8[n] or uint16[n]. With several ranks each reads its share of the lanes and `reduce` adds up
+    float64[4] over them. Returns Sums.figures() and the protocol: lanes and context.
+    Raises CharlmError for a text of fewer than 2 symbols.
+    """
+    targets = len(ids) - 1
+    if targets < 1:
+        raise CharlmError(f"a text of {len(ids)} symbol(s) cannot be evaluated: predicting takes 2 or more")
+    lanes = max(1, min(config.lanes, targets // max(config.context, 1)))  # no lane shorter than its context
+    length = -(-targets // lanes)  # targets per lane, rounded up; the last lanes may have fewer
+    lanes = -(-targets // length)
+    context = min(config.context, length) if lanes > 1 else 0
+    mine = np.arange(lanes)[lanes * rank // world : lanes * (rank + 1) // world]
+    sums = torch.zeros(4, dtype=torch.float64, device=model.device)
+    if len(mine):
+        table = torch.from_numpy(
+            np.stack([vocab.characters_per_symbol, vocab.bytes_per_symbol], 1).astype(float)
+        )
+        table = table.to(model.device)
+        training = model.training
+        model.eval()
+        try:
+            carry = None
+            if context:
+                for low in range(-context, 0, config.bptt):
+                    at = mine[:, None] * length + np.arange(low, min(low + config.bptt, 0))
+                    _, carry = model(_take(ids, at, model.device), carry)
+                for state in carry:
+                    state[:, mine == 0] = 0  # the first lane starts the text
+            for low in range(0, length, config.bptt):
+                at = mine[:, None] * length + np.arange(low, min(low + config.bptt, length))
+                x, y = _take(ids, at, model.device), _take(ids, at + 1, model.device)
+                nats, carry = model(x, carry, y, reduction="none")
+                counted = torch.from_numpy(at < targets).to(model.device)
+                told = (table[y] * counted[..., None]).sum((0, 1))
+                sums[0] += (nats.double() * counted).sum()
+                sums[1] += counted.sum()
+                sums[2:] += told
+        finally:
+            model.train(training)
+    if reduce is not None:
+        sums = reduce(sums)
+    return Sums(*sums.tolist()).figures() | {"lanes": lanes, "context": context}
+
+
+def _take(ids: np.ndarray, at: np.ndarray, device: torch.device) -> torch.Tensor:
+    """ids at positions, int64 on the device; positions outside the text repeat its ends (never counted)."""
+    return torch.from_numpy(ids[np.clip(at, 0, len(ids) - 1)].astype(np.int64)).to(device)

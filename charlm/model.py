@@ -1,0 +1,219 @@
+"""CharLM: one-hot or embedding → recurrent layers → logits.
+
+Shapes: B lanes on this rank, T window, V vocabulary, E embedding (V when one-hot), H hidden, L layers.
+The *carry* is the recurrent state handed from one window to the next: a tuple of [L, B, H] tensors, (h,) for
+rnn and gru, (h, c) for lstm; None stands for zeros.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from charlm.config import CharlmError, ModelConfig
+from charlm.files import replace
+from charlm.vocab import Vocab
+
+Carry = tuple[Tensor, ...]
+FORMAT = {"format": "charlm model", "version": 1}
+
+
+class OneHot(nn.Module):
+    """ids [B, T] → float32 [B, T, V]."""
+
+    def __init__(self, vocab_size: int):
+        super().__init__()
+        self.vocab_size = vocab_size
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.one_hot(ids, self.vocab_size).float()
+
+    def extra_repr(self) -> str:
+        return str(self.vocab_size)
+
+
+class CharLM(nn.Module):
+    """A recurrent language model over the symbols of a vocabulary."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
+        super().__init__()
+        self.config, self.vocab_size = config, vocab_size
+        self.vocab: Vocab | None = None  # set by from_pretrained
+        self.compute_dtype = torch.float32  # bfloat16: low-precision copies of the weights, made in the graph
+        E, H = config.embedding_size or vocab_size, config.hidden_size
+        self.input = nn.Embedding(vocab_size, E) if config.embedding_size else OneHot(vocab_size)
+        cell = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[config.cell]
+        options = {"nonlinearity": config.nonlinearity} if config.cell == "rnn" else {}
+        # One module per layer, dropout outside: cuDNN's own dropout has a random state that cannot be saved.
+        self.layers = nn.ModuleList(
+            cell(E if i == 0 else H, H, batch_first=True, **options) for i in range(config.num_layers)
+        )
+        self.output = nn.Linear(H, vocab_size)
+
+        def dropout(p: float | None) -> nn.Dropout:
+            return nn.Dropout(config.dropout if p is None else p)
+
+        self.input_dropout, self.output_dropout = (
+            dropout(config.input_dropout),
+            dropout(config.output_dropout),
+        )
+        self.between = nn.Dropout(config.dropout)
+        if config.cell == "lstm":
+            for layer in self.layers:
+                with torch.no_grad():  # gates lie in the order input, forget, cell, output
+                    layer.bias_ih_l0[H : 2 * H] = config.forget_bias
+                    layer.bias_hh_l0[H : 2 * H] = 0
+        if config.tie_weights:
+            nn.init.normal_(self.input.weight, std=H**-0.5)  # N(0, 1) would start with huge logits
+            self.output.weight = self.input.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.output.weight.device
+
+    def zeros(self, lanes: int) -> Carry:
+        """The carry at the start of a text: float32 [L, B, H] each."""
+        shape = (self.config.num_layers, lanes, self.config.hidden_size)
+        states = 2 if self.config.cell == "lstm" else 1
+        return tuple(torch.zeros(shape, device=self.device) for _ in range(states))
+
+    def forward(
+        self, ids: Tensor, carry: Carry | None = None, targets: Tensor | None = None, reduction: str = "mean"
+    ) -> tuple[Tensor, Carry]:
+        """Read a window.
+
+        ids: int64[B, T]. carry: from the window before, or None. Returns (logits [B, T, V], carry).
+        With targets, int64[B, T], returns the cross-entropy in nats instead of the logits (reduction as in
+        torch: mean, sum or none [B, T]; computed in float32), and a carry cut off from the graph.
+        """
+        if carry is None:
+            carry = self.zeros(len(ids))
+        x = self.input_dropout(self.input(ids).to(self.compute_dtype))  # [B, T, E]
+        states = []
+        for i, layer in enumerate(self.layers):
+            if i:
+                x = self.between(x)
+            x, state = self._recur(layer, x, tuple(c[i : i + 1].contiguous() for c in carry))  # x [B, T, H]
+            states.append(state)
+        carry = tuple(torch.cat(parts).to(torch.float32) for parts in zip(*states, strict=True))
+        x = self.output_dropout(x)
+        if x.dtype == self.output.weight.dtype:
+            logits = self.output(x)  # [B, T, V]
+        else:
+            logits = F.linear(x, self.output.weight.to(x.dtype), self.output.bias.to(x.dtype))
+        if targets is None:
+            return logits, carry
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
+        return loss.view(targets.shape) if reduction == "none" else loss, tuple(c.detach() for c in carry)
+
+    def _recur(self, layer: nn.RNNBase, x: Tensor, state: Carry) -> tuple[Tensor, Carry]:
+        """One layer over a window: x [B, T, E or H], state of [1, B, H] each."""
+        if self.compute_dtype == torch.float32:
+            out, new = layer(x, state if len(state) == 2 else state[0])
+            return out, new if isinstance(new, tuple) else (new,)
+        # Autocast would run cuDNN's recurrent layers in fp16, whatever it was asked for: cast by hand, in the
+        # graph, so that gradients reach the float32 weights.
+        weights = [w.to(x.dtype) for w in layer._flat_weights]
+        state = tuple(s.to(x.dtype) for s in state)
+        kernel = getattr(torch._VF, layer.mode.lower())
+        out, *new = kernel(
+            x, state if len(state) == 2 else state[0], weights, True, 1, 0.0, self.training, False, True
+        )
+        return out, tuple(new)
+
+    def step(self, ids: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+        """One symbol per lane, for sampling: ids int64[B], carry [L, B, H] → (logits [B, V], carry).
+
+        The same as forward on a window of one, in float32 and without what a whole window pays to set up.
+        """
+        x = self.input(ids)  # [B, E]
+        states = []
+        for i, layer in enumerate(self.layers):
+            weights = (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
+            state = tuple(c[i] for c in carry)
+            cell = getattr(torch, f"{layer.mode.lower()}_cell")
+            new = cell(x, state if len(state) == 2 else state[0], *weights)
+            states.append(new if isinstance(new, tuple) else (new,))
+            x = states[-1][0]
+        return self.output(x), tuple(torch.stack(parts) for parts in zip(*states, strict=True))
+
+    # files: config.json, model.safetensors, vocab.json in one folder
+
+    def save_pretrained(self, folder: str | Path, vocab: Vocab, **about) -> None:
+        """Write the model for from_pretrained. about: plain values kept in config.json (figures, say)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        vocab.save(folder / "vocab.json")
+        described = FORMAT | {"vocab_size": self.vocab_size, "model": vars(self.config)} | about
+        replace(folder / "config.json", json.dumps(described, indent=2) + "\n")
+        replace(folder / "model.safetensors", save(weights_of(self), {"format": "pt"}))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: str | torch.device = "cpu", **hub) -> CharLM:
+        """Load a folder that save_pretrained wrote (a run's model/), or a model id on the Hugging Face Hub.
+
+        Its vocabulary is model.vocab. The model is in evaluation mode. hub: for snapshot_download.
+        Raises CharlmError for files that are missing, damaged or do not fit each other.
+        """
+        folder = Path(name)
+        if not folder.is_dir():
+            try:
+                folder = Path(snapshot_download(str(name), **hub))
+            except Exception as error:
+                raise CharlmError(
+                    f"{name}: neither a folder nor a model that the Hub gives ({error})"
+                ) from error
+        model = cls._from_config(folder / "config.json")
+        path = folder / "model.safetensors"
+        try:
+            weights = load_file(path)
+        except Exception as error:
+            raise CharlmError(f"{path}: cannot be read: {error}") from error
+        load_weights(model, weights, path)
+        vocab = Vocab.load(folder)
+        if len(vocab) != model.vocab_size:
+            raise CharlmError(f"{folder}: vocab.json has {len(vocab)} symbols, the model {model.vocab_size}")
+        model.vocab = vocab
+        return model.to(device).eval()
+
+    @classmethod
+    def _from_config(cls, path: Path) -> CharLM:
+        """A fresh model of the sizes in a config.json."""
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+            if {k: about.get(k) for k in FORMAT} != FORMAT:
+                raise CharlmError("not a model of this version of charlm")
+            return cls(ModelConfig(**about["model"]), about["vocab_size"])
+        except Exception as error:
+            raise CharlmError(f"{path}: cannot be read as a model: {error}") from error
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter once, by name, as contiguous copies on the CPU.
+
+    Copies, because cuDNN keeps the weights of a layer as views of one buffer, of which a file of tensors
+    would keep the first only; once, because tied weights have two names.
+    """
+    return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in model.named_parameters()}
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str | Path) -> None:
+    """Copy weights into the parameters of the same names.
+
+    Raises CharlmError, naming the differences, when names or shapes differ.
+    """
+    own = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    theirs = {name: tuple(w.shape) for name, w in weights.items()}
+    if own != theirs:
+        names = [n for n in sorted(own.keys() | theirs.keys()) if own.get(n) != theirs.get(n)]
+        told = "; ".join(f"{n}: the model has {own.get(n)}, the file {theirs.get(n)}" for n in names[:4])
+        raise CharlmError(f"{where}: the weights do not fit the model: {told}")
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(weights[name])
