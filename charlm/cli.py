@@ -1,0 +1,210 @@
+"""charlm prepare | train | evaluate | sample | hello. Each command imports what it needs, when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from charlm import __version__
+from charlm.config import CharlmError, parse
+
+USAGE = """\
+usage: charlm COMMAND [options]
+
+Character-level LSTM, GRU and RNN language models, from hello to Wikipedia.
+
+commands:
+  hello      the classroom's toy: an RNN learns "hello" in ten steps
+  prepare    text → vocabulary and ids on disk
+  train      train a model, or go on with a run that was stopped
+  evaluate   bits per character and per byte on held-out text
+  sample     draw text from a model
+
+  charlm COMMAND --help     its options
+  charlm --version
+
+start with:  charlm train --config stdlib
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command. Exits with 0, 1 for what the user can mend, 2 for wrong usage, 130 for Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["--version"]:
+        print(f"charlm {__version__}")
+        return
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return
+    command = COMMANDS.get(words[0])
+    if command is None:
+        sys.exit(f"charlm: error: no command {words[0]!r} (commands: {', '.join(COMMANDS)})")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? instead of failing
+    try:
+        command(words[1:])
+    except CharlmError as error:
+        sys.exit(f"charlm: error: {error}")
+    except KeyboardInterrupt:
+        print("charlm: stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `charlm sample … | head`
+        sys.stderr.close()
+
+
+def _prepare(argv: list[str]) -> None:
+    config = parse(argv, "charlm prepare")
+    from charlm.corpus import prepare
+
+    print(prepare(config).report())
+
+
+def _train(argv: list[str]) -> None:
+    config = parse(argv, "charlm train")
+    from charlm.train import train
+
+    train(config)
+
+
+def _run_parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(f"charlm {command}", description=description)
+    parser.add_argument("run", nargs="?", help="run directory, model folder or hub id")
+    parser.add_argument("--config", help="the run of this config, instead of naming it")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
+    return parser
+
+
+def _open(args: argparse.Namespace):
+    """(model, vocabulary, config) that the words of evaluate and sample name."""
+    if (args.run is None) == (args.config is None):
+        raise CharlmError("name a run directory, or --config for its config")
+    given = parse(["--config", args.config]) if args.config else None
+    import torch
+
+    from charlm.trained import open_trained
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CharlmError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    model, vocab, config = open_trained(given.run_dir if given else args.run, device)
+    return model, vocab, given or config
+
+
+def _evaluate(argv: list[str]) -> None:
+    parser = _run_parser("evaluate", "One stateful pass over held-out text.")
+    parser.add_argument("--split", default="test", help="split of the run's corpus (default: test)")
+    parser.add_argument("--text", metavar="FILE", help="a text file instead of a split")
+    parser.add_argument("--lanes", type=int, help="parts read side by side; 1 is the exact single pass")
+    parser.add_argument("--context", type=int, help="characters that warm up the carry of a lane")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    args = parser.parse_args(argv)
+    model, vocab, config = _open(args)
+    import dataclasses
+
+    import numpy as np
+
+    from charlm.corpus import prepare
+    from charlm.evaluate import evaluate
+
+    if args.text is not None:
+        what, ids = args.text, _encode_file(Path(args.text), vocab)
+    else:
+        corpus = prepare(config)
+        if corpus.vocab != vocab:
+            raise CharlmError(
+                f"{corpus.folder}: its vocabulary ({len(corpus.vocab)} symbols) does not fit the model "
+                f"({len(vocab)} symbols); "
+                f"name the config the model was trained with, or score a file with --text"
+            )
+        what, ids = args.split, np.asarray(corpus[args.split])
+    changed = {k: getattr(args, k) for k in ("lanes", "context") if getattr(args, k) is not None}
+    figures = evaluate(model, vocab, ids, dataclasses.replace(config.evaluate, **changed))
+    if args.json:
+        print(json.dumps({"text": what} | figures))
+        return
+    print(
+        f"{what}: {figures['nats_per_character']:.4f} nats/char, {figures['bpc']:.4f} bpc, "
+        f"{figures['bpb']:.4f} bpb, perplexity {figures['perplexity']:.3f}\n"
+        f"over {figures['characters']:,} characters, {figures['bytes']:,} bytes "
+        f"({figures['lanes']} lanes, {figures['context']} characters of warm-up context)"
+    )
+
+
+def _encode_file(path: Path, vocab):
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CharlmError(f"--text {path}: {error.strerror}") from error
+    try:
+        return vocab.encode(content)
+    except UnicodeDecodeError as error:
+        raise CharlmError(f"--text {path}: byte {error.start:,} is not UTF-8 ({error.reason})") from error
+    except CharlmError as error:
+        raise CharlmError(f"--text {path}: {error}") from error
+
+
+def _sample(argv: list[str]) -> None:
+    parser = _run_parser("sample", "Draw text; what is not given comes from the run's config.")
+    parser.add_argument("--prompt", help="text that the sample goes on from")
+    parser.add_argument("--length", type=int, help="symbols to draw")
+    parser.add_argument("--temperature", type=float, help="divides the logits; 0 takes the likeliest always")
+    parser.add_argument("--top_k", type=int, help="draw from the k likeliest symbols only")
+    parser.add_argument(
+        "--top_p", type=float, help="draw from the fewest symbols that reach this probability"
+    )
+    parser.add_argument("--seed", type=int, help="seed of the draw")
+    parser.add_argument("--num_samples", type=int, default=1, help="samples to draw, with seeds one apart")
+    args = parser.parse_args(argv)
+    model, vocab, config = _open(args)
+    import dataclasses
+
+    import torch
+
+    from charlm.generate import generate_ids
+
+    names = ("prompt", "length", "temperature", "top_k", "top_p", "seed")
+    given = {k: getattr(args, k) for k in names if getattr(args, k) is not None}
+    options = dataclasses.replace(config.sample, **given)
+    if model.device.type == "cpu" and args.num_samples < 16:
+        torch.set_num_threads(1)  # a step is too small to share
+    texts = [vocab.stream(end="\n") for _ in range(args.num_samples)]
+    pieces: list[list[str]] = [[] for _ in texts]
+    drawn = generate_ids(model, vocab, options, args.num_samples)
+    if len(texts) == 1:
+        first = next(drawn)  # errors come before the prompt is echoed
+        print(options.prompt + texts[0](first[0]), end="", flush=True)
+        for (symbol,) in drawn:
+            print(texts[0](symbol), end="", flush=True)
+        print(texts[0](None))
+        return
+    for ids in drawn:
+        for text, piece, symbol in zip(texts, pieces, ids, strict=True):
+            piece.append(text(symbol))
+    for i, (text, piece) in enumerate(zip(texts, pieces, strict=True)):
+        print(
+            f"--- sample {i + 1}, seed {options.seed + i} ---\n{options.prompt}{''.join(piece)}{text(None)}"
+        )
+
+
+def _hello(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser("charlm hello", description=COMMANDS["hello"].__doc__)
+    parser.add_argument(
+        "--explain", action="store_true", help="show vocabulary, one-hot matrix, weights, model"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the shapes at every stage")
+    args = parser.parse_args(argv)
+    from charlm.hello import hello
+
+    hello(args.explain, args.debug)
+
+
+COMMANDS = {"hello": _hello, "prepare": _prepare, "train": _train, "evaluate": _evaluate, "sample": _sample}
+
+if __name__ == "__main__":
+    main()

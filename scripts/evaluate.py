@@ -1,0 +1,8 @@
+"""The same as `charlm evaluate`."""
+
+import sys
+
+from charlm.cli import main
+
+if __name__ == "__main__":
+    main(["evaluate", *sys.argv[1:]])

@@ -1,0 +1,8 @@
+"""The same as `charlm hello`."""
+
+import sys
+
+from charlm.cli import main
+
+if __name__ == "__main__":
+    main(["hello", *sys.argv[1:]])

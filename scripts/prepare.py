@@ -1,0 +1,8 @@
+"""The same as `charlm prepare`."""
+
+import sys
+
+from charlm.cli import main
+
+if __name__ == "__main__":
+    main(["prepare", *sys.argv[1:]])

@@ -1,0 +1,8 @@
+"""The same as `charlm sample`."""
+
+import sys
+
+from charlm.cli import main
+
+if __name__ == "__main__":
+    main(["sample", *sys.argv[1:]])

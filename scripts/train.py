@@ -1,0 +1,8 @@
+"""The same as `charlm train`, for `accelerate launch`."""
+
+import sys
+
+from charlm.cli import main
+
+if __name__ == "__main__":
+    main(["train", *sys.argv[1:]])

@@ -1,0 +1,201 @@
+"""What the tests of whole runs share: small configs, real commands, and readers of what a run leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from charlm.checkpoint import folder_of, load_checkpoint, steps_of
+from charlm.config import Config, from_dict, to_yaml
+
+torch.set_num_threads(1)  # models this small are slower on two threads, and far slower on a busy machine
+
+ROOT = Path(__file__).parent.parent
+# Four scripts, accents and emoji; no line is like another, so that no split is like another.
+WORDS = re.split(" ", "The quick brown fox. Быстрая лиса! 敏捷的狐狸。 Η γρήγορη αλεπού; 🦊🌍 naïve café.")
+MIXED = "".join(" ".join(random.Random(line).sample(WORDS, len(WORDS))) + "\n" for line in range(40))
+
+
+SMALL = {
+    "data": {
+        "source": "literal",
+        "text": MIXED,
+        "split_by": "character",
+        "validation": 0.1,
+        "test": 0.1,
+    },
+    "vocab": {"unknown": "error"},
+    "model": {"embedding_size": 6, "hidden_size": 12},
+    "optim": {"learning_rate": 0.02, "schedule": "constant"},
+    "train": {"steps": 12, "batch_size": 4, "bptt": 7, "seed": 5},
+    "evaluate": {"every": 0},
+    "sample": {"every": 0, "prompt": "The ", "length": 20},
+    "checkpoint": {"every": 0},
+    "log": {"every": 1, "wandb": "disabled"},
+}
+
+
+def small(run_dir: str | Path, **changes: dict) -> Config:
+    """A config that trains in a fraction of a second. changes: section → its keys that differ from SMALL.
+
+    The prepared corpora are beside the run directory, so that runs of one folder share them.
+    """
+    tree = {name: SMALL.get(name, {}) | changes.get(name, {}) for name in {*SMALL, *changes}}
+    tree["data"] = {"dir": str(Path(run_dir).parent / "data")} | tree["data"]
+    if tree["data"]["source"] != "literal":
+        del tree["data"]["text"]
+    return from_dict(tree | {"run_dir": str(run_dir)})
+
+
+def changed(config: Config, **changes: dict) -> Config:
+    """The same config but for these sections' keys."""
+    tree = {name: dict(vars(section)) for name, section in vars(config).items() if name != "run_dir"}
+    for name, keys in changes.items():
+        tree[name] |= keys
+    return from_dict(tree | {"run_dir": config.run_dir})
+
+
+# commands
+
+
+def command(*words: str | Path) -> list[str]:
+    """The words that start charlm as a process of its own."""
+    return [sys.executable, "-m", "charlm", *map(str, words)]
+
+
+def charlm(*words: str | Path, **options) -> subprocess.CompletedProcess:
+    """Run a command to its end; stdout and stderr are text."""
+    options = {"capture_output": True, "encoding": "utf-8", "timeout": 120, "env": environment()} | options
+    return subprocess.run(command(*words), **options)
+
+
+def config_file(config: Config) -> Path:
+    """The config as YAML, beside its run directory."""
+    path = Path(config.run_dir).with_suffix(".yaml")
+    path.write_text(to_yaml(config), encoding="utf-8")
+    return path
+
+
+def start(config: Config) -> subprocess.Popen:
+    """`charlm train` of a config, in the background; stdout and stderr together."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
+    return subprocess.Popen(command("train", "--config", config_file(config)), env=environment(), **options)
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 60) -> None:
+    """Look again and again; fail when the process ends first or time is over."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"ended with {process.returncode} first: {process.communicate()[0]}"
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.002)
+
+
+# what a run leaves
+
+
+def records(run_dir: str | Path) -> list[dict]:
+    """The lines of metrics.jsonl. Every one must be whole."""
+    return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_bytes().split(b"\n")[:-1]]
+
+
+def losses(run_dir: str | Path) -> list[tuple[int, float]]:
+    """(step, loss) of the training records."""
+    return [(r["step"], r["loss"]) for r in records(run_dir) if "loss" in r]
+
+
+def logged(run_dir: str | Path) -> int:
+    """The last step in metrics.jsonl of a run that may be under way; -1 for none."""
+    path = Path(run_dir) / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines else -1
+
+
+def status(run_dir: str | Path) -> dict:
+    return json.loads((Path(run_dir) / "status.json").read_text())
+
+
+def newest(run_dir: str | Path) -> tuple[dict, dict[str, dict[str, torch.Tensor]]]:
+    """(facts, tensors) of the newest checkpoint."""
+    facts, tensors, _ = load_checkpoint(folder_of(run_dir, steps_of(run_dir)[-1]))
+    return facts, tensors
+
+
+def assert_same_state(run_dir: str | Path, other: str | Path) -> None:
+    """The newest checkpoints of two runs are equal in every bit that training depends on."""
+    (facts, tensors), (facts2, tensors2) = newest(run_dir), newest(other)
+    for key in ("step", "position", "best", "evaluated", "text_sha256"):
+        assert facts[key] == facts2[key], key
+    assert {g: set(names) for g, names in tensors.items()} == {g: set(n) for g, n in tensors2.items()}
+    for group, named in tensors.items():
+        for name, tensor in named.items():
+            assert torch.equal(tensor, tensors2[group][name]), f"{group}: {name}"
+
+
+def files_of(folder: str | Path) -> dict[str, bytes]:
+    """Every file below a folder with its content, but for lock files."""
+    paths = [p for p in Path(folder).rglob("*") if p.is_file() and p.suffix != ".lock" and p.name != ".lock"]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
+
+
+# a wandb transaction log: 7 bytes of header, then LevelDB's log format in blocks of 32 KiB
+
+
+def _chunks(log: bytes) -> Iterator[tuple[int, bytes]]:
+    """(type, content) of the physical records; type 1 is whole, 2 3 4 are first, middle and last parts."""
+    at = 7
+    while len(log) - at >= 7:
+        room = 32768 - at % 32768
+        if room < 7:
+            at += room
+            continue
+        _, length, kind = struct.unpack_from("<IHB", log, at)
+        yield kind, log[at + 7 : at + 7 + length]
+        at += 7 + length
+
+
+def wandb_run(run_dir: str | Path) -> dict:
+    """What an offline run recorded: {"history": […], "summary": {…}, "config": {…}, "exit": code}."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (path,) = Path(run_dir).rglob("run-*.wandb")
+    log = path.read_bytes()
+    assert log.startswith(b":W&B")
+    told = {"history": [], "summary": {}, "config": {}, "exit": None}
+
+    def values(items) -> dict:
+        return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+    parts = b""
+    for kind, content in _chunks(log):
+        parts = content if kind in (1, 2) else parts + content
+        if kind in (2, 3):
+            continue
+        record = Record.FromString(parts)
+        if record.HasField("history"):
+            told["history"].append(values(record.history.item))
+        elif record.HasField("summary"):
+            told["summary"] |= values(record.summary.update)
+        elif record.HasField("run"):
+            told["config"] |= values(record.run.config.update)
+        elif record.HasField("config"):
+            told["config"] |= values(record.config.update)
+        elif record.HasField("exit"):
+            told["exit"] = record.exit.exit_code
+    return told
+
+
+def environment(**changes: str | None) -> dict[str, str]:
+    """This process's environment with changes; None takes a variable out."""
+    changes = {"OMP_NUM_THREADS": str(torch.get_num_threads())} | changes  # so that sums round the same way
+    return {k: v for k, v in {**os.environ, **changes}.items() if v is not None}

@@ -1,0 +1,112 @@
+"""Which module of charlm may import which: the walls of the house, read from the source text."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "charlm"
+
+# Data flows from left to right; a module imports only modules to its left.
+ORDER = [
+    *("config", "vocab", "sources", "rows", "passes", "corpus", "lanes", "model", "optim", "metrics"),
+    *("evaluate", "generate", "checkpoint", "report", "stop", "run", "resume", "train", "trained", "hello"),
+    *("cli", "__main__"),
+]
+BESIDE = {"files"}  # imports nothing of charlm; everyone may import it
+HEAVY = {"torch", "datasets", "wandb", "accelerate", "pyarrow"}
+MODULES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
+
+
+def imports_of(tree: ast.AST) -> set[str]:
+    """Every imported name, dotted: 'numpy', 'charlm.vocab', 'charlm.vocab.Vocab'; relative ones resolved."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, ["charlm" if node.level else "", node.module or ""]))
+            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+def at_import(tree: ast.Module) -> ast.Module:
+    """The tree without the bodies of functions and `if TYPE_CHECKING`: what runs when it is imported."""
+
+    class Strip(ast.NodeTransformer):
+        def visit_FunctionDef(self, node):
+            return None
+
+        visit_AsyncFunctionDef = visit_Lambda = visit_FunctionDef
+
+        def visit_If(self, node):
+            test = ast.unparse(node.test)
+            return None if test in ("TYPE_CHECKING", "typing.TYPE_CHECKING") else self.generic_visit(node)
+
+    return Strip().visit(tree)
+
+
+def parsed(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+
+
+def ours(name: str) -> set[str]:
+    """The modules of charlm that a module imports, anywhere in it."""
+    parts = [dotted.split(".") for dotted in imports_of(parsed(name)) if dotted.split(".")[0] == "charlm"]
+    return {part[1] for part in parts if len(part) > 1 and part[1] in MODULES}
+
+
+def test_the_package_is_there():
+    assert {"__init__", "config", "vocab", "corpus"} <= set(MODULES)
+    assert not [p for p in PACKAGE.iterdir() if p.is_dir() and (p / "__init__.py").exists()]
+
+
+@pytest.mark.parametrize("name", [m for m in MODULES if m != "__init__"])
+def test_a_module_has_its_place_and_imports_only_to_its_left(name):
+    assert name in ORDER or name in BESIDE, f"charlm/{name}.py: give it a place in ORDER of this test"
+    allowed = set() if name in BESIDE else {*ORDER[: ORDER.index(name)], *BESIDE}
+    assert ours(name) <= allowed, f"charlm/{name}.py may not import {sorted(ours(name) - allowed)}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_name_is_imported_from_the_module_that_holds_it(name):
+    """`from charlm import Vocab` would hide which module is meant; only the version lives in the package."""
+    direct = {d.split(".")[1] for d in imports_of(parsed(name)) if d.startswith("charlm.")}
+    assert direct <= {*MODULES, "__version__"}
+
+
+def test_the_package_itself_imports_none_of_its_modules():
+    assert ours("__init__") == set()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_in_charlm_imports_scripts_or_tests(name):
+    assert not {d.split(".")[0] for d in imports_of(parsed(name))} & {"scripts", "tests"}
+
+
+@pytest.mark.parametrize(
+    "name", [m for m in ("__init__", "__main__", "cli", "config", "sources") if m in MODULES]
+)
+def test_what_help_needs_imports_nothing_heavy(name):
+    """`charlm --help` answers at once."""
+    seen, todo = set(), [name]
+    while todo:  # and what it imports when it is imported, and so on
+        module = todo.pop()
+        seen.add(module)
+        top = imports_of(at_import(parsed(module)))
+        assert not {d.split(".")[0] for d in top} & HEAVY, f"{name} imports charlm/{module}.py"
+        inner = {d.split(".")[1] for d in top if d.startswith("charlm.")}
+        todo += sorted((inner & set(MODULES)) - seen)
+
+
+def test_the_rules_of_this_test_see_what_they_should():
+    """The guards above, tried on source that breaks them."""
+    bad = ast.parse(
+        "import torch.nn as nn\nfrom . import train\nfrom .model import CharLM\n"
+        "def f():\n    from charlm.cli import main\n    import wandb\n"
+    )
+    assert {"torch.nn", "charlm.train", "charlm.model", "charlm.cli", "wandb"} <= imports_of(bad)
+    top = imports_of(at_import(bad))
+    assert "torch.nn" in top and "wandb" not in top and "charlm.cli" not in top
+    guarded = ast.parse("try:\n    import torch\nexcept ImportError:\n    pass\n")
+    assert "torch" in imports_of(at_import(guarded))
