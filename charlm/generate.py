@@ -59,7 +59,8 @@ def _draw(logits: Tensor, config: SampleConfig, draws: list[torch.Generator]) ->
     """One id per row of logits [N, V]: temperature, then top-k, then top-p, then a draw."""
     if config.temperature == 0:
         return logits.argmax(-1)
-    logits = logits / config.temperature
+    # In float64 and with the likeliest at 0, a temperature near 0 overflows nothing.
+    logits = ((logits - logits.amax(-1, keepdim=True)).double() / config.temperature).float()
     if config.top_k is not None and config.top_k < logits.shape[-1]:
         best = logits.topk(config.top_k)
         logits = torch.full_like(logits, -torch.inf).scatter(-1, best.indices, best.values)

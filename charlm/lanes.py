@@ -83,7 +83,7 @@ class Lanes:
         stride = self.windows * self.bptt
         start = self.offset(position.epoch) + self.lanes.start * stride + position.window * self.bptt
         view = self.ids.as_strided((len(self.lanes), self.bptt + 1), (stride, 1), start)
-        if view.device != self.device:
+        if self.device.type == "cuda" and not view.is_cuda:
             view = view.contiguous().pin_memory().to(self.device, non_blocking=True)
         both = view.long()
         return both[:, :-1], both[:, 1:]

@@ -18,7 +18,8 @@ def learning_rate(step: int, optim: OptimConfig, steps: int) -> float:
     """
     if step < optim.warmup_steps:
         return optim.learning_rate * (step + 1) / optim.warmup_steps
-    done = min(1.0, (step - optim.warmup_steps) / max(1, steps - 1 - optim.warmup_steps))
+    last = steps - 1 - optim.warmup_steps
+    done = min(1.0, (step - optim.warmup_steps) / last) if last > 0 else 1.0 if steps > 1 else 0.0
     fall = {"constant": 0.0, "linear": done, "cosine": (1 - math.cos(math.pi * done)) / 2}[optim.schedule]
     return optim.learning_rate * (1 - (1 - optim.final_ratio) * fall)
 

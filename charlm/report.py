@@ -54,15 +54,16 @@ class Reporter:
     def open(self, step: int, run_id: str) -> None:
         """Begin at a step: figures of later steps, told by a process that was killed, are dropped."""
         if self.main:
-            kept = []
+            kept = b""
             if self.path.exists():
-                for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+                *lines, _torn = self.path.read_bytes().split(b"\n")
+                for line in lines:
                     try:
-                        if line.endswith("\n") and json.loads(line)["step"] <= step:
-                            kept.append(line)
-                    except (ValueError, KeyError):
-                        continue  # the torn last line
-            self.path.write_text("".join(kept), encoding="utf-8")
+                        if json.loads(line)["step"] <= step:
+                            kept += line + b"\n"
+                    except (ValueError, KeyError, TypeError):
+                        continue  # not one of ours
+            self.path.write_bytes(kept)
             self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
             self.say(f"wandb: {self.mode} ({self.why})")
         if self.mode != "disabled":

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from charlm.config import CharlmError, VocabConfig
+from charlm.files import replace
 
 END = 0x110000  # the code that stands for the end of a document: one past the last code point
 UNKNOWN = 0xFFFF  # in the lookup table: no symbol of its own
@@ -288,7 +289,7 @@ class Vocab:
 
     def save(self, path: str | Path) -> None:
         """Write vocab.json."""
-        Path(path).write_text(json.dumps(self.to_dict(), ensure_ascii=False), encoding="utf-8")
+        replace(path, json.dumps(self.to_dict(), ensure_ascii=False))
 
     @classmethod
     def load(cls, path: str | Path) -> Vocab:

@@ -21,9 +21,10 @@ os.environ |= {
     "WANDB_MODE": "disabled",
     "WANDB_DIR": HOME,
     "COLUMNS": "100",
+    "OMP_NUM_THREADS": "1",  # tiny models: a second thread only waits
 }
 
-# HYPOTHESIS_PROFILE=thorough searches ten times as long. No example database: nothing is left in the tree.
+# HYPOTHESIS_PROFILE=thorough searches ten times as long. No example database: no run depends on another.
 quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile("quick", max_examples=50, deadline=None, database=None, suppress_health_check=quiet)
 settings.register_profile("thorough", settings.get_profile("quick"), max_examples=500)

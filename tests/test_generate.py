@@ -215,7 +215,7 @@ def test_a_long_prompt_is_read_to_its_last_character(length):
     assert draw(model, prompt=prompt, temperature=0, length=4) == [expected]
 
 
-@pytest.mark.parametrize("temperature", [1e-6, 1e-3, 1e3])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-6, 1e-3, 1e3])
 def test_extreme_temperatures_draw(temperature):
     (ids,) = draw(always(SHARES), length=50, temperature=temperature)
     assert (set(ids) == {0}) == (temperature < 1)
