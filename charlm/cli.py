@@ -31,7 +31,7 @@ start with:  charlm train --config stdlib
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command. Exits with 0, 1 for what the user can mend, 2 for wrong usage, 130 for Ctrl-C."""
+    """Run a command. Exits with 1 for what the user can mend, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["--version"]:
         print(f"charlm {__version__}")

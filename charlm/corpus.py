@@ -147,10 +147,12 @@ def prepare(config: Config) -> Corpus:
         if folder.is_dir():
             return Corpus(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):  # a second process waits here, then finds the folder
+        with FileLock(
+            folder.with_name(f".{folder.name}.lock")
+        ):  # a second process waits here, then finds the folder
             if not folder.is_dir():
                 _build(config, folder)
-        Path(f"{folder}.lock").unlink(missing_ok=True)
+        folder.with_name(f".{folder.name}.lock").unlink(missing_ok=True)
     except OSError as error:
         raise CharlmError(
             f"{folder}: cannot be written ({error.strerror or error}); nothing was left behind. "

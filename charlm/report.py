@@ -13,22 +13,28 @@ from urllib.parse import urlparse
 
 from tqdm import tqdm
 
-from charlm.config import Config, flatten
+from charlm.config import CharlmError, Config, flatten
+from charlm.files import replace
 
 
 def wandb_mode(choice: str) -> tuple[str, str]:
     """(online | offline | disabled, why) for log.wandb. Never asks, never waits longer than 3 seconds."""
+    modes = ("online", "offline", "disabled")
     if choice != "auto":
         return choice, "log.wandb"
     if os.environ.get("WANDB_MODE"):
         mode = os.environ["WANDB_MODE"]
-        return {"dryrun": "offline", "run": "online"}.get(mode, mode), "WANDB_MODE"
+        mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
+        if mode not in modes:
+            raise CharlmError(f"WANDB_MODE={mode}: choose one of {', '.join(modes)}")
+        return mode, "WANDB_MODE"
     url = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     if not os.environ.get("WANDB_API_KEY") and not _in_netrc(url.hostname):
         return "disabled", "no account found; log.wandb=offline records for a later `wandb sync`"
     try:
-        socket.create_connection((url.hostname, url.port or 443), timeout=3).close()
-    except OSError:
+        port = url.port or (80 if url.scheme == "http" else 443)
+        socket.create_connection((url.hostname, port), timeout=3).close()
+    except (OSError, ValueError):
         return "offline", f"{url.hostname} cannot be reached; `wandb sync` later"
     return "online", "account found"
 
@@ -63,7 +69,7 @@ class Reporter:
                             kept += line + b"\n"
                     except (ValueError, KeyError, TypeError):
                         continue  # not one of ours
-            self.path.write_bytes(kept)
+            replace(self.path, kept)
             self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
             self.say(f"wandb: {self.mode} ({self.why})")
         if self.mode != "disabled":
@@ -80,7 +86,18 @@ class Reporter:
             import wandb
 
             options["settings"] = wandb.Settings(console="off", silent=True)
-        self.accelerator.init_trackers(self.config.log.project, flatten(self.config), {"wandb": options})
+        try:
+            self.accelerator.init_trackers(self.config.log.project, flatten(self.config), {"wandb": options})
+        except Exception as error:  # of wandb, pydantic, the network: whatever it is, it is wandb's
+            message = " ".join(str(error).split())
+            if self.config.log.wandb != "auto":
+                raise CharlmError(
+                    f"log.wandb={self.mode}: Weights & Biases does not start ({message}); "
+                    f"try log.wandb=offline or disabled"
+                ) from error
+            self.mode = "disabled"
+            self.say(f"wandb: disabled, because it does not start ({message})")
+            return
         if self.main:
             self.run = self.accelerator.get_tracker("wandb", unwrap=True)
             self.run.define_metric("*", step_metric="step")
@@ -125,11 +142,13 @@ class Reporter:
             left = tqdm.format_interval(seconds_left)
             self.say(f"step {step}/{self.config.train.steps}  {short}  {left} left")
 
-    def close(self) -> None:
-        """Finish the bar, the file and the wandb run."""
+    def close(self, failed: bool = False) -> None:
+        """Finish the bar, the file and the wandb run; failed marks the run so at wandb."""
         if self.bar is not None:
             self.bar.close()
         if self.file is not None:
             self.file.close()
         if self.run is not None:
+            if failed:
+                self.run.finish(exit_code=1)
             self.accelerator.end_training()

@@ -338,7 +338,7 @@ class Run:
 
     def __exit__(self, kind, error, _) -> None:
         try:
-            self.report.close()
+            self.report.close(failed=error is not None)
             if kind is KeyboardInterrupt and self._begun:
                 self.tell_status("interrupted", reason="Ctrl-C, at once")
             elif error is not None and self._begun:

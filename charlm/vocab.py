@@ -227,6 +227,9 @@ class Vocab:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text that ids spell; bytes that are not UTF-8 become U+FFFD."""
+        if self.end is not None and self.end in (ids := list(map(int, ids))):
+            text = self.stream()  # a document's end also ends a character's bytes
+            return "".join(map(text, [*ids, None]))
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def stream(self, end: str = ""):
