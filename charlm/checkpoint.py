@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from charlm.config import CharlmError
+from charlm.config import CharlmError, CharlmWarning
 from charlm.files import sync_folder, write_synced
 from charlm.vocab import Vocab
 
@@ -141,7 +141,7 @@ def load_newest(run_dir: str | Path) -> tuple[dict, dict[str, dict[str, Tensor]]
         try:
             return load_checkpoint(folder_of(run_dir, step))
         except DamagedCheckpoint as error:
-            warnings.warn(f"damaged checkpoint passed over: {error}", UserWarning, stacklevel=2)
+            warnings.warn(f"damaged checkpoint passed over: {error}", CharlmWarning, stacklevel=2)
     if steps:
         raise CharlmError(
             f"{run_dir}: none of its {len(steps)} checkpoint(s) is whole; delete {run_dir} to start anew, "

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from charlm import __version__
-from charlm.config import CharlmError, parse
+from charlm.config import CharlmError, CharlmWarning, parse
 
 USAGE = """\
 usage: charlm COMMAND [options]
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? instead of failing
+    warnings.formatwarning = _formatted(warnings.formatwarning)
     try:
         command(words[1:])
     except CharlmError as error:
@@ -54,6 +56,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:  # `charlm sample … | head`
         sys.stderr.close()
+
+
+def _formatted(other):
+    """charlm's own warnings as one line, without the place in its source."""
+
+    def text(message, category, *args, **kwargs) -> str:
+        if issubclass(category, CharlmWarning):
+            return f"charlm: warning: {message}\n"
+        return other(message, category, *args, **kwargs)
+
+    return text
 
 
 def _prepare(argv: list[str]) -> None:
@@ -98,12 +111,14 @@ def _open(args: argparse.Namespace):
 
 def _evaluate(argv: list[str]) -> None:
     parser = _run_parser("evaluate", "One stateful pass over held-out text.")
-    parser.add_argument("--split", default="test", help="split of the run's corpus (default: test)")
+    parser.add_argument("--split", help="split of the run's corpus (default: test)")
     parser.add_argument("--text", metavar="FILE", help="a text file instead of a split")
     parser.add_argument("--lanes", type=int, help="parts read side by side; 1 is the exact single pass")
     parser.add_argument("--context", type=int, help="characters that warm up the carry of a lane")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse_args(argv)
+    if args.split is not None and args.text is not None:
+        raise CharlmError("name --split or --text, not both")
     model, vocab, config = _open(args)
     import dataclasses
 
@@ -122,7 +137,13 @@ def _evaluate(argv: list[str]) -> None:
                 f"({len(vocab)} symbols); "
                 f"name the config the model was trained with, or score a file with --text"
             )
-        what, ids = args.split, np.asarray(corpus[args.split])
+        what = args.split or "test"
+        if what not in corpus.splits:
+            has = ", ".join(corpus.splits)
+            raise CharlmError(
+                f"the run's text has no split {what!r} (it has {has}): name another, or --text FILE"
+            )
+        ids = np.asarray(corpus[what])
     changed = {k: getattr(args, k) for k in ("lanes", "context") if getattr(args, k) is not None}
     figures = evaluate(model, vocab, ids, dataclasses.replace(config.evaluate, **changed))
     if args.json:
@@ -130,7 +151,7 @@ def _evaluate(argv: list[str]) -> None:
         return
     print(
         f"{what}: {figures['nats_per_character']:.4f} nats/char, {figures['bpc']:.4f} bpc, "
-        f"{figures['bpb']:.4f} bpb, perplexity {figures['perplexity']:.3f}\n"
+        f"{figures['bpb']:.4f} bpb, perplexity {figures['perplexity']:.6g}\n"
         f"over {figures['characters']:,} characters, {figures['bytes']:,} bytes "
         f"({figures['lanes']} lanes, {figures['context']} characters of warm-up context)"
     )
@@ -141,6 +162,8 @@ def _encode_file(path: Path, vocab):
         content = path.read_bytes()
     except OSError as error:
         raise CharlmError(f"--text {path}: {error.strerror}") from error
+    if not content:
+        raise CharlmError(f"--text {path}: the file is empty")
     try:
         return vocab.encode(content)
     except UnicodeDecodeError as error:
@@ -166,7 +189,7 @@ def _sample(argv: list[str]) -> None:
 
     import torch
 
-    from charlm.generate import generate_ids
+    from charlm.generate import generate_ids, visible
 
     names = ("prompt", "length", "temperature", "top_k", "top_p", "seed")
     given = {k: getattr(args, k) for k in names if getattr(args, k) is not None}
@@ -176,20 +199,20 @@ def _sample(argv: list[str]) -> None:
     texts = [vocab.stream(end="\n") for _ in range(args.num_samples)]
     pieces: list[list[str]] = [[] for _ in texts]
     drawn = generate_ids(model, vocab, options, args.num_samples)
+    shown = visible if sys.stdout.isatty() else str
     if len(texts) == 1:
         first = next(drawn)  # errors come before the prompt is echoed
-        print(options.prompt + texts[0](first[0]), end="", flush=True)
+        print(shown(options.prompt + texts[0](first[0])), end="", flush=True)
         for (symbol,) in drawn:
-            print(texts[0](symbol), end="", flush=True)
+            print(shown(texts[0](symbol)), end="", flush=True)
         print(texts[0](None))
         return
     for ids in drawn:
         for text, piece, symbol in zip(texts, pieces, ids, strict=True):
             piece.append(text(symbol))
     for i, (text, piece) in enumerate(zip(texts, pieces, strict=True)):
-        print(
-            f"--- sample {i + 1}, seed {options.seed + i} ---\n{options.prompt}{''.join(piece)}{text(None)}"
-        )
+        whole = shown(options.prompt + "".join([*piece, text(None)]))
+        print(f"--- sample {i + 1}, seed {options.seed + i} ---\n{whole}")
 
 
 def _hello(argv: list[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import io
 import math
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
@@ -23,6 +24,10 @@ BUILDERS = ("text", "json", "csv", "parquet")  # the builders of `datasets` that
 
 class CharlmError(ValueError):
     """Something the user can mend. The message names the thing, its value and the mend."""
+
+
+class CharlmWarning(UserWarning):
+    """Something the user should know of, after which charlm goes on."""
 
 
 def _check(ok: bool, key: str, value: Any, mend: str) -> None:
@@ -130,7 +135,8 @@ class VocabConfig:
     """The symbols."""
 
     characters: str = ""
-    """The characters themselves, in this order, instead of counting them."""
+    """The characters themselves, in this order. Empty: counted in all the text that is read, the held-out
+    parts too, as is usual for text8 and nanoGPT."""
     bytes_only: bool = False
     """No characters at all: the 256 bytes are the symbols, for any file (the enwik8 convention)."""
     max_size: int | None = None
@@ -479,7 +485,11 @@ def parse(argv: Sequence[str], prog: str = "charlm", **kwargs) -> Config:
     except SystemExit as leave:
         if leave.code:
             message = said.getvalue().partition("error: ")[2].strip() or said.getvalue().strip()
-            raise CharlmError(" ".join(message.split())) from None
+            message = " ".join(message.split())
+            plain = re.match(
+                r'Parser key "([\w.]+)": Expected an? <class \'(\w+)\'>\. Got value: (.*)', message
+            )
+            raise CharlmError("{0}={2}: expected {1}".format(*plain.groups()) if plain else message) from None
         sys.stderr.write(said.getvalue())
         raise
     built = parser.instantiate(parsed)

@@ -55,6 +55,11 @@ def generate(model: CharLM, vocab: Vocab, end: str = "", **options) -> str:
     return "".join([*parts, text(None)])
 
 
+def visible(text: str) -> str:
+    """Control characters, but newline and tab, as escapes: a terminal would obey them."""
+    return text.translate({i: f"\\x{i:02x}" for i in (*range(9), *range(11, 32), *range(127, 160))})
+
+
 def _draw(logits: Tensor, config: SampleConfig, draws: list[torch.Generator]) -> Tensor:
     """One id per row of logits [N, V]: temperature, then top-k, then top-p, then a draw."""
     if config.temperature == 0:

@@ -73,6 +73,7 @@ def checkpoint(run: Run) -> None:
             )
         run.accelerator.wait_for_everyone()
     state.saved = state.step
+    run.tell_status("running")
 
 
 def _random_states(run: Run) -> dict[str, Tensor]:

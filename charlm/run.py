@@ -23,7 +23,7 @@ from charlm.config import CharlmError, Config
 from charlm.corpus import prepare, wait_for
 from charlm.evaluate import evaluate
 from charlm.files import replace
-from charlm.generate import generate
+from charlm.generate import generate, visible
 from charlm.lanes import Lanes, Position
 from charlm.metrics import LN2
 from charlm.model import Carry, CharLM
@@ -283,7 +283,7 @@ class Run:
                 self.report.figures(self.state.step, {"sample": text})
             else:
                 self.report.summary({"sample": text})
-            self.say(f"--- sample, {name or f'step {self.state.step}'} ---\n{text}\n---")
+            self.say(f"--- sample, {name or f'step {self.state.step}'} ---\n{visible(text)}\n---")
         return text
 
     def _export(self) -> None:

@@ -382,9 +382,12 @@ for kill in range(kills):
     pid = os.fork()
     if not pid:
         save_on_and_on()
+    while not [s for s in steps_of(run_dir) if s > done]:  # however slow the disk: one is whole
+        time.sleep(0.005)
     time.sleep(draw.uniform(0.02, 0.3))
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+    done = steps_of(run_dir)[-1]
     for step in steps_of(run_dir):
         facts, tensors, _ = load_checkpoint(folder_of(run_dir, step))
         assert facts["step"] == step
@@ -402,9 +405,11 @@ def test_killed_while_saving_every_checkpoint_that_shows_is_whole(tmp_path):
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
     assert len(lines) == 10
-    assert sum(".partial" in line for line in lines) >= 2  # some were hit in the middle
+    assert sum(".partial" in line for line in lines) >= 1  # some were hit in the middle
     kept = [json.loads(line.split(" ", 1)[1].split("]")[0] + "]") for line in lines]
-    assert all(1 <= len(steps) <= 3 for steps in kept[3:]) and kept[-1][-1] > kept[3][-1]
+    newest_of = [steps[-1] for steps in kept]
+    assert newest_of == sorted(set(newest_of))  # every one got further
+    assert all(len(steps) <= 2 + i + 1 for i, steps in enumerate(kept))  # a kill spares one from deletion
 
 
 # vocabulary

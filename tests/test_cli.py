@@ -225,7 +225,7 @@ def test_evaluate_prints_what_json_holds(run, finished):
     told, figures = run("evaluate", finished.run_dir), evaluated(run, finished.run_dir)
     assert told == (
         f"test: {figures['nats_per_character']:.4f} nats/char, {figures['bpc']:.4f} bpc, "
-        f"{figures['bpb']:.4f} bpb, perplexity {figures['perplexity']:.3f}\n"
+        f"{figures['bpb']:.4f} bpb, perplexity {figures['perplexity']:.6g}\n"
         f"over {figures['characters']:,} characters, {figures['bytes']:,} bytes "
         f"({figures['lanes']} lanes, {figures['context']} characters of warm-up context)\n"
     )
@@ -290,7 +290,7 @@ def test_what_evaluate_cannot_read_is_named(refused, finished, closed, tmp_path)
     said = refused("evaluate", closed.run_dir, "--text", bad)
     assert str(bad) in said and "'X' (U+0058 LATIN CAPITAL LETTER X) at position 4" in said
     bad.write_text("")
-    assert "0 symbol(s) cannot be evaluated" in refused("evaluate", finished.run_dir, "--text", bad)
+    assert "the file is empty" in refused("evaluate", finished.run_dir, "--text", bad)
     assert "evaluate.lanes=0" in refused("evaluate", finished.run_dir, "--lanes", "0")
 
 
