@@ -147,12 +147,11 @@ def prepare(config: Config) -> Corpus:
         if folder.is_dir():
             return Corpus(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(
-            folder.with_name(f".{folder.name}.lock")
-        ):  # a second process waits here, then finds the folder
+        lock = folder.with_name(f".{folder.name}.lock")
+        with FileLock(lock):  # a second process waits here, then finds the folder
             if not folder.is_dir():
                 _build(config, folder)
-        folder.with_name(f".{folder.name}.lock").unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
     except OSError as error:
         raise CharlmError(
             f"{folder}: cannot be written ({error.strerror or error}); nothing was left behind. "

@@ -34,15 +34,6 @@ TEXTS = {  # name: (vocabulary, ids)
 each_text = pytest.mark.parametrize("name", TEXTS)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small only lose time to a second thread, ten times over on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def make(vocab, cell="lstm", layers=2, embedding=3, hidden=5, seed=0, **options) -> CharLM:
     torch.manual_seed(seed)
     config = ModelConfig(

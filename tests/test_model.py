@@ -25,15 +25,6 @@ each_depth = pytest.mark.parametrize("layers", [1, 2])
 each_input = pytest.mark.parametrize("embedding", [0, E], ids=["one-hot", "embedding"])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small only lose time to a second thread, ten times over on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def make(cell="lstm", nonlinearity="tanh", layers=2, embedding=E, hidden=H, seed=0, **options) -> CharLM:
     torch.manual_seed(seed)
     config = ModelConfig(

@@ -16,15 +16,6 @@ from charlm.optim import learning_rate, make_optimizer, parameter_groups, set_le
 schedules = st.sampled_from(["cosine", "linear", "constant"])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small only lose time to a second thread, ten times over on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def rates(steps: int, **options) -> list[float]:
     optim = OptimConfig(**options)
     return [learning_rate(step, optim, steps) for step in range(steps)]
