@@ -18,7 +18,7 @@ _HOME = {
     "Lanes": "lanes",
     "Vocab": "vocab",
     "load_config": "config",
-    "prepare": "corpus",
+    "prepare": "prepared",
 }
 __all__ = sorted(_HOME)
 

@@ -3,7 +3,7 @@
 runs/<name>/checkpoints/step-00001000/
     manifest.json           size and sha256 of every other file
     facts.json              step, position, best figures, wandb id, config, …
-    model.safetensors  optimizer.safetensors  carry.safetensors  random.safetensors
+    model.safetensors  optimizer.safetensors  carry.safetensors  random.safetensors  losses.safetensors
     vocab.json
 """
 
@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from charlm.config import CharlmError, CharlmWarning
 from charlm.files import sync_folder, write_synced
 from charlm.vocab import Vocab
 
-FORMAT = {"format": "charlm checkpoint", "version": 1}
+FORMAT = {"format": "charlm checkpoint", "version": 2}
 NEEDED = {"facts.json", "vocab.json", "model.safetensors"}
 
 
@@ -96,6 +97,33 @@ def save_checkpoint(
             os.rename(gone, hidden)  # a kill while deleting leaves no half of it under its name
             shutil.rmtree(hidden, ignore_errors=True)
     return folder
+
+
+class Saver:
+    """Writes checkpoints beside the training, one after the other.
+
+    Training waits for no disk then, but for one that is slower than checkpoints come. What goes wrong is
+    raised by the next save(), or by wait().
+    """
+
+    def __init__(self):
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._last: Future | None = None
+
+    def save(self, *args, **kwargs) -> None:
+        """save_checkpoint, when the one before is written. The tensors must be copies."""
+        self.wait()
+        self._last = self._pool.submit(save_checkpoint, *args, **kwargs)
+
+    def wait(self) -> None:
+        """Until all are on the disk."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def close(self) -> None:
+        """Wait, and take no more."""
+        self._pool.shutdown()
 
 
 def load_checkpoint(folder: str | Path) -> tuple[dict, dict[str, dict[str, Tensor]], Vocab]:

@@ -1,16 +1,20 @@
-"""charlm prepare | train | evaluate | sample | hello. Each command imports what it needs, when it runs."""
+"""charlm prepare | train | evaluate | …: each command imports what it needs, when it runs."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from charlm import __version__
 from charlm.config import CharlmError, CharlmWarning, parse
+from charlm.stop import Stop
 
 USAGE = """\
 usage: charlm COMMAND [options]
@@ -21,6 +25,7 @@ commands:
   hello      the classroom's toy: an RNN learns "hello" in ten steps
   prepare    text → vocabulary and ids on disk
   train      train a model, or go on with a run that was stopped
+  doctor     what a training would get on this machine, before it waits in a queue
   evaluate   bits per character and per byte on held-out text
   sample     draw text from a model
 
@@ -47,15 +52,33 @@ def main(argv: Sequence[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? instead of failing
     warnings.formatwarning = _formatted(warnings.formatwarning)
+    code = 0
     try:
         command(words[1:])
     except CharlmError as error:
-        sys.exit(f"charlm: error: {error}")
+        print(f"charlm: error: {error}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         print("charlm: stopped by Ctrl-C", file=sys.stderr)
-        sys.exit(130)
+        code = 130
     except BrokenPipeError:  # `charlm sample … | head`
         sys.stderr.close()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        _leave_at_once(code)
+    if code:
+        sys.exit(code)
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """End one process of several, without taking Python down in order.
+
+    The threads of torch's process group outlive it (DistributedDataParallel keeps it), and one that still lets go
+    of a tensor while Python goes down under it aborts the process: one run in 25 ended so, all its work done.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _formatted(other):
@@ -69,18 +92,75 @@ def _formatted(other):
     return text
 
 
-def _prepare(argv: list[str]) -> None:
-    config = parse(argv, "charlm prepare")
-    from charlm.corpus import prepare
+PREPARE = """\
+on several machines that share data.dir, in this order:
+  --shard I/N  count part I (from 0) of N; all parts, at the same time or not
+  --merge N    when all are counted: choose the vocabulary
+  --shard I/N  the same again, now encoding
+  --merge N    when all are encoded: join them to what one machine would make
+on a prepared corpus:
+  --verify     hold it against its checksums, and the text it was made of
+"""
 
-    print(prepare(config).report())
+
+class _Words(argparse.ArgumentParser):
+    """Says in one line what is wrong with words."""
+
+    def error(self, message: str) -> None:
+        raise CharlmError(f"{self.prog} takes one of --shard I/N, --merge N, --verify: {message}")
+
+
+def _prepare(argv: list[str]) -> None:
+    parser = _Words("charlm prepare", add_help=False, allow_abbrev=False)
+    one_of = parser.add_mutually_exclusive_group()
+    one_of.add_argument("--shard")
+    one_of.add_argument("--merge")
+    one_of.add_argument("--verify", action="store_true")
+    args, rest = parser.parse_known_args(argv)
+    config = parse(
+        rest, "charlm prepare", epilog=PREPARE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    from charlm.prepared import merge, prepare, prepare_shard, verify
+
+    if args.shard is not None:
+        print(prepare_shard(config, *_shard(args.shard)))
+    elif args.merge is not None:
+        if not args.merge.isdecimal() or int(args.merge) < 1:
+            raise CharlmError(f"--merge {args.merge}: give the number of shards, such as --merge 4")
+        corpus = merge(config, int(args.merge))
+        again = f"every --shard I/{args.merge} again, then --merge {args.merge}"
+        print(corpus.report() if corpus else f"the vocabulary is chosen. To encode the text, run {again}")
+    elif args.verify:
+        print(f"{verify(config).folder}: as it was made, and as its text is now")
+    else:
+        print(prepare(config).report())
+
+
+def _shard(text: str) -> tuple[int, int]:
+    shard, slash, shards = text.partition("/")
+    if not (slash and shard.isdecimal() and shards.isdecimal() and int(shard) < int(shards)):
+        raise CharlmError(f"--shard {text}: give a number from 0 and how many there are, such as --shard 0/4")
+    return int(shard), int(shards)
 
 
 def _train(argv: list[str]) -> None:
-    config = parse(argv, "charlm train")
-    from charlm.train import train
+    with Stop() as stop:  # before torch is imported: a signal in the seconds that takes ends nothing either
+        config = parse(argv, "charlm train")
+        from charlm.train import train
 
-    train(config)
+        train(config, stop=stop)
+
+
+def _doctor(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser("charlm doctor", add_help=False, allow_abbrev=False)
+    parser.add_argument("--hours", type=float)
+    args, words = parser.parse_known_args(argv)
+    about = "Beside the options of train: --hours H, a time limit that the run should end within."
+    config = parse(words, "charlm doctor", description=about)
+    from charlm.doctor import Doctor
+
+    if not Doctor(config, args.hours).examine():
+        sys.exit(1)
 
 
 def _run_parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -124,8 +204,8 @@ def _evaluate(argv: list[str]) -> None:
 
     import numpy as np
 
-    from charlm.corpus import prepare
     from charlm.evaluate import evaluate
+    from charlm.prepared import prepare
 
     if args.text is not None:
         what, ids = args.text, _encode_file(Path(args.text), vocab)
@@ -227,7 +307,14 @@ def _hello(argv: list[str]) -> None:
     hello(args.explain, args.debug)
 
 
-COMMANDS = {"hello": _hello, "prepare": _prepare, "train": _train, "evaluate": _evaluate, "sample": _sample}
+COMMANDS = {
+    "hello": _hello,
+    "prepare": _prepare,
+    "train": _train,
+    "doctor": _doctor,
+    "evaluate": _evaluate,
+    "sample": _sample,
+}
 
 if __name__ == "__main__":
     main()

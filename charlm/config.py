@@ -98,6 +98,11 @@ class DataConfig:
     """Read only this many documents of each split of the dataset: for trials."""
     max_characters: int | None = None
     """Read only this many characters of each split of the dataset (bytes in a bytes-only vocabulary)."""
+    streaming: bool = False
+    """Read parquet files of the Hub, or behind URLs, over the network, once per pass, instead of downloading
+    them first. The result is the same."""
+    workers: int | None = None
+    """Threads that prepare the text; null: one per core. The result is the same."""
     dir: str = "data"
     """Folder of the prepared corpora."""
 
@@ -109,13 +114,19 @@ class DataConfig:
                 _check(0 <= value < 1, f"data.{name}", value, "a fraction must be at least 0 and below 1")
         held_out = sum(x for x in (self.validation, self.test) if not isinstance(x, str))
         _check(held_out < 1, "data.validation + data.test", held_out, "nothing is left to train on")
-        _at_least("data", self, max_documents=1, max_characters=1)
+        _check(
+            not self.text or self.source == "literal", "data.text", self.text, "is for data.source=literal"
+        )
+        _at_least("data", self, max_documents=1, max_characters=1, workers=1)
         if self.source in BUILDERS:
             _check(
                 bool(self.data_files), "data.data_files", self.data_files, f"source {self.source} needs files"
             )
-        elif self.source == "literal":
-            _check(bool(self.text), "data.text", self.text, "source literal needs a text")
+        elif self.source in ("literal", "stdlib"):
+            files = f"source {self.source} reads no files; set data.source to one of {', '.join(BUILDERS)}"
+            _check(not self.data_files, "data.data_files", self.data_files, files)
+            if self.source == "literal":
+                _check(bool(self.text), "data.text", self.text, "source literal needs a text")
         else:
             near = difflib.get_close_matches(self.source, [*BUILDERS, "stdlib", "literal"], 1, 0.75)
             hint = f"; did you mean {near[0]}?" if near and self.source != "stdlib" else ""
@@ -255,13 +266,17 @@ class TrainConfig:
     bptt: int = 64
     """Characters each lane moves on per step; gradients reach back no further."""
     accumulate: int = 1
-    """Work off the lanes of a process in this many slices per step, when they do not fit at once."""
+    """Work off the lanes of a process in this many slices per step, when they do not fit at once. A run that
+    goes on with fewer processes takes as many slices as its lanes need, unless this was changed."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Arithmetic on a GPU; a CPU always computes in fp32, and says so."""
     seed: int = 0
     """Seed of weights, dropout and the order of epochs."""
     max_hours: float | None = None
     """Stop, with a checkpoint, after this many hours of this process."""
+    init_from: str = ""
+    """Start from the weights of a run directory, a model folder or a hub id, symbols matched by character;
+    empty for fresh weights."""
 
     def __post_init__(self):
         _choices("train", self)
@@ -355,7 +370,7 @@ class LogConfig:
 class Config:
     """One run: the same YAML serves prepare, train, evaluate and sample."""
 
-    run_dir: str = "runs/stdlib"
+    run_dir: str = "runs/default"
     """Folder of the run: config, metrics, checkpoints, model, samples."""
     data: DataConfig = field(default_factory=DataConfig)
     vocab: VocabConfig = field(default_factory=VocabConfig)
@@ -486,6 +501,8 @@ def parse(argv: Sequence[str], prog: str = "charlm", **kwargs) -> Config:
         if leave.code:
             message = said.getvalue().partition("error: ")[2].strip() or said.getvalue().strip()
             message = " ".join(message.split())
+            if message.startswith("unrecognized arguments"):
+                message += "; put a pattern such as 'books/*.txt' in quotes, so that the shell leaves it"
             plain = re.match(
                 r'Parser key "([\w.]+)": Expected an? <class \'(\w+)\'>\. Got value: (.*)', message
             )

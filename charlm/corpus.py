@@ -1,39 +1,31 @@
-"""A prepared corpus: text → counts → vocabulary → ids on disk, in a folder found by its fingerprint.
+"""A prepared corpus: vocabulary and ids on disk, in a folder found by its fingerprint.
 
     <data.dir>/<name>-<fingerprint>/
         corpus.json      what it is: source, splits, sizes, sha256, floors
         vocab.json
         train.npy  validation.npy  test.npy      ids, uint8 or uint16, memory-mapped when read
 
-Two passes over the text, a few megabytes at a time: one counts, the other encodes. The folder is built
-beside its place and renamed into it: it is whole or it is not there.
+The folder is whole or it is not there: see build.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import sys
-import time
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
-from charlm import __version__
 from charlm.config import BUILDERS, CharlmError, Config
-from charlm.files import sync_folder, write_synced
-from charlm.passes import IdWriter, Text, unigram_floor
-from charlm.sources import describe, local_files
-from charlm.vocab import Vocab
+from charlm.files import IdFile
+from charlm.sources import local_files
+from charlm.vocab import Vocab, name_of
 
 SPLITS = ("train", "validation", "test")
-FORMAT = {"format": "charlm corpus", "version": 1}
+FORMAT = {"format": "charlm corpus", "version": 2}
+UNTOLD = ("dir", "streaming", "workers")  # settings that do not decide the content
 
 
 class Corpus:
@@ -83,7 +75,11 @@ class Corpus:
     def verify(self) -> None:
         """Compare every array with its sha256. Raises CharlmError when one differs."""
         for split, said in self.splits.items():
-            digest = hashlib.sha256(self[split]).hexdigest()
+            self[split]  # as long as it says
+            ids, hashed = IdFile(self.folder / f"{split}.npy"), hashlib.sha256()
+            for low in range(0, len(ids), 1 << 22):
+                hashed.update(ids[low : low + (1 << 22)])
+            digest = hashed.hexdigest()
             if digest != said["sha256"]:
                 raise CharlmError(
                     f"{self.folder / split}.npy: sha256 {digest[:12]}…, corpus.json says "
@@ -91,27 +87,72 @@ class Corpus:
                 )
 
     def report(self) -> str:
-        """What a person wants to know of it, as a few lines of text."""
-        lines = [str(self.folder), f"  {len(self.vocab)} symbols: {self.vocab}"]
+        """What a person wants to know of it, as a table of at most 80 columns."""
+        info = self.info
+        lines = [str(self.folder), f"  symbols      {len(self.vocab):,}: {self.vocab}"]
+        lines += _wrapped(
+            f"  text         {info['documents']:,} documents, {info['characters']:,} characters, "
+            f"{info['bytes']:,} bytes"
+        )
+        if not self.vocab.bytes_only:
+            lines.append(
+                f"  coverage     {100 * info['coverage']:.6g} % of the characters have a symbol of their own"
+            )
+            if info["left_out_characters"]:
+                lines.append(
+                    f"  left out     {info['left_out_characters']:,} characters, spelled in bytes: "
+                    f"{100 * info['fallback_rate']:.3g} % of the symbols"
+                )
+        for title, key in (("most frequent", "most_frequent"), ("first left out", "first_left_out")):
+            if info[key]:
+                lines.append(f"  {title}")
+                lines += [_short(f"    {count:>15,}  {self._name(code)}") for code, count in info[key]]
+        lines.append(f"  {'split':<12} {'documents':>11} {'characters':>16} {'bytes':>16} {'symbols':>16}")
         for split, size in self.splits.items():
-            documents = f"{size['documents']:,} documents, " if "documents" in size else ""
-            lines.append(f"  {split}: {documents}{size['characters']:,} characters, {size['bytes']:,} bytes")
-        if self.info["fallback_rate"]:
-            lines.append(
-                f"  {100 * self.info['fallback_rate']:.3g} % of the symbols spell characters in bytes"
+            documents = f"{size['documents']:,}" if "documents" in size else "cut"
+            numbers = " ".join(f"{size[k]:>16,}" for k in ("characters", "bytes", "symbols"))
+            lines.append(f"  {split:<12} {documents:>11} {numbers}")
+        if info["floors"]:
+            lines.append(f"  {'floors on validation':<30} {'bpc':>8} {'bpb':>8}")
+        for name, floor in info["floors"].items():
+            what = {"ngram": f"{floor.get('order')}-gram, Witten-Bell", "xz": "xz -9e, on its own"}
+            lines.append(f"    {what.get(name, name):<28} {floor['bpc']:>8.3f} {floor['bpb']:>8.3f}")
+        passes = []
+        for name, seconds in info["passes"].items():
+            speed = (
+                f" ({info['bytes'] / 1e6 / seconds:,.0f} MB/s)"
+                if name in ("count", "encode") and info["bytes"] > 1e7
+                else ""
             )
-        for name, floor in self.info["floors"].items():
-            lines.append(
-                f"  a {name} model scores {floor['bpc']:.3f} bpc, {floor['bpb']:.3f} bpb on validation"
-            )
+            passes.append(f"{name} {seconds:.1f} s{speed}")
+        lines += _wrapped(f"  prepared     in {info['seconds']:.1f} s: {', '.join(passes)}")
         return "\n".join(lines)
+
+    def _name(self, code: int) -> str:
+        return f"byte 0x{code:02X}" if self.vocab.bytes_only else name_of(chr(code))
+
+
+def _wrapped(line: str) -> list[str]:
+    """In lines of at most 80 columns, broken between facts."""
+    first, *others = line.split(", ")
+    lines = [first]
+    for part in others:
+        if len(f"{lines[-1]}, {part},") <= 80:
+            lines[-1] += f", {part}"
+        else:
+            lines[-1] += ","
+            lines.append(" " * 15 + part)
+    return lines
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= 80 else f"{line[:79]}…"
 
 
 def fingerprint(config: Config) -> str:
     """12 hex digits of what decides the content: the data and vocab sections and the local files they name
     (size and time of change; for stdlib, names and sizes)."""
-    data = asdict(config.data)
-    del data["dir"]
+    data = {k: v for k, v in asdict(config.data).items() if k not in UNTOLD}
     told = {"format": FORMAT, "data": data, "vocab": asdict(config.vocab)}
     if config.data.source == "stdlib" or config.data.source in BUILDERS:
         files = local_files(config.data)
@@ -134,107 +175,5 @@ def folder_of(config: Config) -> Path:
             files = next(iter(files.values() if isinstance(files, dict) else files))
         name = Path(files.split("::")[-1]).stem
     name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "text"
+    name = name.encode()[:100].decode(errors="ignore")  # most disks allow 255 bytes
     return Path(data.dir) / f"{name}-{fingerprint(config)}"
-
-
-def prepare(config: Config) -> Corpus:
-    """The prepared corpus of a config: found, or built.
-
-    Raises CharlmError for text that cannot be read or encoded; nothing half-written is left.
-    """
-    folder = folder_of(config)
-    try:
-        if folder.is_dir():
-            return Corpus(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = folder.with_name(f".{folder.name}.lock")
-        with FileLock(lock):  # a second process waits here, then finds the folder
-            if not folder.is_dir():
-                _build(config, folder)
-        lock.unlink(missing_ok=True)
-    except OSError as error:
-        raise CharlmError(
-            f"{folder}: cannot be written ({error.strerror or error}); nothing was left behind. "
-            f"Name another data.dir, or free some space"
-        ) from error
-    return Corpus(folder)
-
-
-def wait_for(config: Config) -> Corpus:
-    """The corpus of a config that another process prepares now.
-
-    Looks at the disk instead of waiting in a collective call, which would time out on a large corpus.
-    """
-    folder, started, told = folder_of(config), time.monotonic(), False
-    while not folder.is_dir():
-        time.sleep(0.2)
-        if not told and time.monotonic() - started > 60:
-            told = True
-            print(f"waiting for the main process to prepare {folder}: data.dir is shared?", file=sys.stderr)
-    return Corpus(folder)
-
-
-def _build(config: Config, folder: Path) -> None:
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        info = _encode_into(partial, config) | {"fingerprint": folder.name.rsplit("-", 1)[1]}
-        write_synced(partial / "corpus.json", json.dumps(FORMAT | info, indent=2, ensure_ascii=False))
-        sync_folder(partial)
-        os.rename(partial, folder)
-        sync_folder(folder.parent)
-    except BaseException:  # also Ctrl-C: a half-built corpus is of no use to anyone
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _encode_into(partial: Path, config: Config) -> dict:
-    from charlm.rows import open_sources
-
-    started = time.perf_counter()
-    data = config.data
-    bytes_only = config.vocab.bytes_only
-    sources = open_sources(data, bytes_only)
-    texts = {split: Text(source, config) for split, source in sources.items()}
-    for split, text in texts.items():
-        text.count(f"counting {split}")
-    if texts["train"].characters == 0:
-        raise CharlmError(f"{describe(data)}: the text is empty")
-    vocab = Vocab.from_counts(sum(text.counts for text in texts.values()), config.vocab)
-    vocab.save(partial / "vocab.json")
-    writers = {}
-    try:
-        for split, text in texts.items():
-            drawn = [s for s in SPLITS[1:] if split == "train" and not isinstance(getattr(data, s), str)]
-            drawn = [split, *(s for s in drawn if getattr(data, s) > 0)]
-            writers |= {s: IdWriter(partial / f"{s}.npy", vocab) for s in drawn}
-            text.encode(f"encoding {split}", vocab, {s: writers[s] for s in drawn})
-    finally:
-        for writer in writers.values():
-            writer.close()
-    for split, writer in writers.items():
-        if writer.symbols < 2 or not writer.size()["characters"]:
-            raise CharlmError(
-                f"{describe(data)}: the {split} split would hold {writer.symbols} symbols; "
-                f"read more text, or change data.{split if split != 'train' else 'validation'}"
-            )
-    seconds = time.perf_counter() - started
-    total = {k: sum(w.size()[k] for w in writers.values()) for k in ("characters", "bytes", "symbols")}
-    spelled = sum(
-        int(w.histogram[len(vocab.characters) :][: len(vocab.byte_symbols)].sum()) for w in writers.values()
-    )
-    return {
-        "source": {k: v for k, v in asdict(data).items() if k != "dir" and v not in (None, "")},
-        "vocab": asdict(config.vocab) | {"size": len(vocab)},
-        "documents": sum(text.documents for text in texts.values()),
-        **total,
-        "fallback_rate": 0.0 if vocab.bytes_only else spelled / total["symbols"],
-        "splits": {s: w.size() | {"sha256": w.sha256} for s, w in writers.items()},
-        "floors": {"unigram": unigram_floor(writers["train"], writers["validation"])}
-        if "validation" in writers
-        else {},
-        "seconds": round(seconds, 3),
-        "versions": {"charlm": __version__, "python": sys.version.split()[0]}
-        | {p: version(p) for p in ("datasets", "numpy", "pyarrow")},
-    }

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 
 def write_synced(path: str | Path, content: bytes | str) -> None:
@@ -26,12 +30,6 @@ def replace(path: str | Path, content: bytes | str) -> None:
     sync_folder(Path(path).parent)
 
 
-def sync_file(path: str | Path) -> None:
-    """Wait until a file that something else wrote is on the disk."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
 def sync_folder(path: str | Path) -> None:
     """Wait until the names in a folder are on the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -39,3 +37,73 @@ def sync_folder(path: str | Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class Journal:
+    """A file of records that a killed process leaves readable: a torn last record is dropped when it is
+    opened.
+
+    Every record is its length and CRC-32 (uint64 each, little-endian), then its bytes, at least one.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        whole = 0
+        self._length = 0
+        for content in self.read(path):
+            whole += 16 + len(content)
+            self._length += 1
+        self._file = open(path, "ab")  # noqa: SIM115 - closed in __exit__
+        self._file.truncate(whole)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def append(self, content: bytes) -> None:
+        """Add a record; it outlives this process, not a crash of the machine."""
+        head = np.array([len(content), zlib.crc32(content)], "<u8").tobytes()
+        self._file.write(head + content)
+        self._file.flush()
+        self._length += 1
+
+    @staticmethod
+    def read(path: str | Path) -> Iterator[bytes]:
+        """The whole records of a journal, one after the other; none where there is no file."""
+        try:
+            file = open(path, "rb")  # noqa: SIM115 - closed below
+        except FileNotFoundError:
+            return
+        with file:
+            size = os.fstat(file.fileno()).st_size
+            while len(head := file.read(16)) == 16:
+                length, crc = np.frombuffer(head, "<u8").tolist()
+                if not 0 < length <= size:  # a machine that went down leaves zeros, or anything
+                    return
+                content = file.read(length)
+                if len(content) < length or zlib.crc32(content) != crc:
+                    return
+                yield content
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+
+
+class IdFile:
+    """The ids of a .npy file, read from it slice by slice: mapped pages would count as resident."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        with open(path, "rb") as file:
+            np.lib.format.read_magic(file)
+            (self.length,), _, self.dtype = np.lib.format.read_array_header_1_0(file)
+            self.offset = file.tell()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        low, high, _ = part.indices(self.length)
+        return np.fromfile(self.path, self.dtype, high - low, offset=self.offset + low * self.dtype.itemsize)

@@ -11,9 +11,9 @@ import tempfile
 import torch
 
 from charlm.config import Config, load_config
-from charlm.corpus import prepare
 from charlm.lanes import Lanes, Position
 from charlm.model import CharLM
+from charlm.prepared import prepare
 from charlm.train import train
 from charlm.vocab import Vocab
 

@@ -38,8 +38,8 @@ class Lanes:
     """The windows of a split, for one rank.
 
     ids: uint8[n] or uint16[n]. batch_size: lanes over all ranks, of which rank r reads the r-th contiguous
-    block. Raises CharlmError when the text is shorter than one window of every lane, or the ranks cannot
-    share the lanes evenly.
+    block (blocks differ by one lane at most). Raises CharlmError when the text is shorter than one window of
+    every lane, or there are more ranks than lanes.
     """
 
     def __init__(
@@ -53,10 +53,8 @@ class Lanes:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ):
-        if batch_size % world:
-            raise CharlmError(
-                f"train.batch_size={batch_size}: {world} processes cannot share the lanes evenly"
-            )
+        if batch_size < world:
+            raise CharlmError(f"train.batch_size={batch_size}: too few lanes for {world} processes")
         if len(ids) < batch_size * bptt + 1:
             raise CharlmError(
                 f"the text has {len(ids):,} symbols, but train.batch_size={batch_size} lanes × "

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import resource
 from dataclasses import dataclass
+
+import torch
 
 LN2 = math.log(2)
 
@@ -33,3 +36,10 @@ class Sums:
             "characters": int(self.characters),
             "bytes": int(self.bytes),
         }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU's allocator, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

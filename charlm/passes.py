@@ -1,226 +1,276 @@
-"""Two passes over a text: count its characters, then encode it into the files of its splits.
+"""Two passes over a text: count its characters, then encode it; each piece of the text apart from the others.
 
-Both read the same stream of codes (see vocab), a few megabytes at a time, in whole-array steps.
+After the first pass the length of everything is known. So the second can write any piece, in any order and
+from any thread or machine, to its own place in the arrays of ids.
+
+A text is dealt out to *streams* of symbols. Where documents are drawn for held-out splits, every split is a
+stream. Where the text is cut in contiguous parts, it is one stream, and the splits are ranges of it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
-from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
+from charlm import kernels
 from charlm.config import CharlmError, Config
+from charlm.loading import explained
+from charlm.rows import Piece, Rows, Source
 from charlm.sources import describe
+from charlm.textfile import TextFiles
 from charlm.vocab import END, Vocab, codes_of, name_of
+
+_CODES = (END + 256) >> 8 << 8  # places in a table of counts: whole pages of 256
+_T = TypeVar("_T")
+
+
+@dataclass
+class Tally:
+    """What the counting pass says of a piece, per stream: codes uint32[n] in order, how often each occurs
+    int64[n], documents that begin and that end in the piece. Nothing between documents is counted."""
+
+    codes: list[np.ndarray]
+    counts: list[np.ndarray]
+    begun: np.ndarray
+    ended: np.ndarray
+
+    def to_bytes(self) -> bytes:
+        sizes = [len(c) for c in self.codes]
+        parts = ([len(sizes), *sizes], self.begun, self.ended, *self.counts, *self.codes)
+        return np.concatenate([np.asarray(p, np.int64) for p in parts]).tobytes()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Tally:
+        numbers = np.frombuffer(content, np.int64)
+        n, numbers = int(numbers[0]), numbers[1:]
+        sizes = [int(size) for size in numbers[:n]]
+        *parts, _ = np.split(numbers[n:], np.cumsum([n, n, *sizes, *sizes]))
+        return cls([c.astype(np.uint32) for c in parts[2 + n :]], parts[2 : 2 + n], parts[0], parts[1])
+
+    @property
+    def characters(self) -> int:
+        return sum(int(c.sum()) for c in self.counts)
 
 
 class Text:
-    """One source as a stream of codes: what both passes read, so that they see the same text."""
+    """One source and the splits that are made of it."""
 
-    def __init__(self, source, config: Config):
-        self.source, self.data = source, config.data
+    def __init__(self, source: Source, config: Config, splits: list[str]):
+        """splits: their names; the first takes what the others leave.
+
+        Raises CharlmError when there are too few documents to draw some for each.
+        """
+        self.source, self.data, self.splits = source, config.data, splits
         self.bytes_only = config.vocab.bytes_only
-        self.glue = np.array([END], np.uint32)  # after every document
-        if not config.vocab.end_of_document:  # between documents
+        self.after = config.vocab.end_of_document
+        self.glue = np.array([END], np.uint32)  # codes after every document
+        if not self.after:  # codes between documents
             separator = np.frombuffer(config.data.separator.encode("utf-8"), np.uint8)
             self.glue = separator if self.bytes_only else codes_of(separator)
-        self.ends_with_glue = config.vocab.end_of_document
-        self.counts = np.zeros(END + 1, np.int64)
-        self.characters = self.documents = 0
+        self.cut = config.data.split_by == "character" and len(splits) > 1
+        self.streams = 1 if self.cut else len(splits)
+        self._limits = [] if self.streams == 1 else self._draw()
+        self._scratch = threading.local()
 
-    def batches(self, title: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """(codes [n], where the rows start [rows + 1], which rows end a document [rows])."""
-        left = self.data.max_characters
-        with progress(title, self.source.total_bytes()) as bar:
-            for rows in self.source.batches():
-                try:
-                    codes = rows.utf8 if self.bytes_only else codes_of(rows.utf8)
-                except UnicodeDecodeError as error:
-                    row = int(np.searchsorted(rows.offsets, error.start, side="right")) - 1
-                    raise CharlmError(
-                        f"{describe(self.data)}: row {rows.first + row:,}, "
-                        f"byte {error.start - rows.offsets[row]:,} is not UTF-8 ({error.reason})"
-                    ) from None
-                starts = rows.offsets
-                if len(codes) != len(rows.utf8):  # byte offsets → character offsets
-                    lead = (rows.utf8 & 0xC0) != 0x80
-                    starts = np.concatenate([[0], np.cumsum(lead)])[rows.offsets]
-                ends = rows.ends
-                if left is not None and len(codes) >= left:
-                    keep = int(np.searchsorted(starts, left))  # rows that begin before the limit
-                    starts, ends = np.minimum(starts[: keep + 1], left), ends[:keep].copy()
-                    ends[-1:], codes = True, codes[:left]
-                yield codes, starts, ends
-                bar.update(len(rows.utf8))
-                if left is not None:
-                    left -= len(codes)
-                    if left <= 0:
-                        return
+    def _draw(self) -> list[np.uint64]:
+        """The greatest hash of a document in each held-out split: the k documents of least hash are held out.
 
-    def count(self, title: str) -> None:
-        """First pass: counts per code, characters, documents."""
-        for codes, _, ends in self.batches(title):
-            counts = np.bincount(codes)
-            self.counts[: len(counts)] += counts
-            self.characters += len(codes)
-            self.documents += int(ends.sum())
-        glued = self.documents if self.ends_with_glue else max(self.documents - 1, 0)
-        np.add.at(self.counts, self.glue, glued)
-        self.length = self.characters + glued * len(self.glue)  # codes of the whole, glue included
+        The hash is one-to-one, so that exactly k have it. Flat in memory, whatever the number of documents.
+        """
+        documents, taken, limits = self.source.documents, 0, []
+        if not documents:
+            raise CharlmError(f"{describe(self.data)}: the text is empty")
+        for split in self.splits[1:]:
+            taken += max(1, round(documents * getattr(self.data, split)))
+            if taken >= documents:
+                raise CharlmError(
+                    f"{describe(self.data)}: {documents} document(s) cannot be split in {len(self.splits)}; "
+                    f"set data.split_by=character, or data.validation=0 and data.test=0"
+                )
+            limits.append(_kth_least(documents, taken, self.data.seed))
+        return limits
 
-    def encode(self, title: str, vocab: Vocab, writers: dict[str, IdWriter]) -> None:
-        """Second pass: ids of every document to the writer of its split."""
-        by_character = self.data.split_by == "character"
-        route = None if by_character or len(writers) == 1 else self._draw(list(writers))
-        borders = self._borders(list(writers))
-        for writer in writers.values():
-            writer.documents = self.documents if len(writers) == 1 else None if by_character else 0
-        document = position = before = 0  # of the batch: its first document, code with glue, code without
-        fresh = dict.fromkeys(writers, True)  # no document begun in this split yet
-        begun = False  # the first row of the batch goes on with a document
-        for codes, starts, ends in self.batches(title):
-            begins = np.concatenate([[not begun], ends[:-1]])
-            number = document + np.concatenate([[0], np.cumsum(ends[:-1])]).astype(np.int64)
-            try:
-                if route is None:
-                    first = next(iter(writers))
-                    glued, fresh[first] = self._glued(codes, starts, begins, ends, fresh[first])
-                    for split, (low, high) in borders.items():
-                        part = glued[max(low - position, 0) : max(high - position, 0)]
-                        writers[split].write(vocab.encode_codes(part))
-                    position += len(glued)
-                else:
-                    of_row = route[number]
-                    width = np.diff(starts)
-                    for k, (split, writer) in enumerate(writers.items()):
-                        mine = of_row == k
-                        if not mine.any():
-                            continue
-                        some = codes[np.repeat(mine, width)] if not mine.all() else codes
-                        at = np.concatenate([[0], np.cumsum(width[mine])])
-                        glued, fresh[split] = self._glued(some, at, begins[mine], ends[mine], fresh[split])
-                        writer.write(vocab.encode_codes(glued))
-                        writer.documents += int(ends[mine].sum())
-            except CharlmError:
-                raise self._misfit(codes, starts, number, before, vocab) from None
-            before += len(codes)
-            document += int(ends.sum())
-            begun = not ends[-1] if len(ends) else begun
-
-    def _glued(self, codes, starts, begins, ends, fresh: bool) -> tuple[np.ndarray, bool]:
-        """Put the glue after documents (end-of-document symbol), or before all but a split's first."""
-        if self.ends_with_glue:
-            at = starts[1:][ends]
-        else:
-            at = starts[:-1][begins]
-            if fresh and len(at):
-                at, fresh = at[1:], False
-        if len(self.glue) and len(at):
-            wide = codes.astype(np.uint32) if self.glue.dtype != codes.dtype else codes
-            codes = np.insert(wide, np.repeat(at, len(self.glue)), np.tile(self.glue, len(at)))
-        return codes, fresh
-
-    def _borders(self, splits: list[str]) -> dict[str, tuple[int, int]]:
-        """Where the contiguous parts begin and end, in codes. Fractions are taken exactly as written."""
-        cut, borders = self.length, {}
-        for split in reversed(splits[1:]):
-            share = sum(Fraction(str(getattr(self.data, s))) for s in splits[splits.index(split) :])
-            low = math.floor(self.length * (1 - share))
-            borders[split], cut = (low, cut), low
-        return {splits[0]: (0, cut)} | dict(reversed(borders.items()))
-
-    def _draw(self, splits: list[str]) -> np.ndarray:
-        """uint8[documents]: the split of every document; held-out ones by a hash of seed and number."""
-        order = np.argsort(_mix(np.arange(self.documents, dtype=np.uint64), self.data.seed), kind="stable")
-        route, taken = np.zeros(self.documents, np.uint8), 0
-        for k, split in enumerate(splits[1:], 1):
-            some = max(1, round(self.documents * getattr(self.data, split)))
-            route[order[taken : taken + some]] = k
-            taken += some
-        if taken >= self.documents:
-            raise CharlmError(
-                f"{describe(self.data)}: {self.documents} document(s) cannot be split in {len(splits)}; "
-                f"set data.split_by=character, or data.validation=0 and data.test=0"
-            )
-        return route
-
-    def _misfit(self, codes, starts, number, before: int, vocab: Vocab) -> CharlmError:
-        """Name the first character outside a closed vocabulary by document and position."""
-        known = np.isin(codes, np.array([ord(c) for c in vocab.characters], np.uint32))
-        what = f"data.separator={self.data.separator!r}"
-        if not known.all():
-            at = int(np.argmin(known))
-            row = int(np.searchsorted(starts, at, side="right")) - 1
-            place = f"character {before + at:,} of the text (document {number[row]:,})"
-            what = f"{name_of(chr(codes[at]))}, {place},"
-        return CharlmError(
-            f"{describe(self.data)}: {what} is not in the closed vocabulary of {len(vocab)} symbols; "
-            f"add it to vocab.characters, or set vocab.unknown=bytes"
+    def route(self, rows: Rows) -> np.ndarray:
+        """uint8[rows]: the stream of each row; held-out documents by a hash of seed and number."""
+        if not self._limits:
+            return np.zeros(len(rows.ends), np.uint8)
+        mixed = _mix(rows.documents.astype(np.uint64), self.data.seed)
+        return np.select([mixed <= limit for limit in self._limits], range(1, self.streams), 0).astype(
+            np.uint8
         )
 
+    def batches(self, piece: Piece) -> Iterator[Rows]:
+        """The rows of a piece. Raises CharlmError when they cannot be read."""
+        rows = self.source.batches(piece, whole_characters=not self.bytes_only)
+        while True:
+            try:
+                batch = next(rows, None)
+            except Exception as error:  # of Arrow, of the disk, of the network
+                raise explained(error, self.data, piece.reader.name) from error
+            if batch is None:
+                return
+            yield batch
 
-class IdWriter:
-    """A .npy file that grows: ids are appended, the header with their number comes last."""
+    def count(self, piece: Piece) -> Tally:
+        """First pass, of one piece. Raises CharlmError, naming row and byte, for what is not UTF-8."""
+        if not hasattr(self._scratch, "counts"):
+            self._scratch.counts = np.zeros((self.streams, _CODES), np.int64)
+        counts = self._scratch.counts
+        ascii_counts = np.zeros((self.streams, 4, 256), np.int64)
+        touched = np.zeros((self.streams, _CODES >> 8), bool)
+        begun, ended = np.zeros(self.streams, np.int64), np.zeros(self.streams, np.int64)
+        try:
+            for rows in self.batches(piece):
+                route = self.route(rows)
+                bad = kernels.count(
+                    rows.utf8, rows.offsets, route, self.bytes_only, counts, ascii_counts, touched
+                )
+                if bad >= 0:
+                    raise self._not_utf8(rows, bad, piece)
+                begins = np.concatenate([[rows.begins], rows.ends[:-1]])
+                begun += np.bincount(route[begins], minlength=self.streams)
+                ended += np.bincount(route[rows.ends], minlength=self.streams)
+        except BaseException:
+            del self._scratch.counts
+            raise
+        counts[:, :256] += ascii_counts.sum(1)
+        touched[:, 0] = True
+        tally = Tally([], [], begun, ended)
+        for stream in range(self.streams):
+            pages = counts[stream].reshape(-1, 256)
+            written = np.flatnonzero(touched[stream])
+            codes = (written[:, None] * 256 + np.arange(256)).ravel()
+            found = pages[written].ravel()
+            tally.codes.append(codes[found > 0].astype(np.uint32))
+            tally.counts.append(found[found > 0])
+            pages[written] = 0
+        return tally
 
-    def __init__(self, path: Path, vocab: Vocab):
-        self.path, self.vocab = path, vocab
-        self.symbols = 0
-        self.documents: int | None = 0  # None where documents are cut
-        self.histogram = np.zeros(len(vocab), np.int64)
-        self._hash = hashlib.sha256()
-        self._file = open(path, "wb")  # noqa: SIM115 - closed in close()
-        self._write_header()
+    def encode(self, piece: Piece, vocab: Vocab, begun: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Second pass, of one piece: (stream, its next ids) one after the other.
 
-    def _write_header(self) -> None:
-        # numpy pads the header of a 1-d array so that it stays as long when the shape grows
-        header = {"descr": self.vocab.dtype.str, "fortran_order": False, "shape": (self.symbols,)}
-        np.lib.format.write_array_header_1_0(self._file, header)
+        begun: int64[streams], documents begun before the piece; advanced. The ids are overwritten at the
+        next.
+        """
+        if not hasattr(self._scratch, "out"):
+            self._scratch.out = np.empty(0, vocab.dtype)
+        ids, spelling = vocab.tables
+        glue = vocab.encode_codes(self.glue) if vocab.knows(self.glue) else self.glue[:0]
+        glue = glue.astype(np.uint16)
+        for rows in self.batches(piece):
+            route = self.route(rows)
+            room = np.bincount(route, np.diff(rows.offsets) + len(glue), self.streams).astype(np.int64)
+            starts = np.cumsum(room) - room
+            if len(self._scratch.out) < room.sum():
+                self._scratch.out = np.empty(room.sum(), vocab.dtype)
+            out, position = self._scratch.out, starts.copy()
+            bad = kernels.encode(
+                *(rows.utf8, rows.offsets, rows.ends, rows.begins, route, self.bytes_only),
+                *(ids, spelling, glue, self.after, begun, out, position),
+            )
+            if bad >= 0:
+                raise self._not_utf8(rows, bad, piece)
+            for stream in np.flatnonzero(position > starts):
+                yield int(stream), out[starts[stream] : position[stream]]
 
-    def write(self, ids: np.ndarray) -> None:
-        self._file.write(ids.data)
-        self._hash.update(ids.data)
-        self.histogram += np.bincount(ids, minlength=len(self.vocab))
-        self.symbols += len(ids)
+    def glued(self, begun: np.ndarray, tally: Tally) -> np.ndarray:
+        """int64[streams]: how often the glue stands in a piece before which so many documents had begun."""
+        if self.after:
+            return tally.ended
+        return np.maximum(begun + tally.begun - 1, 0) - np.maximum(begun - 1, 0)
 
-    def close(self) -> None:
-        if not self._file.closed:
-            self._file.seek(0)
-            self._write_header()
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+    def borders(self, length: int) -> list[tuple[str, int, int]]:
+        """The contiguous parts of a text of so many codes: (split, begin, end). Fractions are taken exactly
+        as written."""
+        share, begins = Fraction(0), [length]
+        for split in reversed(self.splits[1:]):
+            share += Fraction(str(getattr(self.data, split)))
+            begins.insert(0, math.floor(length * (1 - share)))
+        begins.insert(0, 0)
+        return list(zip(self.splits, begins, begins[1:], strict=False))
 
-    @cached_property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
+    def _not_utf8(self, rows: Rows, bad: int, piece: Piece) -> CharlmError:
+        try:
+            rows.utf8[rows.offsets[bad] : rows.offsets[bad + 1]].tobytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            byte = error.start + (rows.skipped if bad == 0 else 0)
+            place = f"{describe(self.data)}: {piece.reader.name}: row {rows.first + bad:,}, byte {byte:,}"
+            if isinstance(piece.reader, TextFiles):
+                row = piece.skip + rows.first + bad - piece.first
+                value = rows.utf8[rows.offsets[bad] + error.start]
+                place = f"{piece.reader.place_of(piece.part, row, byte)} (0x{value:02X})"
+            return CharlmError(
+                f"{place} is not UTF-8 ({error.reason}); convert the text, or read it as "
+                f"bytes with vocab.bytes_only=true"
+            )
+        raise AssertionError("kernels and Python disagree about UTF-8")
 
-    def size(self) -> dict[str, int]:
-        return ({} if self.documents is None else {"documents": self.documents}) | {
-            "characters": int(self.histogram @ self.vocab.characters_per_symbol.astype(np.int64)),
-            "bytes": int(self.histogram @ self.vocab.bytes_per_symbol.astype(np.int64)),
-            "symbols": self.symbols,
-        }
+    def misfit(self, piece: Piece, vocab: Vocab, before: int) -> CharlmError:
+        """Name the first character of a piece that a closed vocabulary lacks; before: characters before
+        it."""
+        known = set(vocab.characters)
+        for rows in self.batches(piece):
+            for row, (low, high) in enumerate(zip(rows.offsets, rows.offsets[1:], strict=False)):
+                text = rows.utf8[low:high].tobytes().decode("utf-8")
+                for at, character in enumerate(text if not known.issuperset(text) else ""):
+                    if character not in known:
+                        place = f"character {before + at:,} of the text (document {rows.documents[row]:,})"
+                        return unfitting(self.data, f"{name_of(character)}, {place},", vocab)
+                before += len(text)
+        raise AssertionError("the piece was said to hold a character outside the vocabulary")
 
 
-def unigram_floor(train: IdWriter, held_out: IdWriter) -> dict[str, float]:
-    """What the simplest model scores: symbol frequencies of train, one added to each."""
-    share = (train.histogram + 1) / (train.symbols + len(train.vocab))
-    nats, size = -float(held_out.histogram @ np.log(share)), held_out.size()
-    per_character = nats / max(size["characters"], 1)
-    return {
-        "nats_per_character": per_character,
-        "bpc": per_character / math.log(2),
-        "bpb": nats / max(size["bytes"], 1) / math.log(2),
-    }
+def unfitting(data, what: str, vocab: Vocab) -> CharlmError:
+    """The error for what a closed vocabulary lacks."""
+    return CharlmError(
+        f"{describe(data)}: {what} is not in the closed vocabulary of {len(vocab)} symbols; "
+        f"add it to vocab.characters, or set vocab.unknown=bytes"
+    )
+
+
+def in_order(work: Callable[[int], _T], items: Iterable[int], workers: int) -> Iterator[tuple[int, _T]]:
+    """(item, work(item)) in the order of the items, of which so many threads work at a time."""
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque = deque()
+        try:
+            for item in items:
+                pending.append((item, pool.submit(work, item)))
+                if len(pending) > 2 * workers:
+                    done, result = pending.popleft()
+                    yield done, result.result()
+            for done, result in pending:
+                yield done, result.result()
+        finally:
+            for _, result in pending:
+                result.cancel()
+
+
+def _kth_least(n: int, k: int, seed: int) -> np.uint64:
+    """The k-th least (from 1) of the hashes of 0 … n - 1, without holding them all."""
+    step = 1 << 20
+    blocks = [range(low, min(low + step, n)) for low in range(0, n, step)]
+
+    def hashes() -> Iterator[np.ndarray]:
+        for block in blocks:
+            yield _mix(np.arange(block.start, block.stop, dtype=np.uint64), seed)
+
+    counts = sum(np.bincount(h >> np.uint64(48), minlength=1 << 16) for h in hashes())
+    below = np.cumsum(counts)
+    page = int(np.searchsorted(below, k))
+    within = np.concatenate([h[h >> np.uint64(48) == page] for h in hashes()])
+    return np.sort(within)[k - 1 - int(below[page] - counts[page])]
 
 
 def _mix(x: np.ndarray, seed: int) -> np.ndarray:
@@ -233,14 +283,23 @@ def _mix(x: np.ndarray, seed: int) -> np.ndarray:
 
 
 @contextmanager
-def progress(title: str, total: int):
-    """A bar in bytes on a terminal; nothing in a log file."""
-    with tqdm(
-        desc=title,
-        total=total,
-        unit="B",
-        unit_scale=True,
-        disable=not sys.stderr.isatty(),
-        dynamic_ncols=True,
-    ) as bar:
-        yield bar
+def progress(title: str, sizes: list[int]) -> Iterator[Callable[[int], None]]:
+    """A bar in bytes, with MB/s and the time left: on a terminal a live one, in a log a line every half
+    minute. Yields the function that moves it on by so many bytes."""
+    terminal = sys.stderr.isatty()
+    began = told = time.monotonic()
+    done = 0
+    options = {"total": sum(sizes), "unit": "B", "unit_scale": True}
+    with tqdm(desc=title, disable=not terminal, dynamic_ncols=True, **options) as bar:
+
+        def advance(size: int) -> None:
+            nonlocal told, done
+            bar.update(size)
+            done += size
+            now = time.monotonic()
+            if not terminal and now - told > 30:
+                told = now
+                line = tqdm.format_meter(done, elapsed=now - began, prefix=title, ncols=79, **options)
+                print(line, file=sys.stderr, flush=True)
+
+        yield advance

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import netrc
 import os
+import shutil
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -46,6 +49,11 @@ def _in_netrc(host: str | None) -> bool:
         return False
 
 
+def _patience() -> float:
+    """Seconds that wandb has at the end to send the rest; by itself it would wait for days."""
+    return float(os.environ.get("WANDB_FINISH_TIMEOUT", 60))
+
+
 class Reporter:
     """Tells the figures of a run. On ranks other than the main one every method does nothing."""
 
@@ -56,28 +64,62 @@ class Reporter:
         self.path = Path(config.run_dir) / "metrics.jsonl"
         self.mode, self.why = wandb_mode(config.log.wandb)
         self.bar = self.run = self.file = None
+        self.told = 0  # records so far: the number of the next one, here and at wandb
+        self.known = 0  # records that wandb had when it was opened
 
     def open(self, step: int, run_id: str) -> None:
         """Begin at a step: figures of later steps, told by a process that was killed, are dropped."""
         if self.main:
-            kept = b""
-            if self.path.exists():
-                *lines, _torn = self.path.read_bytes().split(b"\n")
-                for line in lines:
-                    try:
-                        if json.loads(line)["step"] <= step:
-                            kept += line + b"\n"
-                    except (ValueError, KeyError, TypeError):
-                        continue  # not one of ours
-            replace(self.path, kept)
+            lines = self._lines(step)
+            replace(self.path, b"".join(line + b"\n" for line in lines))
+            self.told = len(lines)
             self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
             self.say(f"wandb: {self.mode} ({self.why})")
         if self.mode != "disabled":
             self._open_wandb(run_id)
+        if self.main:
+            for number, line in enumerate(lines):  # what wandb has not got: all, of an offline run
+                self._to_wandb(number, json.loads(line))
         steps, terminal = self.config.train.steps, sys.stderr.isatty()
         self.bar = tqdm(
             total=steps, initial=step, unit="step", dynamic_ncols=True, disable=self.quiet or not terminal
         )
+
+    def _lines(self, step: int) -> list[bytes]:
+        """The lines of metrics.jsonl up to a step."""
+        kept = []
+        *lines, _torn = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
+        for line in lines:
+            try:
+                record = json.loads(line)
+                if record["step"] <= step and record["time"]:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue  # not one of ours
+        return kept
+
+    def _to_wandb(self, number: int, record: dict) -> None:
+        """Record n is n at wandb too, so that no restart loses or doubles one.
+
+        Online, wandb knows how many it has. An offline run always begins anew, so it is told all from the
+        first: the newest one holds the whole curve, and the ones before are removed in close().
+        """
+        if self.run is not None and number >= self.known:
+            told = {name: value for name, value in record.items() if name != "time"}
+            with self._given_up():
+                self.run.log(told | {"_timestamp": record["time"]}, step=number)
+
+    @contextmanager
+    def _given_up(self) -> Iterator[None]:
+        """When wandb breaks down, the run goes on without it."""
+        try:
+            yield
+        except Exception as error:  # its process has ended, say
+            self.say(
+                f"wandb: given up ({type(error).__name__} {error}); the figures are in {self.path}, "
+                f"and wandb has them all when the run is resumed"
+            )
+            self.run = None
 
     def _open_wandb(self, run_id: str) -> None:
         options = {"id": run_id, "resume": "allow", "mode": self.mode, "dir": self.config.run_dir}
@@ -85,7 +127,7 @@ class Reporter:
         if self.main:
             import wandb
 
-            options["settings"] = wandb.Settings(console="off", silent=True)
+            options["settings"] = wandb.Settings(console="off", silent=True, finish_timeout=_patience())
         try:
             self.accelerator.init_trackers(self.config.log.project, flatten(self.config), {"wandb": options})
         except Exception as error:  # of wandb, pydantic, the network: whatever it is, it is wandb's
@@ -101,6 +143,7 @@ class Reporter:
         if self.main:
             self.run = self.accelerator.get_tracker("wandb", unwrap=True)
             self.run.define_metric("*", step_metric="step")
+            self.known = self.run.step
             if self.mode == "online":
                 self.say(f"wandb: {self.run.url}")
 
@@ -117,15 +160,21 @@ class Reporter:
     def figures(self, step: int, values: dict) -> None:
         """One record: a line of metrics.jsonl and a wandb point."""
         if self.main:
-            record = {"step": step} | values
-            self.file.write(json.dumps(record | {"time": round(time.time(), 3)}, ensure_ascii=False) + "\n")
-            if self.run is not None:
-                self.run.log(record)
+            record = {"step": step} | values | {"time": round(time.time(), 3)}
+            self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._to_wandb(self.told, record)
+            self.told += 1
 
     def summary(self, values: dict) -> None:
         """Figures that stand for the whole run."""
         if self.run is not None:
-            self.run.summary.update(values)
+            with self._given_up():
+                self.run.summary.update(values)
+
+    def sync(self) -> None:
+        """Wait until the records are on the disk."""
+        if self.main:
+            os.fsync(self.file.fileno())
 
     def advance(self) -> None:
         """One step done."""
@@ -149,6 +198,17 @@ class Reporter:
         if self.file is not None:
             self.file.close()
         if self.run is not None:
-            if failed:
-                self.run.finish(exit_code=1)
-            self.accelerator.end_training()
+            with self._given_up():
+                self._finish_wandb(failed)
+        if not failed:  # else others may hang in the process group
+            self.accelerator.state.destroy_process_group()
+
+    def _finish_wandb(self, failed: bool) -> None:
+        now, started = Path(self.run.dir).parent, time.monotonic()
+        self.run.finish(exit_code=int(failed))
+        if self.mode == "online" and time.monotonic() - started >= _patience():
+            self.say(f"wandb: the server did not take the rest in {_patience():g} s; later: wandb sync {now}")
+        if self.mode == "offline":
+            for before in now.parent.glob(f"offline-run-*-{self.run.id}"):
+                if before.name != now.name:
+                    shutil.rmtree(before, ignore_errors=True)

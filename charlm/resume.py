@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from charlm.checkpoint import load_newest, load_optimizer, optimizer_tensors, save_checkpoint
+from charlm.checkpoint import load_newest, load_optimizer, optimizer_tensors
 from charlm.config import CharlmError, flatten, from_dict, to_yaml
 from charlm.files import replace
 from charlm.lanes import Position
 from charlm.model import load_weights, weights_of
-from charlm.run import Run, State
+from charlm.run import Run
+from charlm.state import State
 from charlm.vocab import Vocab
+from charlm.warm import warm_start
 
 # What may differ between a checkpoint and the config that goes on from it: what does not change the training
 # but its length.
@@ -30,50 +33,76 @@ MAY_CHANGE = (
 )
 
 
-def checkpoint(run: Run) -> None:
-    """Write the whole state, unless this step's is written already."""
-    state = run.state
-    if state.saved == state.step:
-        return
+def checkpoint(run: Run, *, wait: bool = False) -> None:
+    """Write the whole state, unless this step's is written already.
+
+    It is written while training goes on; with wait, it is on the disk when this returns.
+    """
     with run.clock.paused():
-        run.check_finite()
-        carry = state.carry or run.model.zeros(len(run.lanes.lanes))
-        lanes_first = [run.accelerator.gather(c.transpose(0, 1).contiguous()) for c in carry]
-        random = _random_states(run)
-        losses = torch.stack(state.losses) if state.losses else torch.zeros(0, device=run.accelerator.device)
-        losses = run.accelerator.reduce(losses, "mean")
-        if run.main:
-            scaler = run.accelerator.scaler
-            facts = {
-                "step": state.step,
-                "position": list(state.position),
-                "evaluated": state.evaluated,
-                "best": state.best,
-                "run_id": state.run_id,
-                "ranks": run.accelerator.num_processes,
-                "scaler": scaler.state_dict() if scaler is not None else None,
-                "text_sha256": run.corpus.splits["train"]["sha256"],
-                "config": asdict(run.config),
-            }
-            tensors = {
-                "model": weights_of(run.model),
-                "optimizer": optimizer_tensors(run.model, run.bare_optimizer),
-                "carry": {str(i): c.transpose(0, 1).contiguous().cpu() for i, c in enumerate(lanes_first)}
-                | {"losses": losses.cpu()},
-                "random": random,
-            }
-            save_checkpoint(
-                run.dir,
-                state.step,
-                facts,
-                tensors,
-                run.corpus.vocab,
-                keep=run.config.checkpoint.keep,
-                best_step=state.best["step"] if state.best else None,
-            )
-        run.accelerator.wait_for_everyone()
-    state.saved = state.step
-    run.tell_status("running")
+        if run.state.saved != run.state.step:
+            run.state.saved = run.state.step
+            _save(run)
+            run.tell_status("running")
+        if wait:
+            run.saver.wait()
+            run.accelerator.wait_for_everyone()
+
+
+def _save(run: Run) -> None:
+    state = run.state
+    run.check_finite()
+    run.report.sync()  # no checkpoint without the figures that lead to it
+    carry = state.carry or run.model.zeros(len(run.lanes.lanes))
+    carry = [_all_lanes(run, c) for c in carry]
+    random = _random_states(run)
+    losses = torch.stack(state.losses) if state.losses else torch.zeros(0, device=run.accelerator.device)
+    losses = run.accelerator.gather(losses[None]).cpu()  # [ranks, steps since the last line]
+    if not run.main:
+        return
+    scaler = run.accelerator.scaler
+    facts = {
+        "step": state.step,
+        "position": list(state.position),
+        "evaluated": state.evaluated,
+        "best": state.best,
+        "run_id": state.run_id,
+        "ranks": run.world,
+        "lanes_at_once": -(-most_lanes(run) // run.slices),
+        "scaler": scaler.state_dict() if scaler is not None else None,
+        "text_sha256": run.corpus.splits["train"]["sha256"],
+        "config": asdict(run.config),
+    }
+    tensors = {
+        "model": weights_of(run.model),
+        "optimizer": optimizer_tensors(run.model, run.bare_optimizer),
+        "carry": {str(i): c for i, c in enumerate(carry)},
+        "losses": {"losses": losses},
+        "random": random,
+    }
+    run.saver.save(
+        run.dir,
+        state.step,
+        facts,
+        tensors,
+        run.corpus.vocab,
+        keep=run.config.checkpoint.keep,
+        best_step=state.best["step"] if state.best else None,
+    )
+
+
+def most_lanes(run: Run) -> int:
+    """Lanes of the rank that has most."""
+    return -(-run.config.train.batch_size // run.world)
+
+
+def _all_lanes(run: Run, carry: Tensor) -> Tensor:
+    """[L, all lanes, H] on the CPU, of [L, lanes of this rank, H] on every rank."""
+    most, total = most_lanes(run), run.config.train.batch_size
+    padded = F.pad(carry, (0, 0, 0, most - carry.shape[1])).transpose(0, 1).contiguous()  # ranks send alike
+    blocks = run.accelerator.gather(padded).split(most)  # [most, L, H] of every rank
+    starts = [rank * total // run.world for rank in range(run.world + 1)]
+    blocks = [b[: stop - start] for b, start, stop in zip(blocks, starts, starts[1:], strict=False)]
+    return torch.cat(blocks).transpose(0, 1).contiguous().cpu()
 
 
 def _random_states(run: Run) -> dict[str, Tensor]:
@@ -95,6 +124,9 @@ def resume_or_start(run: Run) -> State:
         facts, tensors, vocab = loaded
         _check_same(run, facts, vocab)
         _restore(run, facts, tensors)
+        _fit(run, facts)
+    elif run.config.train.init_from:
+        run.say(warm_start(run.model, run.corpus.vocab, run.config.train.init_from))
     if run.main:
         replace(run.dir / "config.yaml", to_yaml(run.config))
     run.begin()
@@ -114,15 +146,30 @@ def _restore(run: Run, facts: dict, tensors: dict[str, dict[str, Tensor]]) -> No
     if state.position.window:  # else a new epoch begins, with a carry of zeros
         mine = slice(run.lanes.lanes.start, run.lanes.lanes.stop)
         carry = tensors["carry"]
-        names = sorted(name for name in carry if name != "losses")
-        state.carry = tuple(carry[name][:, mine].contiguous().to(device) for name in names)
-    state.losses = list(tensors["carry"]["losses"].to(device))
-    if facts["ranks"] == run.accelerator.num_processes:
-        torch.set_rng_state(tensors["random"]["cpu"][rank])
+        state.carry = tuple(carry[name][:, mine].contiguous().to(device) for name in sorted(carry))
+    losses = tensors["losses"]["losses"]
+    state.losses = list((losses[rank] if len(losses) == run.world else losses.mean(0)).to(device))
+    if facts["ranks"] == run.world:  # clones, for torch reads a state from the start of its storage
+        torch.set_rng_state(tensors["random"]["cpu"][rank].clone())
         if device.type == "cuda" and "cuda" in tensors["random"]:
-            torch.cuda.set_rng_state(tensors["random"]["cuda"][rank], device)
+            torch.cuda.set_rng_state(tensors["random"]["cuda"][rank].clone(), device)
     if run.accelerator.scaler is not None and facts["scaler"]:
         run.accelerator.scaler.load_state_dict(facts["scaler"])
+
+
+def _fit(run: Run, facts: dict) -> None:
+    """Take the lanes of a rank in more slices where there are more of them than a device held before.
+
+    Not when train.accumulate was changed: the user decides then.
+    """
+    lanes = most_lanes(run)
+    slices = -(-lanes // facts.get("lanes_at_once", lanes))
+    if run.config.train.accumulate == facts["config"]["train"]["accumulate"] and slices > run.slices:
+        run.slices = slices
+        run.say(
+            f"{lanes} lanes per process where there were {facts['lanes_at_once']} at once: worked off in "
+            f"{slices} slices (train.accumulate={slices} or another number decides otherwise)"
+        )
 
 
 def _check_same(run: Run, facts: dict, vocab: Vocab) -> None:

@@ -1,179 +1,192 @@
-"""Where text comes from: `datasets`, read as Arrow batches of UTF-8.
+"""Text as Arrow batches of UTF-8: the rows of one split of a dataset, in pieces that threads read apart.
 
-A source is one split of a dataset. It yields Rows: the bytes of a few megabytes of text, where each row of it
-starts, and which rows end a document. Rows of Arrow are never turned into Python strings.
+A piece yields Rows. Rows of Arrow are never turned into Python strings.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets.builder import Key
-from datasets.packaged_modules.text.text import Text, TextConfig
 
-from charlm.config import BUILDERS, CharlmError, DataConfig
-from charlm.sources import describe, stdlib_files
-
-CHUNK = 4 << 20  # bytes of a file per row
-BATCH = 8 << 20  # bytes of text per batch, unless one row is longer
+from charlm import readers
+from charlm.config import DataConfig
+from charlm.readers import ArrowFile, Memory, ParquetFile
+from charlm.textfile import TextFiles
 
 
 @dataclass
 class Rows:
     """A batch of text.
 
-    utf8: uint8[n]. offsets: int64[rows + 1], where the rows start in utf8 (the last: n).
-    ends: bool[rows], True where a row is the last of its document. first: number of the first row.
+    utf8: uint8[n]. offsets: int64[rows + 1], where the rows lie in utf8. ends: bool[rows], True where a row
+    is the last of its document. begins: the first row is the first of its document, whose number is
+    document. first: number of the first row in its split, of which `skipped` bytes came in the batch
+    before.
     """
 
     utf8: np.ndarray
     offsets: np.ndarray
     ends: np.ndarray
+    begins: bool
+    document: int
     first: int
+    skipped: int
+
+    @property
+    def documents(self) -> np.ndarray:
+        """int64[rows]: the number of the document that each row belongs to."""
+        return self.document + np.concatenate([[0], np.cumsum(self.ends[:-1])]).astype(np.int64)
 
 
-@dataclass
-class ExactTextConfig(TextConfig):
-    """strict: refuse bytes that are not UTF-8. document: 'file' or 'line'."""
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of one file.
 
-    strict: bool = True
-    document: str = "file"
-
-
-class ExactText(Text):
-    """The text builder of `datasets`, but exact: that one turns \\r and \\r\\n into \\n.
-
-    Files are found, downloaded, unpacked and cached by `datasets`. Columns: text (large_binary) and
-    ends (bool); a file is rows of up to CHUNK bytes, cut between characters.
+    part: what the file's reader calls them; skip: rows of it that are left out first. rows: how many are
+    read; first: number of the first in its split. size: bytes of text, about. document: number of the
+    document the first row belongs to; begins: and starts; documents: how many end here. closes: so does the
+    last row, whatever the file says; cut: and only so many bytes of it are kept.
     """
 
-    BUILDER_CONFIG_CLASS = ExactTextConfig
-
-    def _info(self):
-        columns = {"text": datasets.Value("large_binary"), "ends": datasets.Value("bool")}
-        return datasets.DatasetInfo(features=datasets.Features(columns))
-
-    def _generate_tables(self, base_files, files_iterables):
-        rows = self._lines if self.config.document == "line" else self._chunks
-        for shard, (base, files) in enumerate(zip(base_files, files_iterables, strict=True)):
-            number = 0
-            for file in files:
-                where = file if str(base) in str(file) else f"{base} ({file})"
-                with open(file, "rb") as handle:
-                    for texts, ends in rows(handle, where):
-                        table = pa.table({"text": pa.array(texts, pa.large_binary()), "ends": ends})
-                        yield Key(shard, number), table
-                        number += 1
-
-    def _chunks(self, handle, where: str) -> Iterator[tuple[list[bytes], list[bool]]]:
-        """One row at a time, cut between characters; the last row of the file ends the document."""
-        offset, row, more = 0, b"", handle.read(CHUNK)
-        while True:
-            row += more
-            more = handle.read(CHUNK)
-            keep = len(row) - (_unfinished(row) if more else 0)
-            self._check(row[:keep], where, offset)
-            yield [row[:keep]], [not more]
-            if not more:
-                return
-            offset += keep
-            row = row[keep:]
-
-    def _lines(self, handle, where: str) -> Iterator[tuple[list[bytes], list[bool]]]:
-        """Every line, without its newline, is a document."""
-        offset = 0
-        while text := handle.read(CHUNK):
-            text += handle.readline()
-            self._check(text, where, offset)
-            offset += len(text)
-            lines = text.removesuffix(b"\n").split(b"\n")
-            yield lines, [True] * len(lines)
-
-    def _check(self, text: bytes, where: str, offset: int) -> None:
-        if self.config.strict:
-            try:
-                text.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise CharlmError(
-                    f"{where}: byte {offset + error.start:,} (0x{text[error.start]:02X}) is not UTF-8 "
-                    f"({error.reason}); convert the file, or read it as bytes with vocab.bytes_only=true"
-                ) from None
-
-
-def _unfinished(row: bytes) -> int:
-    """How many bytes at the end of a row belong to a character that goes on in the next."""
-    for back in range(1, min(3, len(row)) + 1):
-        byte = row[-back]
-        if byte >= 0xC0:
-            return back if back < 2 + (byte >= 0xE0) + (byte >= 0xF0) else 0
-        if byte < 0x80:
-            return 0
-    return 0
+    reader: ArrowFile | ParquetFile | TextFiles | Memory
+    part: object
+    skip: int
+    rows: int
+    first: int
+    size: int
+    document: int
+    begins: bool
+    documents: int
+    closes: bool = False
+    cut: int | None = None
 
 
 class Source:
-    """One split of a dataset as batches of Rows."""
+    """One split of a dataset, in pieces. documents: how many it holds."""
 
-    def __init__(self, dataset: datasets.Dataset, column: str, data: DataConfig, bytes_only: bool):
-        if column not in dataset.column_names:
-            raise CharlmError(
-                f"data.text_column={column!r} is not a column of {data.source} "
-                f"(columns: {', '.join(dataset.column_names)})"
-            )
-        if dataset._indices is not None:  # .data ignores a selection of rows
-            dataset = dataset.flatten_indices()
-        kind = dataset.data.schema.field(column).type
-        texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-        if not texts and not binary and not pa.types.is_null(kind):
-            raise CharlmError(f"data.text_column={column!r} of {data.source} holds {kind}, not text")
-        self.column, self.data, self.bytes_only = column, data, bytes_only
-        self.table = dataset.data.table
-        self.has_ends = data.source in ("text", "stdlib")  # read by ExactText
+    def __init__(self, data: DataConfig, files: list, low: int = 0, high: int | None = None):
+        """files: their readers, in order. low, high: the rows that are wanted."""
+        self.data = data
+        self.pieces: list[Piece] = []
+        row = first = document = 0
+        begins = True
+        for reader in files:
+            for part, rows, size in reader.parts():
+                skip = min(max(low - row, 0), rows)
+                keep = min(rows, rows if high is None else max(high - row, 0)) - skip
+                row += rows
+                if keep <= 0:
+                    continue
+                ends = reader.ends(part)
+                ends = None if ends is None else ends[skip : skip + keep]
+                documents = keep if ends is None else int(np.count_nonzero(ends))
+                size = size * keep // rows
+                self.pieces.append(Piece(reader, part, skip, keep, first, size, document, begins, documents))
+                first, document = first + keep, document + documents
+                begins = ends is None or bool(ends[-1])
+        if not begins:  # the wanted rows end within a document
+            document += 1
+            self.pieces[-1] = replace(self.pieces[-1], documents=documents + 1, closes=True)
+        self.documents = document
 
-    def batches(self) -> Iterator[Rows]:
-        """All rows in order, at most data.max_documents documents."""
-        documents = number = 0
-        for record in self.table.to_batches():
-            texts = record.column(self.column)
-            ends = np.ones(len(texts), bool)
-            if self.has_ends:
-                ends = record.column("ends").to_numpy(zero_copy_only=False)
+    def __add__(self, other: Source) -> Source:
+        """The rows of both, one after the other."""
+        joined = Source(self.data, [])
+        rows = self.pieces[-1].first + self.pieces[-1].rows if self.pieces else 0
+        joined.pieces = self.pieces + [
+            replace(p, first=p.first + rows, document=p.document + self.documents) for p in other.pieces
+        ]
+        joined.documents = self.documents + other.documents
+        return joined
+
+    def batches(self, piece: Piece, whole_characters: bool = True) -> Iterator[Rows]:
+        """The rows of a piece in order. Batches longer than BATCH are one row of parquet cut in slices,
+        between characters if whole_characters."""
+        ends = piece.reader.ends(piece.part)
+        at, document, begins = 0, piece.document, piece.begins  # rows of the piece read so far
+        skip = piece.skip
+        for texts in piece.reader.read(piece.part):
+            if skip >= len(texts):
+                skip -= len(texts)
+                continue
+            texts = texts[skip : skip + piece.rows - at]
+            skip = 0
             utf8, offsets = utf8_of(texts)
-            start = 0
-            while start < len(ends):
-                stop = int(np.searchsorted(offsets, offsets[start] + BATCH, side="right")) - 1
-                stop = min(max(stop, start + 1), len(ends))
-                part = ends[start:stop]
-                last = (
-                    self.data.max_documents is not None and documents + part.sum() >= self.data.max_documents
-                )
-                if last:
-                    stop = start + 1 + int(np.flatnonzero(part)[self.data.max_documents - documents - 1])
-                    part = ends[start:stop]
-                yield Rows(
-                    utf8[offsets[start] : offsets[stop]],
-                    offsets[start : stop + 1] - offsets[start],
-                    part,
-                    number,
-                )
-                if last:
-                    return
-                documents += int(part.sum())
-                number += stop - start
-                start = stop
+            last = at + len(texts) == piece.rows
+            mine = np.ones(len(texts), bool)
+            if ends is not None:
+                mine = ends[piece.skip + at :][: len(texts)].copy()
+            if last and piece.closes:
+                mine[-1] = True
+                offsets[-1] = offsets[-1] if piece.cut is None else offsets[-2] + piece.cut
+            for low, high, starts, end_of_row, skipped in _cut(utf8, offsets, mine, whole_characters):
+                finished = mine[low:high] if end_of_row else np.zeros(1, bool)
+                yield Rows(utf8, starts, finished, begins, document, piece.first + at + low, skipped)
+                document += int(np.count_nonzero(finished))
+                begins = bool(finished[-1])
+            at += len(texts)
+            if last:
+                return
 
-    def total_bytes(self) -> int:
-        """Bytes of text in all rows, for progress bars."""
-        return sum(
-            int(offsets[-1] - offsets[0]) for _, offsets in map(utf8_of, self.table[self.column].chunks)
-        )
+    def until(self, documents: int | None, characters: int | None, by_bytes: bool) -> None:
+        """Leave out what comes after so many documents, or characters (bytes if by_bytes)."""
+        if documents is not None and documents < self.documents:
+            for i, piece in enumerate(self.pieces):
+                if piece.document + piece.documents >= documents:
+                    ends = piece.reader.ends(piece.part)
+                    rows = documents - piece.document
+                    if ends is not None:
+                        rows = 1 + int(np.flatnonzero(ends[piece.skip :])[rows - 1])
+                    self._stop(i, rows, documents)
+                    break
+        if characters is None:
+            return
+        left = characters
+        for i, piece in enumerate(self.pieces):
+            for rows in self.batches(piece, whole_characters=not by_bytes):
+                low, high = rows.offsets[0], rows.offsets[-1]
+                lead = np.ones(high - low, bool) if by_bytes else rows.utf8[low:high] & 0xC0 != 0x80
+                reached = np.cumsum(lead)
+                if high > low and reached[-1] >= left:
+                    begin = low + np.searchsorted(reached, left)  # of the last character
+                    row = int(np.searchsorted(rows.offsets, begin, side="right")) - 1
+                    stop = min(low + np.searchsorted(reached, left + 1), rows.offsets[row + 1])
+                    cut = int(stop - rows.offsets[row]) + (rows.skipped if row == 0 else 0)
+                    self._stop(i, rows.first + row - piece.first + 1, int(rows.documents[row]) + 1, cut)
+                    return
+                left -= int(reached[-1]) if high > low else 0
+
+    def _stop(self, i: int, rows: int, documents: int, cut: int | None = None) -> None:
+        piece = self.pieces[i]
+        size = piece.size * rows // piece.rows
+        some = documents - piece.document
+        self.pieces[i:] = [replace(piece, rows=rows, documents=some, closes=True, cut=cut, size=size)]
+        self.documents = documents
+
+
+def _cut(utf8, offsets, ends, whole_characters: bool) -> Iterator[tuple[int, int, np.ndarray, bool, int]]:
+    """Batches of at most readers.BATCH bytes, if they can be: (first row, row after the last, offsets, the
+    batch ends where a row does, bytes of the first row that came before)."""
+    row = 0
+    while row < len(ends):
+        stop = int(np.searchsorted(offsets, offsets[row] + readers.BATCH, side="right")) - 1
+        if stop > row:
+            yield row, stop, offsets[row : stop + 1], True, 0
+            row = stop
+            continue
+        start, low, high = offsets[row], offsets[row], offsets[row + 1]  # one long row, in slices
+        while low < high:
+            edge = min(low + readers.BATCH, high)
+            if whole_characters and edge < high:  # a character has at most 3 bytes beyond its first
+                near = [*range(edge, max(edge - 4, low), -1), *range(edge + 1, min(edge + 4, high))]
+                edge = next((at for at in near if utf8[at] & 0xC0 != 0x80), min(edge + 4, high))
+            yield row, row + 1, np.array([low, edge]), bool(edge == high), int(low - start)
+            low = edge
+        row += 1
 
 
 def utf8_of(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -190,81 +203,3 @@ def utf8_of(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     offsets = offsets[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
     values = np.frombuffer(value_buffer, np.uint8) if value_buffer is not None else np.empty(0, np.uint8)
     return values[offsets[0] : offsets[-1]], offsets - offsets[0]
-
-
-def open_sources(data: DataConfig, bytes_only: bool) -> dict[str, Source]:
-    """The splits to read: 'train', and 'validation' and 'test' where they are the dataset's own.
-
-    Raises CharlmError for anything that cannot be found, reached or read.
-    """
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    wanted = {"train": data.split}
-    wanted |= {s: n for s in ("validation", "test") if isinstance(n := getattr(data, s), str)}
-    try:
-        load = _opener(data, bytes_only)
-        return {split: Source(load(name), _column(data), data, bytes_only) for split, name in wanted.items()}
-    except CharlmError:
-        raise
-    except Exception as error:
-        raise _explained(error, data) from error
-
-
-def _column(data: DataConfig) -> str:
-    return data.text_column if data.source not in ("text", "stdlib", "literal") else "text"
-
-
-def _opener(data: DataConfig, bytes_only: bool):
-    """A function from the name of a dataset's split to that split."""
-    if data.source == "literal":
-        splits = {"train": datasets.Dataset.from_dict({"text": [data.text]})}
-    elif data.source in ("text", "stdlib"):
-        files = [str(p) for p in stdlib_files()] if data.source == "stdlib" else data.data_files
-        builder = ExactText(hash="charlm-1", data_files=files, strict=not bytes_only, document=data.document)
-        builder.download_and_prepare()
-        splits = builder.as_dataset()
-    else:
-        options = {"data_files": data.data_files} if data.data_files else {}
-        if data.source == "csv":
-            options["keep_default_na"] = False  # pandas would read the text "NA" as nothing
-        if data.source not in BUILDERS:
-            options |= {"name": data.name or None, "revision": data.revision or None}
-        return lambda name: datasets.load_dataset(data.source, split=name, **options)
-
-    def load(name: str) -> datasets.Dataset:
-        if name not in splits:
-            raise CharlmError(f"{data.source} has no split {name!r} (splits: {', '.join(splits)})")
-        return splits[name]
-
-    return load
-
-
-def _explained(error: BaseException, data: DataConfig) -> CharlmError:
-    """What went wrong inside `datasets`, in the user's terms."""
-    what = describe(data)
-    chain = [error]
-    while chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(chain[-1].__cause__ or chain[-1].__context__)
-    for e in chain:
-        if isinstance(e, CharlmError):
-            return e
-        if isinstance(e, OSError) and e.errno == 28:
-            cache = datasets.config.HF_DATASETS_CACHE
-            return CharlmError(f"{what}: no space left for the cache of datasets in {cache}; set HF_HOME")
-    message = " ".join(str(error).split()) or type(error).__name__
-    if "corresponds to no data" in message:
-        return CharlmError(f"{what}: the text is empty")
-    lost = isinstance(error, FileNotFoundError) and "://" in message
-    if (
-        lost
-        or isinstance(error, ConnectionError)
-        or any(w in message.lower() for w in ("connect", "offline"))
-    ):
-        return CharlmError(
-            f"{what}: cannot be reached ({message}). Run `charlm prepare` where there is a network; nodes "
-            f"without one find the prepared corpus in data.dir (HF_HUB_OFFLINE=1 spares them the wait)"
-        )
-    deepest = " ".join(str(chain[-1]).split())
-    return CharlmError(
-        f"{what}: datasets cannot read it: {message}" + (f" ({deepest})" if deepest not in message else "")
-    )

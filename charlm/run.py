@@ -1,35 +1,31 @@
-"""A run: its parts (accelerator, corpus, lanes, model, optimizer, report), and what the loop does with it."""
+"""A run: the parts of its training, its directory and report, and what the loop does with them."""
 
 from __future__ import annotations
 
 import errno
 import json
 import math
-import resource
+import re
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from charlm.checkpoint import steps_of
+from charlm.checkpoint import Saver, steps_of
 from charlm.config import CharlmError, Config
-from charlm.corpus import prepare, wait_for
 from charlm.evaluate import evaluate
 from charlm.files import replace
 from charlm.generate import generate, visible
-from charlm.lanes import Lanes, Position
-from charlm.metrics import LN2
+from charlm.metrics import LN2, peak_memory
 from charlm.model import Carry, CharLM
-from charlm.optim import make_optimizer
+from charlm.parts import Parts
 from charlm.report import Reporter
+from charlm.state import Clock, State, Summary
 
+_LOST = r"gloo|NCCL|Connection (closed|reset)|ProcessGroup|TCPStore"  # in errors of torch.distributed
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
 
 
@@ -37,49 +33,16 @@ class NonFiniteLoss(CharlmError):
     """The loss became infinite or not a number."""
 
 
-@dataclass
-class Summary:
-    """How training ended.
-
-    status: done or interrupted. best, test: figures as evaluate gives them, best with its step. sample: text.
-    """
-
-    status: str
-    step: int
-    run_dir: Path
-    best: dict | None = None
-    test: dict | None = None
-    sample: str = ""
-
-
-@dataclass
-class State:
-    """What moves on with the steps."""
-
-    step: int = 0
-    position: Position = field(default_factory=Position)
-    carry: Carry | None = None  # of this rank's lanes; None is zeros
-    best: dict | None = None  # {"step": …, **figures} of the best evaluation so far
-    evaluated: int = -1  # the step last evaluated
-    saved: int = -1  # the step last written to a checkpoint
-    losses: list[Tensor] = field(default_factory=list)  # [] each, of the steps since the last log line
-    run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
-
-
-class Run:
+class Run(Parts):
     """One run of a config, on this rank."""
 
     def __init__(self, config: Config, quiet: bool = False):
-        self.config, self.dir, self.state = config, Path(config.run_dir), State()
-        cuda = torch.cuda.is_available()
-        fp16 = cuda and config.train.precision == "fp16"
-        self.accelerator = Accelerator(
-            cpu=not cuda, mixed_precision="fp16" if fp16 else "no", log_with="wandb"
-        )
-        self.main = self.accelerator.is_main_process
-        self.clock = Clock()
+        super().__init__(config)
+        self.dir, self.state, self.clock = Path(config.run_dir), State(), Clock()
         self._begun = False  # until then a failure leaves what an earlier run said of itself
+        self._conferred = (0, 0.0, 1)  # at which step and when, and how many steps later again
         self._lock = FileLock(self.dir / ".lock")
+        self.saver = Saver()
         self.report = Reporter(config, self.accelerator, quiet=quiet)
         self.say = self.report.say
 
@@ -93,91 +56,38 @@ class Run:
         except OSError as error:
             raise CharlmError(f"run_dir={str(self.dir)!r}: cannot be written ({error.strerror})") from error
         try:
-            self._set_up()
-        except BaseException:
+            self.set_up(self.say)
+        except BaseException as error:
             self._lock.release()
+            self._explain(error)
             raise
         return self
-
-    def _set_up(self) -> None:
-        config, accelerator = self.config, self.accelerator
-        self.corpus = prepare(config) if self.main else wait_for(config)
-        self.lanes = Lanes(
-            self.corpus["train"],
-            config.train.batch_size,
-            config.train.bptt,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-            seed=config.train.seed,
-            device=accelerator.device,
-        )
-        lanes, slices = len(self.lanes.lanes), config.train.accumulate
-        if lanes % slices:
-            raise CharlmError(f"train.accumulate={slices}: does not divide the {lanes} lanes of a process")
-        torch.manual_seed(config.train.seed)
-        self.model = CharLM(config.model, len(self.corpus.vocab))
-        self._set_precision()
-        optimizer = make_optimizer(self.model.to(accelerator.device), config.optim)
-        self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
-        torch.manual_seed(config.train.seed + 1 + accelerator.process_index)  # dropout differs by rank
-
-    def _set_precision(self) -> None:
-        precision = self.config.train.precision
-        if self.accelerator.device.type != "cuda":
-            if precision != "fp32":
-                self.say(f"train.precision={precision} is for GPUs: this CPU computes in fp32")
-            return
-        if precision == "bf16":
-            self.model.compute_dtype = torch.bfloat16
-        exact = "tf32" if precision == "tf32" else "ieee"
-        torch.backends.cudnn.rnn.fp32_precision = exact
-        torch.backends.cuda.matmul.fp32_precision = exact
-
-    @property
-    def bare_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer inside accelerate's wrapper."""
-        return self.optimizer.optimizer
 
     def begin(self) -> None:
         """Open the report at the step that training starts from."""
         self._begun = True
+        self._conferred = (self.state.step, time.perf_counter(), 1)
         self.tell_status("running")
         self.report.open(self.state.step, self.state.run_id)
-        self.say(self.corpus.report())
+        if self.state.best is not None:
+            self._tell_best()
+        self.say(self.corpus.report() if self.state.step == 0 else str(self.corpus.folder))
         self.say(
             f"{sum(p.numel() for p in self.model.parameters()):,} parameters; "
             f"{self.config.train.batch_size} lanes × {self.config.train.bptt} characters per step, "
             f"{self.lanes.windows} steps per epoch; "
-            f"{self.accelerator.num_processes} process(es) on {self.accelerator.device.type}"
+            f"{self.world} process(es) on {self.accelerator.device.type}"
         )
         self.clock.restart()
 
     # one step
 
-    def forward_backward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss [] in nats per symbol over this rank's lanes; norm [] of the gradient before clipping."""
-        slices = self.config.train.accumulate
-        carry = self.state.carry or self.model.zeros(len(x))
-        parts = zip(x.chunk(slices), y.chunk(slices), *(c.chunk(slices, 1) for c in carry), strict=True)
-        losses, carries = [], []
-        for i, (some_x, some_y, *some_carry) in enumerate(parts, 1):
-            with nullcontext() if i == slices else self.accelerator.no_sync(self.wrapped):
-                loss, after = self.wrapped(some_x, tuple(some_carry), some_y)
-                self.accelerator.backward(loss / slices)
-            losses.append(loss.detach())
-            carries.append(after)
-        self.state.carry = tuple(torch.cat(c, 1) for c in zip(*carries, strict=True))
-        clip = self.config.optim.clip
-        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), math.inf if clip is None else clip)
-        return torch.stack(losses).mean(), norm
-
-    def advance(self, loss: Tensor) -> None:
+    def advance(self, loss: Tensor, carry: Carry) -> None:
         """Count the step; at the end of an epoch the carry starts again at zero."""
         state = self.state
         state.step += 1
         state.position = self.lanes.after(state.position)
-        if state.position.window == 0:
-            state.carry = None
+        state.carry = carry if state.position.window else None
         state.losses.append(loss)
         self.clock.steps += 1
         self.report.advance()
@@ -187,15 +97,21 @@ class Run:
         return every > 0 and self.state.step % every == 0
 
     def agreed(self, reason: str | None) -> str | None:
-        """Stop when any rank was asked to, all of them at the same step; they confer every tenth."""
-        if self.accelerator.num_processes == 1:
+        """Stop when any rank was asked to, all of them at the same step.
+
+        They confer about once a second, at least every tenth step: to confer is to wait for each other.
+        """
+        if self.world == 1:
             return reason
-        if self.state.step % 10:
+        step, (last, since, patience) = self.state.step, self._conferred
+        if step < last + patience:
             return None
-        asked = torch.tensor(float(reason is not None), device=self.accelerator.device)
-        if self.accelerator.reduce(asked, "sum").item() == 0:  # sync
-            return None
-        return reason or "another process was asked to stop"
+        pace = (time.perf_counter() - since) / (step - last)
+        told = torch.tensor([float(reason is not None), pace], device=self.accelerator.device)
+        asked, seconds = self.accelerator.reduce(told, "sum").tolist()  # sync
+        patience = min(max(int(self.world / seconds), 1), 10)  # the same on all ranks
+        self._conferred = (step, time.perf_counter(), patience)
+        return (reason or "another process was asked to stop") if asked else None
 
     # every so often
 
@@ -215,7 +131,7 @@ class Run:
             "grad_norm": norm.item(),
             "characters_per_second": round(characters * pace, 1),
             "epoch": round(self.state.position.epoch + self.state.position.window / self.lanes.windows, 4),
-            "memory_gb": round(_peak_memory(self.accelerator.device) / 1e9, 3),
+            "memory_gb": round(peak_memory(self.accelerator.device) / 1e9, 3),
         }
         self.report.training(self.state.step, values, seconds_left=(train.steps - self.state.step) / pace)
         self.clock.restart()
@@ -229,6 +145,7 @@ class Run:
         if all(finite):
             return
         step = self.state.step - len(losses) + finite.index(False) + 1
+        self.saver.wait()
         before = steps_of(self.dir)
         safe = f"the last good checkpoint is of step {before[-1]}" if before else "there is no checkpoint yet"
         fp16 = ", or train.precision=bf16" if self.config.train.precision == "fp16" else ""
@@ -251,10 +168,13 @@ class Run:
             best = state.best is None or figures["nats_per_character"] < state.best["nats_per_character"]
             if best and math.isfinite(figures["nats_per_character"]):
                 state.best = {"step": state.step} | figures
-                self.report.summary({f"best/{k}": v for k, v in state.best.items()})
+                self._tell_best()
                 self._export()
             told = f"validation {figures['bpc']:.4f} bpc, {figures['bpb']:.4f} bpb"
             self.say(f"step {state.step}: {told}{' (best)' if best else ''}")
+
+    def _tell_best(self) -> None:
+        self.report.summary({f"best/{k}": v for k, v in self.state.best.items()})
 
     def score(self, split: str, most: int | None = None) -> dict:
         """The figures of evaluate() on a split, or on the first `most` symbols of it, over all ranks."""
@@ -264,7 +184,7 @@ class Run:
             self.corpus[split][:most],
             self.config.evaluate,
             rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
+            world=self.world,
             reduce=lambda sums: self.accelerator.reduce(sums, "sum"),
         )
 
@@ -337,6 +257,7 @@ class Run:
         return summary
 
     def __exit__(self, kind, error, _) -> None:
+        self.saver.close()
         try:
             self.report.close(failed=error is not None)
             if kind is KeyboardInterrupt and self._begun:
@@ -348,35 +269,16 @@ class Run:
                 raise
         finally:
             self._lock.release()
+        self._explain(error)
+
+    def _explain(self, error: BaseException | None) -> None:
+        """Raise as a CharlmError what the machine, not the program, is to blame for."""
+        before = steps_of(self.dir)
+        safe = f"the last checkpoint is of step {before[-1]}" if before else "there is no checkpoint yet"
         if isinstance(error, OSError) and error.errno in _DISK:
-            before = steps_of(self.dir)
-            safe = f"the last checkpoint is of step {before[-1]}" if before else "there is no checkpoint yet"
             raise CharlmError(f"{self.dir}: cannot be written ({error.strerror}); {safe}") from error
-
-
-class Clock:
-    """Steps per second of training alone: evaluation, samples and checkpoints stop it."""
-
-    def __init__(self):
-        self.restart()
-
-    def restart(self) -> None:
-        self.steps, self.started, self.lost = 0, time.perf_counter(), 0.0
-
-    def steps_per_second(self) -> float:
-        return self.steps / max(time.perf_counter() - self.started - self.lost, 1e-9)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        since = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.lost += time.perf_counter() - since
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's allocator, or of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if isinstance(error, RuntimeError) and self.world > 1 and re.search(_LOST, str(error)):
+            raise CharlmError(
+                f"process {self.accelerator.process_index} has lost another process of this run, which has "
+                f"ended or cannot be reached; {safe}, the same command goes on from it"
+            ) from error

@@ -16,8 +16,9 @@ class Stop:
     nothing to save.
     """
 
-    def __init__(self, max_hours: float | None = None):
-        self.deadline = None if max_hours is None else time.monotonic() + 3600 * max_hours
+    def __init__(self):
+        self.started = time.monotonic()
+        self.max_hours: float | None = None  # since it was made
         self.in_loop = False
         self._reason: str | None = None
         self._before: dict = {}
@@ -25,7 +26,8 @@ class Stop:
     @property
     def reason(self) -> str | None:
         """Why to stop, or None to go on."""
-        if self._reason is None and self.deadline is not None and time.monotonic() >= self.deadline:
+        hours = (time.monotonic() - self.started) / 3600
+        if self._reason is None and self.max_hours is not None and hours >= self.max_hours:
             self._reason = "train.max_hours is over"
         return self._reason
 

@@ -184,19 +184,46 @@ class Vocab:
                 f"{what} at position {at[0]:,} is not in the closed vocabulary of {len(self)} symbols; "
                 f"vocab.unknown=bytes would spell it in bytes"
             )
-        length = 1 + (lost >= 0x80) + (lost >= 0x800) + (lost >= 0x10000)
+        utf8, length = _utf8_of(lost)
         width = np.ones(len(codes), np.int64)
         width[at] = length
         start = np.cumsum(width) - width
         out = np.empty(int(start[-1] + width[-1]), np.uint16)
         out[start] = ids
-        lead = np.array([0, 0, 0xC0, 0xE0, 0xF0], np.uint32)[length]
-        out[start[at]] = self._of_byte[lead | (lost >> (6 * (length - 1)).astype(np.uint32))]
-        for k in range(1, 4):  # k-th continuation byte of those that have one
+        for k in range(4):
             has = length > k
-            shift = (6 * (length[has] - 1 - k)).astype(np.uint32)
-            out[start[at[has]] + k] = self._of_byte[0x80 | ((lost[has] >> shift) & 0x3F)]
+            out[start[at[has]] + k] = self._of_byte[utf8[has, k]]
         return out
+
+    def holds(self, codes: np.ndarray) -> np.ndarray:
+        """bool[n]: which codes have a symbol of their own."""
+        return self._of_code[codes] != UNKNOWN
+
+    def knows(self, codes: np.ndarray) -> bool:
+        """Can all these codes be encoded?"""
+        return self.unknown == "bytes" or bool(self.holds(codes).all())
+
+    def histogram(self, codes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """int64[V]: how often each symbol occurs in text that holds these codes (uint32[n]) so often
+        (int64[n])."""
+        out = np.zeros(len(self), np.int64)
+        ids = self._of_code[codes]
+        known = ids != UNKNOWN
+        np.add.at(out, ids[known], counts[known])
+        utf8, length = _utf8_of(codes[~known])
+        for k in range(4):
+            has = length > k
+            np.add.at(out, self._of_byte[utf8[has, k]], counts[~known][has])
+        return out
+
+    @cached_property
+    def tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the compiled encoder looks symbols up in: ids uint16[END + 1] of codes, where UNKNOWN is
+        none and ASCII is always some, and spelling uint16[256] of bytes."""
+        ids = self._of_code.copy()
+        lost = np.flatnonzero(ids[:0x80] == UNKNOWN)
+        ids[lost] = self._of_byte[lost]
+        return ids, self._of_byte
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """Ids of a text. bytes are for a bytes-only vocabulary, or UTF-8.
@@ -302,6 +329,18 @@ class Vocab:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CharlmError(f"{path}: cannot be read as a vocabulary: {error}") from error
+
+
+def _utf8_of(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The UTF-8 of code points uint32[n]: bytes uint8[n, 4], of which the first length int64[n] count."""
+    length = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
+    utf8 = np.empty((len(codes), 4), np.uint8)
+    lead = np.array([0, 0, 0xC0, 0xE0, 0xF0], np.uint32)[length]
+    utf8[:, 0] = lead | (codes >> (6 * (length - 1)).astype(np.uint32))
+    for k in range(1, 4):
+        shift = (6 * np.maximum(length - 1 - k, 0)).astype(np.uint32)
+        utf8[:, k] = 0x80 | ((codes >> shift) & 0x3F)
+    return utf8, length
 
 
 def _byte_symbols(characters: Sequence[str]) -> tuple[int, ...]:

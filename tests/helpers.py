@@ -86,10 +86,28 @@ def config_file(config: Config) -> Path:
     return path
 
 
-def start(config: Config) -> subprocess.Popen:
+def start(config: Config, **variables: str) -> subprocess.Popen:
     """`charlm train` of a config, in the background; stdout and stderr together."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
-    return subprocess.Popen(command("train", "--config", config_file(config)), env=environment(), **options)
+    words = command("train", "--config", config_file(config))
+    return subprocess.Popen(words, env=environment(**variables), **options)
+
+
+def launched(launcher: list[str], *words, **options) -> str:
+    """What scripts/train.py prints under a launcher."""
+    line = [sys.executable, "-m", *launcher, *map(str, words)]
+    options = {"capture_output": True, "encoding": "utf-8", "timeout": 150, "env": environment()} | options
+    ran = subprocess.run(line, **options)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def train_on(processes: int, config) -> str:
+    """Train on several processes; returns what they print."""
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    told = launched(torchrun, ROOT / "scripts" / "train.py", "--config", config_file(config))
+    assert f"{processes} process(es) on cpu" in told  # some launchers silently start one
+    return told
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 60) -> None:
@@ -196,6 +214,12 @@ def wandb_run(run_dir: str | Path) -> dict:
 
 
 def environment(**changes: str | None) -> dict[str, str]:
-    """This process's environment with changes; None takes a variable out."""
-    changes = {"OMP_NUM_THREADS": str(torch.get_num_threads())} | changes  # so that sums round the same way
-    return {k: v for k, v in {**os.environ, **changes}.items() if v is not None}
+    """This process's environment with changes; None takes a variable out.
+
+    WANDB_SERVICE is of wandb runs in this process, which others must not share.
+    """
+    fixed = {
+        "WANDB_SERVICE": None,
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }  # sums round the same way
+    return {k: v for k, v in {**os.environ, **fixed, **changes}.items() if v is not None}

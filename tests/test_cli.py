@@ -13,7 +13,7 @@ from helpers import MIXED, charlm, command, config_file, environment, files_of, 
 from charlm import __version__
 from charlm.cli import COMMANDS, main
 from charlm.config import to_yaml
-from charlm.corpus import prepare
+from charlm.prepared import prepare
 from charlm.train import train
 
 
@@ -191,12 +191,14 @@ def test_prepare_reports_the_corpus_and_prepares_once(run, tmp_path):
     corpus = prepare(config)
     for expected in (
         str(folder),
-        f"{len(corpus.vocab)} symbols",
-        f"train: {corpus.splits['train']['characters']:,} characters",
-        "validation: ",
-        "test: ",
-        "% of the symbols spell characters in bytes",
-        "a unigram model scores ",
+        f"symbols      {len(corpus.vocab)}: ",
+        f"{corpus.splits['train']['characters']:,}",
+        "validation",
+        "test",
+        "spelled in bytes: ",
+        "unigram",
+        "-gram, Witten-Bell",
+        "xz -9e",
     ):
         assert expected in told
     total = sum(size["characters"] for size in corpus.splits.values())

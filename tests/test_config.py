@@ -106,8 +106,32 @@ def test_every_section_and_kind_of_value_from_yaml(tmp_path):
     ],
 )
 def test_values_on_the_command_line(words, key, value):
-    read = flatten(load_config(None, words))[key]
+    more = ["data.source=json"] if key == "data.data_files" else []  # who names files says what they are
+    read = flatten(load_config(None, words, *more))[key]
     assert read == value and type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (
+            ["data.data_files=a.txt"],
+            "data.data_files='a.txt': source stdlib reads no files; set data.source to",
+        ),
+        (["data.source=literal", "data.text=a", "data.data_files=a.txt"], "source literal reads no files"),
+        (["data.text=hello"], "data.text='hello': is for data.source=literal"),
+    ],
+)
+def test_text_that_the_source_would_not_read_is_refused(words, told):
+    with pytest.raises(CharlmError, match=re.escape(told)):
+        load_config(None, *words)
+
+
+def test_a_pattern_that_the_shell_has_spread_is_explained():
+    with pytest.raises(
+        CharlmError, match=r"unrecognized arguments.*put a pattern such as 'books/.*' in quotes"
+    ):
+        parse(["--data.source", "text", "--data.data_files", "a.txt", "b.txt", "c.txt"])
 
 
 # round trips

@@ -3,13 +3,33 @@
 import json
 import math
 import os
+import re
+import signal
 import socket
+import subprocess
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from helpers import changed, charlm, config_file, losses, records, small, wandb_run
+from helpers import (
+    assert_same_state,
+    changed,
+    charlm,
+    config_file,
+    environment,
+    logged,
+    losses,
+    newest,
+    records,
+    small,
+    start,
+    status,
+    wait_until,
+    wandb_run,
+)
+from wandb_server import WandbServer
 
 from charlm.config import flatten
 from charlm.report import wandb_mode
@@ -155,6 +175,122 @@ def test_wandb_writes_inside_the_run_directory_only(recorded):
     config, _, _ = recorded
     assert len(list(Path(config.run_dir, "wandb").glob("offline-run-*"))) == 1
     assert not Path(os.environ["WANDB_DIR"], "wandb").exists() and not Path("wandb").exists()
+
+
+# one wandb run over all restarts
+
+
+BUSY = {
+    "model": {"hidden_size": 48},
+    "train": {"steps": 400, "bptt": 24},
+    "evaluate": {"every": 40},
+    "sample": {"every": 60},
+    "checkpoint": {"every": 50},
+    "log": {"every": 1, "wandb": "auto"},
+}
+
+
+def killed_twice(config, **variables) -> None:
+    """Start the run, kill it with -9 when it has gone on by some 60 steps, twice; then let it finish."""
+    for at in (60, 130, None):
+        process = start(config, **variables)
+        if at is None:
+            said, _ = process.communicate(timeout=120)
+            assert process.returncode == 0, said
+            return
+        wait_until(lambda at=at: logged(config.run_dir) >= at, process)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def assert_one_curve(config, points: list[dict]) -> None:
+    """Every record of metrics.jsonl is at wandb once, in order, and tells the same."""
+    lines = records(config.run_dir)
+    assert [p["_step"] for p in points] == list(range(len(lines)))
+    for point, line in zip(points, lines, strict=True):
+        assert point["_timestamp"] == line.pop("time")
+        assert {name: point[name] for name in line} == line
+
+
+def test_offline_a_run_that_was_killed_is_one_curve(tmp_path):
+    config = small(tmp_path / "run", **BUSY)
+    killed_twice(config, WANDB_MODE="offline")
+    assert [step for step, _ in losses(config.run_dir)] == list(range(1, 401))
+    told = wandb_run(config.run_dir)  # of the one offline run that is left
+    assert_one_curve(config, told["history"])
+    facts = newest(config.run_dir)[0]
+    assert [p.name.endswith(facts["run_id"]) for p in (tmp_path / "run" / "wandb").glob("offline-run-*")] == [
+        True
+    ]
+    assert {f"best/{k}": v for k, v in facts["best"].items()}.items() <= told["summary"].items()
+    assert told["exit"] == 0
+    with WandbServer() as server:  # and the one command that syncs afterwards
+        words = [sys.executable, "-m", "wandb", "sync", str(tmp_path / "run" / "wandb" / "latest-run")]
+        env = environment(**server.environment)
+        synced = subprocess.run(words, env=env, capture_output=True, encoding="utf-8", timeout=60)
+        assert synced.returncode == 0, synced.stdout + synced.stderr
+    assert_one_curve(config, server.rows[facts["run_id"]])
+
+
+def test_an_offline_run_that_ends_killed_holds_the_whole_curve_in_its_newest_part(tmp_path):
+    """`wandb sync …/latest-run` is the one command that syncs afterwards, whatever happened."""
+    config = small(tmp_path / "run", **BUSY)
+    process = start(config, WANDB_MODE="offline")
+    wait_until(lambda: logged(config.run_dir) >= 60, process)
+    process.kill()
+    process.communicate()
+    told = start(changed(config, train={"max_hours": 1e-9}), WANDB_MODE="offline").communicate()[0]
+    assert "stopped at step 51" in told
+    latest = (tmp_path / "run" / "wandb" / "latest-run").resolve()
+    assert [p["step"] for p in wandb_run(latest)["history"] if "loss" in p] == list(range(1, 52))
+
+
+def test_online_a_run_that_was_killed_is_one_curve(tmp_path):
+    config = small(tmp_path / "run", **BUSY)
+    with WandbServer() as server:
+        killed_twice(config, **server.environment)
+    assert list(server.rows) == [newest(config.run_dir)[0]["run_id"]]
+    (points,) = server.rows.values()
+    assert [step for step, _ in losses(config.run_dir)] == list(range(1, 401))
+    # what is told twice, before and after a kill, is the same but for the clock
+    lines = records(config.run_dir)
+    assert [p["_step"] for p in points] == list(range(len(lines)))
+    for point, line in zip(points, lines, strict=True):
+        for name in ("step", "loss", "validation/bpc", "sample"):
+            assert point.get(name) == line.get(name)
+
+
+def test_a_wandb_that_breaks_down_harms_nothing(tmp_path):
+    """Its process is killed in the middle of the run."""
+    config = small(tmp_path / "run", **BUSY)
+    process = start(config, WANDB_MODE="offline")
+    wait_until(lambda: logged(config.run_dir) >= 60, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (core,) = [pid for pid in children if "wandb" in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(int(core), signal.SIGKILL)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "done: 400 steps" in said and "wandb: given up" in said
+    assert [step for step, _ in losses(config.run_dir)] == list(range(1, 401))
+
+
+def test_a_server_that_goes_away_in_mid_run_harms_nothing(tmp_path):
+    """The run ends as if nothing had happened, soon, and says how to send the rest."""
+    config = small(tmp_path / "run", **BUSY)
+    server = WandbServer()
+    process = start(config, **server.environment, WANDB_FINISH_TIMEOUT="4")
+    wait_until(lambda: logged(config.run_dir) >= 60, process)
+    server.close()
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "done: 400 steps" in said and "Traceback" not in said
+    assert re.search(
+        r"wandb: the server did not take the rest in 4 s; later: wandb sync \S+/wandb/run-\S+", said
+    )
+    assert status(config.run_dir)["status"] == "done"
+    train(small(tmp_path / "whole", **BUSY), quiet=True)
+    assert_same_state(config.run_dir, tmp_path / "whole")
 
 
 # lines for people

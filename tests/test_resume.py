@@ -24,8 +24,8 @@ from helpers import (
 
 from charlm.checkpoint import steps_of
 from charlm.config import CharlmError
-from charlm.corpus import prepare
 from charlm.lanes import Lanes
+from charlm.prepared import prepare
 from charlm.train import train
 
 DROPOUT = {"num_layers": 2, "dropout": 0.3}  # so that the state of the random numbers matters

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import signal
 import subprocess
 import time
@@ -34,11 +35,11 @@ from torch import nn
 from charlm.checkpoint import folder_of, load_checkpoint, steps_of
 from charlm.cli import main
 from charlm.config import CharlmError, Config, load_config
-from charlm.corpus import prepare
 from charlm.evaluate import evaluate
 from charlm.generate import generate
 from charlm.lanes import Lanes
 from charlm.model import CharLM
+from charlm.prepared import prepare
 from charlm.run import NonFiniteLoss
 from charlm.train import train
 
@@ -99,7 +100,7 @@ def test_the_speed_told_is_the_speed_of_training(tmp_path):
         tmp_path / "run",
         train={"steps": 4},
         evaluate={"every": 2},
-        sample={"every": 2, "length": 2500},
+        sample={"every": 2, "length": 100_000},
         checkpoint={"every": 2},
         log={"every": 2},
     )
@@ -420,11 +421,13 @@ def test_the_handlers_of_signals_are_given_back(tmp_path):
 
 
 def test_a_second_process_is_refused_and_disturbs_nothing(tmp_path):
-    config = small(tmp_path / "run", checkpoint={"every": 2})
+    config = small(tmp_path / "run", checkpoint={"every": 2, "keep": 1})
     ran = []
 
     def meanwhile(step, model, loss):
         if step == 4:
+            while [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] != ["step-00000004"]:
+                time.sleep(0.01)  # it is written beside the training
             before = files_of(config.run_dir)
             ran.append(charlm("train", "--config", config_file(config)))
             assert files_of(config.run_dir) == before
@@ -473,3 +476,26 @@ def test_a_reader_of_stdout_that_goes_away_does_not_make_a_broken_run_look_well(
     process.wait(60)
     ended = status(config.run_dir)["status"]
     assert (process.returncode == 0) == (ended in ("done", "interrupted")), ended
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """The disk is slow: steps are made meanwhile, and what is written is the state of its own step."""
+    flush = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (time.sleep(0.02), flush(handle)))
+    config = small(tmp_path / "run", train={"steps": 400}, checkpoint={"every": 20, "keep": 99})
+    folder, meanwhile = tmp_path / "run" / "checkpoints", []
+
+    def watch(step, model, loss):
+        meanwhile.extend((step, p.name) for p in folder.glob(".step-*.partial"))
+
+    train(config, quiet=True, watch=watch)
+    assert any(step > int(name[6:14]) + 2 for step, name in meanwhile)
+    monkeypatch.undo()
+    assert steps_of(config.run_dir) == list(range(20, 401, 20))
+    at_40 = small(tmp_path / "forty", train={"steps": 40})
+    train(at_40, quiet=True)
+    _, tensors, _ = load_checkpoint(folder_of(config.run_dir, 40))
+    _, expected = newest(at_40.run_dir)
+    for group in ("model", "optimizer", "carry"):
+        for name, tensor in expected[group].items():
+            assert torch.equal(tensor, tensors[group][name]), name

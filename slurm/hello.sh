@@ -1,0 +1,28 @@
+#!/bin/bash
+# Is this cluster set up right? Two nodes learn "hello" together, are interrupted on purpose, put back into the
+# queue, and go on. A few minutes; the log ends with "set up right".
+#
+#   sbatch slurm/hello.sh
+#SBATCH --job-name=charlm-hello
+#SBATCH --nodes=2
+#SBATCH --gpus-per-node=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=2
+#SBATCH --time=00:15:00
+#SBATCH --signal=USR1@60
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+cd "$SLURM_SUBMIT_DIR" || exit
+run=runs/$SLURM_JOB_NAME-$SLURM_JOB_ID
+options=(--config hello --run_dir "$run" --data.dir "$run/data")
+options+=(--train.batch_size "$SLURM_NTASKS" --data.text "$(printf 'hello%.0s' $(seq "$SLURM_NTASKS"))")
+if [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
+  srun --label --gpu-bind=none bash -c '
+    source slurm/cluster.sh && python -c "
+import os, socket, torch
+print(socket.gethostname(), \"torch\", torch.__version__, \"sees\", torch.cuda.device_count(), \"GPU(s)\")"' || exit
+  options+=(--train.max_hours 1e-9) # leaves after its first step
+fi
+bash slurm/train.sh "${options[@]}" || exit
+grep -q '"status": "done"' "$run/status.json" && echo "charlm: this cluster is set up right"

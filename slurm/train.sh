@@ -1,0 +1,59 @@
+#!/bin/bash
+# Train on one node or many until it is done, over as many time limits and preemptions as that takes:
+#
+#   sbatch slurm/train.sh --config wikipedia-en
+#   sbatch --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 slurm/train.sh --config wikipedia-en
+#
+# Left of the script are slurm's options, right of it those of `charlm train`. One task is one process: as many
+# tasks per node as GPUs. Before the time limit slurm sends USR1; the run saves itself, and this script puts the
+# job back into the queue, under the same id and with the same log. A crash is not put back.
+#SBATCH --job-name=charlm
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=4
+#SBATCH --ntasks-per-node=4
+#SBATCH --cpus-per-task=4
+#SBATCH --time=24:00:00
+#SBATCH --signal=USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+set -uo pipefail
+trap 'say "asked to end"' TERM # stay, while the processes save
+cd "$SLURM_SUBMIT_DIR" && source slurm/cluster.sh || exit
+
+say() { echo "[train.sh $(date +%T)] $*"; }
+ended() { # status and step, as the run itself tells them
+  sed -nE 's/^\{"status": "([a-z]+)", "step": ([0-9]+).*/\1 \2/p' "$run_dir/status.json" 2>/dev/null
+}
+
+run_dir=$(charlm train "$@" --print_config | sed -n "s/^run_dir: //p" | tr -d "'\"") || exit
+read -r _ before < <(ended)
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_ADDR MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=${WANDB_MODE:-offline} # no internet on compute nodes
+
+say "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, $SLURM_NTASKS process(es) on $SLURM_JOB_NODELIST, $run_dir"
+# Every task is the Python process itself, for a signal reaches no further than that. Until Python listens,
+# signals are ignored: they would end it.
+# shellcheck disable=SC2016
+srun --kill-on-bad-exit=1 --gpu-bind=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash -c '
+  trap "" USR1 TERM
+  export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+  exec charlm train "$@"' charlm "$@" &
+srun=$!
+while wait "$srun"; rc=$?; kill -0 "$srun" 2>/dev/null; do :; done # a signal interrupts the wait
+
+read -r status step < <(ended)
+say "ended with $rc: ${status:-no status}, step ${step:-0}"
+[ "$rc" = 0 ] || exit "$rc"
+[ "$status" = interrupted ] || exit 0
+if [ "$step" -le "${before:--1}" ]; then
+  say "not put back into the queue: it got no further than step $before before it had to stop"
+  exit 1
+fi
+# While slurm ends the job itself (scancel, or a preemption without grace), it is for slurm to say what follows.
+scontrol show job -o "$SLURM_JOB_ID" | grep -q ' JobState=RUNNING ' || exit 0
+say "back into the queue"
+scontrol requeue "$SLURM_JOB_ID" || exit
+exec sleep 120 # until slurm ends this
