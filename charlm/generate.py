@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from charlm.config import CharlmError, SampleConfig
-from charlm.model import CharLM
+from charlm.model import Carry, CharLM
 from charlm.vocab import Vocab
 
 
@@ -22,24 +23,31 @@ def generate_ids(
     torch's random numbers; a sample does not depend on how many are drawn beside it.
     Raises CharlmError for a prompt with a character that a closed vocabulary does not have.
     """
+    from charlm.drawing import Drawing  # here, because they import numba, for which training need not wait
+    from charlm.stepping import Stepper
+
     if num_samples < 1:
         raise CharlmError(f"num_samples={num_samples}: must be 1 or more")
-    draws = [torch.Generator().manual_seed(config.seed + i) for i in range(num_samples)]
+    draw = Drawing(config, num_samples, model.vocab_size)
     training = model.training
     model.eval()
     try:
-        carry = model.zeros(num_samples)
+        carry = model.zeros(1)
         prompt = torch.from_numpy(vocab.encode(config.prompt).astype("int64")).to(model.device)
         if not len(prompt) and vocab.end is not None:
             prompt = torch.tensor([vocab.end], device=model.device)  # what comes before a document
-        logits = torch.zeros(num_samples, model.vocab_size)  # before any text: every symbol alike
+        logits = torch.zeros(1, model.vocab_size)  # before any text: every symbol alike
         for window in prompt.split(1024) if len(prompt) else ():
-            out, carry = model(window.expand(num_samples, -1), carry)
+            out, carry = model(window[None], carry)
             logits = out[:, -1]
-        for _ in range(config.length):
-            ids = _draw(logits.float().cpu(), config, draws)
+        logits = logits.expand(num_samples, -1)  # all samples read the same prompt
+        carry = tuple(c.expand(-1, num_samples, -1).contiguous() for c in carry)
+        stepper = Stepper(model, carry) if model.device.type == "cpu" else _PlainStep(model, carry)
+        ids = draw(_on_cpu(logits))
+        yield ids.tolist()
+        for _ in range(config.length - 1):
+            ids = draw(stepper.step(ids))
             yield ids.tolist()
-            logits, carry = model.step(ids.to(model.device), carry)
     finally:
         model.train(training)
 
@@ -60,19 +68,16 @@ def visible(text: str) -> str:
     return text.translate({i: f"\\x{i:02x}" for i in (*range(9), *range(11, 32), *range(127, 160))})
 
 
-def _draw(logits: Tensor, config: SampleConfig, draws: list[torch.Generator]) -> Tensor:
-    """One id per row of logits [N, V]: temperature, then top-k, then top-p, then a draw."""
-    if config.temperature == 0:
-        return logits.argmax(-1)
-    # In float64 and with the likeliest at 0, a temperature near 0 overflows nothing.
-    logits = ((logits - logits.amax(-1, keepdim=True)).double() / config.temperature).float()
-    if config.top_k is not None and config.top_k < logits.shape[-1]:
-        best = logits.topk(config.top_k)
-        logits = torch.full_like(logits, -torch.inf).scatter(-1, best.indices, best.values)
-    shares = logits.softmax(-1)
-    if config.top_p is not None and config.top_p < 1:
-        ordered, index = torch.sort(shares, dim=-1, descending=True, stable=True)
-        outside = ordered.cumsum(-1) - ordered >= config.top_p  # what comes before already reaches it
-        shares = shares.scatter(-1, index, ordered.masked_fill(outside, 0))
-    rows = [torch.multinomial(row, 1, generator=g) for row, g in zip(shares, draws, strict=True)]
-    return torch.cat(rows)
+class _PlainStep:
+    """What Stepper does, through the model itself on its own device."""
+
+    def __init__(self, model: CharLM, carry: Carry):
+        self.model, self.carry = model, carry
+
+    def step(self, ids: np.ndarray) -> np.ndarray:
+        logits, self.carry = self.model.step(torch.from_numpy(ids).to(self.model.device), self.carry)
+        return _on_cpu(logits)  # sync
+
+
+def _on_cpu(logits: Tensor) -> np.ndarray:
+    return logits.float().contiguous().cpu().numpy()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from charlm.config import CharlmError, ModelConfig
 from charlm.files import replace
+from charlm.gru import gru_window
 from charlm.vocab import Vocab
 
 Carry = tuple[Tensor, ...]
@@ -115,6 +116,9 @@ class CharLM(nn.Module):
     def _recur(self, layer: nn.RNNBase, x: Tensor, state: Carry) -> tuple[Tensor, Carry]:
         """One layer over a window: x [B, T, E or H], state of [1, B, H] each."""
         if self.compute_dtype == torch.float32:
+            if layer.mode == "GRU" and x.device.type == "cpu":
+                out, new = gru_window(layer, x, state[0])
+                return out, (new,)
             out, new = layer(x, state if len(state) == 2 else state[0])
             return out, new if isinstance(new, tuple) else (new,)
         # Autocast would run cuDNN's recurrent layers in fp16, whatever it was asked for: cast by hand, in the

@@ -1,6 +1,8 @@
 """Sampling: what is drawn, from what, and that it is always text."""
 
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -377,3 +379,9 @@ def test_training_goes_on_after_a_sample():
     ids = torch.tensor([[0, 1, 2]])
     model(ids, None, ids)[0].backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_importing_it_does_not_import_the_compiler():
+    """Training imports this module before its first step; numba is for the first sample."""
+    code = "import sys, charlm.generate; assert 'numba' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,83 @@
+"""A window of one GRU layer on a CPU, with a backward of its own: torch's calls a dozen small kernels a step.
+
+The equations are nn.GRU's (biases b_i of the input and b_h of the hidden state, gates in the order r, z, n):
+
+    r, z = sigmoid(x W_i + b_i + h W_h + b_h)        a_n = h W_hn + b_hn
+    n    = tanh(x W_in + b_in + r · a_n)             h'  = n + z · (h - n)
+
+What depends on x alone is one product over the window, and so is every gradient of a weight. Of a step
+remain, forward, one product and four small kernels; backward, one product and three: with g the gradient at
+h', those at the pre-activations are g times factors that are known beforehand (below, `factors`).
+
+Shapes: B lanes, T window, E input, H hidden. Any float dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class _Window(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, h, w_i, w_h, b_i, b_h):
+        """x [B, T, E], h [B, H] → out [B, T, H], h at the end [B, H]."""
+        size, lanes, steps = h.shape[1], len(x), x.shape[1]
+        x = x.transpose(0, 1).contiguous()  # [T, B, E]
+        gates = torch.addmm(b_i, x.flatten(0, 1), w_i.t()).view(steps, lanes, 3 * size)
+        n = gates[:, :, 2 * size :].clone()
+        gates[:, :, : 2 * size] += b_h[: 2 * size]
+        gates[:, :, 2 * size :] = b_h[2 * size :]
+        states = h.new_empty(steps + 1, lanes, size)
+        states[0] = h
+        w = w_h.t()
+        r_z, r, z, a_n = (
+            gates[:, :, low * size : high * size].unbind() for low, high in ((0, 2), (0, 1), (1, 2), (2, 3))
+        )
+        h = states.unbind()
+        for t, (gate, new) in enumerate(zip(gates.unbind(), n.unbind(), strict=True)):
+            gate.addmm_(h[t], w)
+            r_z[t].sigmoid_()
+            new.addcmul_(r[t], a_n[t]).tanh_()
+            torch.lerp(new, h[t], z[t], out=h[t + 1])
+        ctx.save_for_backward(x, w_i, w_h, gates, n, states)
+        return states[1:].transpose(0, 1), states[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out, grad_h):
+        x, w_i, w_h, gates, n, states = ctx.saved_tensors
+        steps, lanes, size = n.shape
+        r, z, a_n = gates.view(steps, lanes, 3, size).unbind(2)
+        at_n = (1 - z) * (1 - n * n)
+        factors = torch.empty_like(gates)  # of r, z and a_n
+        of_r, of_z, of_a = factors.view(steps, lanes, 3, size).unbind(2)
+        torch.mul(at_n, r, out=of_a)
+        torch.mul(of_a, a_n * (1 - r), out=of_r)
+        torch.mul(z * (1 - z), states[:-1] - n, out=of_z)
+        g = grad_out.transpose(0, 1).contiguous()  # becomes the gradient at every h'
+        views = zip(
+            g.unbind(),
+            z.unbind(),
+            factors.view(steps, lanes, 3, size).unbind(),
+            factors.unbind(),
+            strict=True,
+        )
+        before = grad_h
+        for at_h, update, by_gate, flat in reversed(list(views)):
+            at_h += before
+            by_gate *= at_h[:, None]
+            before = torch.addmm(at_h * update, flat, w_h)
+        at_gates = factors.flatten(0, 1)  # by now the gradients at r, z, a_n
+        grad_w_h, grad_b_h = at_gates.t() @ states[:-1].flatten(0, 1), at_gates.sum(0)
+        torch.mul(g, at_n, out=of_a)  # the pre-activation of n, from the input's side
+        grad_x = (at_gates @ w_i).view_as(x).transpose(0, 1) if ctx.needs_input_grad[0] else None
+        return grad_x, before, at_gates.t() @ x.flatten(0, 1), grad_w_h, at_gates.sum(0), grad_b_h
+
+
+def gru_window(layer: nn.GRU, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """layer(x, h) of a one-layer, batch-first GRU: x [B, T, E], h [1, B, H] → ([B, T, H], [1, B, H])."""
+    weights = (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
+    out, last = _Window.apply(x, h[0], *weights)
+    return out, last[None]

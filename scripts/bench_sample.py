@@ -1,0 +1,69 @@
+"""`bench.py sample`: drawing text against the textbook loop and against a step's matrix products alone."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from bench_rounds import LIMIT, TEXTBOOK, WHOLE, Textbook, V, figures, finish, in_turn, matrices_of, timed
+from torch import Tensor
+
+
+def textbook_sample(model: Textbook, streams: int, length: int) -> None:
+    """The loop of the tutorials: a forward over one character, a softmax, a draw."""
+    with torch.inference_mode():
+        ids, carry, drawn = torch.zeros(streams, 1, dtype=torch.long), None, []
+        for _ in range(length):
+            logits, carry = model(ids, carry)
+            ids = torch.multinomial(logits[:, -1].softmax(-1), 1)
+            drawn.append(ids.flatten().tolist())
+
+
+def products(matrices: list[Tensor], streams: int, length: int) -> None:
+    """The matrix products of so many steps and nothing else, into memory that is there already."""
+    x = [torch.ones(m.shape[1], streams) for m in matrices]
+    y = [torch.empty(m.shape[0], streams) for m in matrices]
+    if streams == 1:
+        x, y = [v[:, 0] for v in x], [v[:, 0] for v in y]
+    product = torch.mv if streams == 1 else torch.mm
+    with torch.inference_mode():
+        for _ in range(length):
+            for m, into, out in zip(matrices, x, y, strict=True):
+                product(m, into, out=out)
+
+
+def sample_row(cell: str, hidden: int, layers: int, streams: int, length: int, rounds: int) -> dict:
+    from charlm import CharLM, Vocab
+    from charlm.config import ModelConfig, SampleConfig
+    from charlm.generate import generate_ids
+
+    vocab = Vocab("".join(map(chr, range(32, 127))) + "\n", unknown="error")
+    textbook = Textbook(cell, 64, hidden, layers).eval()
+    ours = CharLM(ModelConfig(cell=cell, embedding_size=64, hidden_size=hidden, num_layers=layers), V)
+    # A step need not multiply by the first layer's input weights: with them a character picks a constant row.
+    needed = [m for m in matrices_of(textbook) if m.shape[1] != 64]
+    config = SampleConfig(prompt="\n", length=length, temperature=1.0)
+
+    def read_all() -> None:
+        for _ in generate_ids(ours, vocab, config, streams):
+            pass
+
+    units = streams * length
+    ways = {
+        TEXTBOOK: lambda: timed(lambda: textbook_sample(textbook, streams, length), units),
+        WHOLE: lambda: timed(read_all, units),
+        LIMIT: lambda: timed(lambda: products(needed, streams, length), units),
+    }
+    told = in_turn(ways, rounds, f"{cell} {layers} × {hidden}, {streams} stream(s)")
+    return {"cell": cell, "layers": layers, "hidden": hidden, "streams": streams} | figures(told)
+
+
+def sample_bench(args: argparse.Namespace) -> None:
+    rows = [
+        sample_row(cell, hidden, layers, streams, args.length, args.rounds)
+        for cell in args.cells
+        for hidden in args.hidden
+        for layers in args.layers
+        for streams in args.streams
+    ]
+    finish("sample", "the matrix products of a step, and nothing else", rows, args)
