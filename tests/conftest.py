@@ -6,10 +6,14 @@ Set here, before anything imports datasets; processes that tests start inherit i
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 from hypothesis import HealthCheck, settings
 
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell's background jobs ignore it, their children too
 HOME = tempfile.mkdtemp(prefix="charlm-tests-")
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 for name in [n for n in os.environ if n.startswith(("HF_", "HUGGINGFACE_", "WANDB_"))]:
