@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _leave_at_once(code: int) -> NoReturn:
     """End one process of several, without taking Python down in order.
 
-    The threads of torch's process group outlive it (DistributedDataParallel keeps it), and one that still lets
-    go of a tensor while Python goes down under it aborts the process: on a busy machine one run in 25 ended so.
+    The threads of torch's process group outlive it (DistributedDataParallel keeps it). One that still lets go
+    of a tensor while Python goes down under it aborts the process: on a busy machine one run in 25 ended so.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
