@@ -52,12 +52,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? instead of failing
     warnings.formatwarning = _formatted(warnings.formatwarning)
-    code = 0
+    code: int | str = 0
     try:
         command(words[1:])
     except CharlmError as error:
-        print(f"charlm: error: {error}", file=sys.stderr)
-        code = 1
+        code = f"charlm: error: {error}"
     except KeyboardInterrupt:
         print("charlm: stopped by Ctrl-C", file=sys.stderr)
         code = 130
@@ -69,16 +68,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(code)
 
 
-def _leave_at_once(code: int) -> NoReturn:
+def _leave_at_once(code: int | str) -> NoReturn:
     """End one process of several, without taking Python down in order.
 
     The threads of torch's process group outlive it (DistributedDataParallel keeps it). One that still lets go
     of a tensor while Python goes down under it aborts the process: on a busy machine one run in 25 ended so.
     """
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)
+    with suppress(OSError, ValueError):
+        if isinstance(code, str):
+            print(code, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def _formatted(other):

@@ -270,6 +270,12 @@ class TrainConfig:
     goes on with fewer processes takes as many slices as its lanes need, unless this was changed."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Arithmetic on a GPU; a CPU always computes in fp32, and says so."""
+    cuda_graph: bool = False
+    """Record a step once and replay it, on one GPU, not in fp16: for small models, whose kernels run shorter
+    than it takes to launch them. What it gains is not measured yet."""
+    threads: int | None = None
+    """Threads of a process on a CPU; null: as many as the lanes and units of a step keep busy, at most all
+    that torch would use (one per core, or OMP_NUM_THREADS)."""
     seed: int = 0
     """Seed of weights, dropout and the order of epochs."""
     max_hours: float | None = None
@@ -280,7 +286,7 @@ class TrainConfig:
 
     def __post_init__(self):
         _choices("train", self)
-        _at_least("train", self, steps=1, batch_size=1, bptt=1, accumulate=1)
+        _at_least("train", self, steps=1, batch_size=1, bptt=1, accumulate=1, threads=1)
         _check(
             self.max_hours is None or self.max_hours > 0, "train.max_hours", self.max_hours, "must be above 0"
         )

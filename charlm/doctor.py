@@ -21,7 +21,7 @@ from charlm.corpus import folder_of
 from charlm.lanes import Position
 from charlm.metrics import peak_memory
 from charlm.optim import learning_rate, set_learning_rate
-from charlm.parts import Parts
+from charlm.parts import Parts, threads_for
 from charlm.report import wandb_mode
 
 SECONDS = 3  # of timed steps, at most 20
@@ -78,7 +78,7 @@ class Doctor:
                 "cudnn", f"{cudnn}" if cudnn else "missing: recurrent layers will be slow", ok=bool(cudnn)
             )
         else:
-            self.tell("device", f"{where}, {torch.get_num_threads()} thread(s) each")
+            self.tell("device", f"{where}, {threads_for(self.config, world)} thread(s) each")
         least, most = batch // world, -(-batch // world)
         each = f"{most}" if least == most else f"{least} or {most}"
         self.tell("lanes", f"{batch} in all, {each} per process", ok=least > 0)
@@ -112,8 +112,7 @@ class Doctor:
             x, y = parts.lanes.window(position)
             set_learning_rate(parts.optimizer, learning_rate(number, config.optim, config.train.steps))
             _, _, carry = parts.forward_backward(x, y, carry)
-            parts.optimizer.step()
-            parts.optimizer.zero_grad()
+            parts.update()
             position = parts.lanes.after(position)
             carry = carry if position.window else None
 

@@ -16,9 +16,11 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from charlm.casting import cast
 from charlm.config import CharlmError, ModelConfig
 from charlm.files import replace
 from charlm.gru import gru_window
+from charlm.loss import cross_entropy
 from charlm.vocab import Vocab
 
 Carry = tuple[Tensor, ...]
@@ -104,13 +106,10 @@ class CharLM(nn.Module):
             states.append(state)
         carry = tuple(torch.cat(parts).to(torch.float32) for parts in zip(*states, strict=True))
         x = self.output_dropout(x)
-        if x.dtype == self.output.weight.dtype:
-            logits = self.output(x)  # [B, T, V]
-        else:
-            logits = F.linear(x, self.output.weight.to(x.dtype), self.output.bias.to(x.dtype))
+        weight, bias = self.output.weight, self.output.bias
         if targets is None:
-            return logits, carry
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
+            return F.linear(x, weight.to(x.dtype), bias.to(x.dtype)), carry  # [B, T, V]
+        loss = cross_entropy(x.flatten(0, 1), weight, bias, targets.flatten(), reduction)
         return loss.view(targets.shape) if reduction == "none" else loss, tuple(c.detach() for c in carry)
 
     def _recur(self, layer: nn.RNNBase, x: Tensor, state: Carry) -> tuple[Tensor, Carry]:
@@ -123,7 +122,7 @@ class CharLM(nn.Module):
             return out, new if isinstance(new, tuple) else (new,)
         # Autocast would run cuDNN's recurrent layers in fp16, whatever it was asked for: cast by hand, in the
         # graph, so that gradients reach the float32 weights.
-        weights = [w.to(x.dtype) for w in layer._flat_weights]
+        weights = cast(layer._flat_weights, x.dtype)
         state = tuple(s.to(x.dtype) for s in state)
         kernel = getattr(torch._VF, layer.mode.lower())
         out, *new = kernel(

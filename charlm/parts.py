@@ -10,11 +10,24 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from charlm.config import Config
+from charlm.config import CharlmError, Config
 from charlm.lanes import Lanes
 from charlm.model import Carry, CharLM
 from charlm.optim import make_optimizer
 from charlm.prepared import prepare, wait_for
+from charlm.recorded import Recorded
+
+# Values of the gates that keep a thread busy: with fewer, threads cost each other more than they gain.
+VALUES_PER_THREAD = 1536
+
+
+def threads_for(config: Config, world: int) -> int:
+    """Threads of torch for training on a CPU: train.threads, or as many as the work of a step keeps busy."""
+    if config.train.threads is not None:
+        return config.train.threads
+    gates = {"lstm": 4, "gru": 3, "rnn": 1}[config.model.cell]
+    values = gates * config.model.hidden_size * config.train.batch_size // config.train.accumulate // world
+    return min(max(values // VALUES_PER_THREAD, 1), torch.get_num_threads())
 
 
 class Parts:
@@ -43,6 +56,9 @@ class Parts:
             seed=config.train.seed,
             device=accelerator.device,
         )
+        self.recorded: Recorded | None = None  # the step, when train.cuda_graph is set
+        if config.train.cuda_graph and (self.world > 1 or accelerator.scaler is not None):
+            raise CharlmError("train.cuda_graph=True: is for one process, and not for train.precision=fp16")
         self.slices = config.train.accumulate  # that the lanes of this rank are worked off in
         torch.manual_seed(config.train.seed)
         self.model = CharLM(config.model, len(self.corpus.vocab))
@@ -50,6 +66,8 @@ class Parts:
         optimizer = make_optimizer(self.model.to(accelerator.device), config.optim)
         self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
         torch.manual_seed(config.train.seed + 1 + accelerator.process_index)  # dropout differs by rank
+        if accelerator.device.type == "cpu":
+            torch.set_num_threads(threads_for(config, self.world))
 
     def _set_precision(self, say: Callable[[str], None]) -> None:
         precision = self.config.train.precision
@@ -63,6 +81,17 @@ class Parts:
         torch.backends.cudnn.rnn.fp32_precision = exact
         torch.backends.cuda.matmul.fp32_precision = exact
 
+    def update(self) -> None:
+        """Change the weights by the gradients, and clear these.
+
+        accelerate's wrapper of the optimizer is gone through only for its gradient scaler: it looks for
+        packages on the disk twice a step.
+        """
+        optimizer = self.bare_optimizer if self.accelerator.scaler is None else self.optimizer
+        optimizer.step()
+        if self.recorded is None:  # which overwrites them
+            optimizer.zero_grad()
+
     @property
     def bare_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer inside accelerate's wrapper."""
@@ -75,6 +104,13 @@ class Parts:
         lanes each rank has: so are the gradients, which accelerate averages.
         """
         carry = carry or self.model.zeros(len(x))
+        if not self.config.train.cuda_graph:
+            return self._forward_backward(x, y, carry)
+        if self.recorded is None:
+            self.recorded = Recorded(self._forward_backward, self.model, x, y, carry)
+        return self.recorded(x, y, carry)
+
+    def _forward_backward(self, x: Tensor, y: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Carry]:
         lanes_per_rank = self.config.train.batch_size / self.world
         slices = min(self.slices, len(x))
         parts = [t.tensor_split(slices) for t in (x, y)] + [c.tensor_split(slices, 1) for c in carry]

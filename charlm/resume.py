@@ -26,6 +26,8 @@ MAY_CHANGE = (
     "train.steps",
     "train.max_hours",
     "train.accumulate",
+    "train.threads",
+    "train.cuda_graph",
     "evaluate.",
     "sample.",
     "checkpoint.",

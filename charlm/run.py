@@ -39,6 +39,7 @@ class Run(Parts):
     def __init__(self, config: Config, quiet: bool = False):
         super().__init__(config)
         self.dir, self.state, self.clock = Path(config.run_dir), State(), Clock()
+        self._threads = torch.get_num_threads()  # as it was before
         self._begun = False  # until then a failure leaves what an earlier run said of itself
         self._conferred = (0, 0.0, 1)  # at which step and when, and how many steps later again
         self._lock = FileLock(self.dir / ".lock")
@@ -269,6 +270,7 @@ class Run(Parts):
                 raise
         finally:
             self._lock.release()
+            torch.set_num_threads(self._threads)
         self._explain(error)
 
     def _explain(self, error: BaseException | None) -> None:

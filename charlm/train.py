@@ -39,8 +39,7 @@ def train(
             loss, norm, carry = run.forward_backward(x, y, state.carry)  # carry in, carry out: detached
             if watch is not None:
                 watch(state.step, run.model, loss.item())  # sync
-            run.optimizer.step()
-            run.optimizer.zero_grad()
+            run.update()
             run.advance(loss, carry)
             if run.due(config.log.every):
                 run.log(norm)
