@@ -308,7 +308,7 @@ class EvaluateConfig:
     """Parts of the split that are read side by side; 1 is the exact single pass."""
     context: int = 256
     """Characters that warm up the carry of a lane before its first counted one."""
-    bptt: int = 256
+    bptt: int = 128
     """Characters per forward call; has no influence on the figures."""
     max_characters: int | None = None
     """During training, evaluate only the start of validation: this many symbols of it."""

@@ -104,11 +104,14 @@ class CharLM(nn.Module):
                 x = self.between(x)
             x, state = self._recur(layer, x, tuple(c[i : i + 1].contiguous() for c in carry))  # x [B, T, H]
             states.append(state)
-        carry = tuple(torch.cat(parts).to(torch.float32) for parts in zip(*states, strict=True))
+        joined = states[0] if len(states) == 1 else map(torch.cat, zip(*states, strict=True))
+        carry = tuple(c.to(torch.float32) for c in joined)
         x = self.output_dropout(x)
         weight, bias = self.output.weight, self.output.bias
+        if targets is None and x.dtype == weight.dtype:
+            return self.output(x), carry  # [B, T, V]
         if targets is None:
-            return F.linear(x, weight.to(x.dtype), bias.to(x.dtype)), carry  # [B, T, V]
+            return F.linear(x, weight.to(x.dtype), bias.to(x.dtype)), carry
         loss = cross_entropy(x.flatten(0, 1), weight, bias, targets.flatten(), reduction)
         return loss.view(targets.shape) if reduction == "none" else loss, tuple(c.detach() for c in carry)
 

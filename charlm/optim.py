@@ -31,7 +31,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices that are multiplied decay; biases and the embedding do not."""
+    """Matrices that are multiplied decay; biases and the embedding do not. Without decay: one group."""
+    if not weight_decay:
+        return [{"params": list(model.parameters()), "weight_decay": 0.0}]
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     parameters = list(model.parameters())
     decays = [p for p in parameters if p.ndim > 1 and id(p) not in embeddings]

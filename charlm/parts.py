@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from charlm.config import CharlmError, Config
 from charlm.lanes import Lanes
@@ -65,6 +64,7 @@ class Parts:
         self._set_precision(say)
         optimizer = make_optimizer(self.model.to(accelerator.device), config.optim)
         self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
+        self.parameters = list(self.model.parameters())
         torch.manual_seed(config.train.seed + 1 + accelerator.process_index)  # dropout differs by rank
         if accelerator.device.type == "cpu":
             torch.set_num_threads(threads_for(config, self.world))
@@ -113,6 +113,10 @@ class Parts:
     def _forward_backward(self, x: Tensor, y: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Carry]:
         lanes_per_rank = self.config.train.batch_size / self.world
         slices = min(self.slices, len(x))
+        if slices == 1 and len(x) == lanes_per_rank:
+            loss, carry = self.wrapped(x, carry, y)
+            self.accelerator.backward(loss)
+            return loss.detach(), self._clip(), carry
         parts = [t.tensor_split(slices) for t in (x, y)] + [c.tensor_split(slices, 1) for c in carry]
         losses, carries = [], []
         for i, (some_x, some_y, *some_carry) in enumerate(zip(*parts, strict=True), 1):
@@ -123,6 +127,13 @@ class Parts:
             losses.append(loss.detach())
             carries.append(after)
         carry = tuple(torch.cat(c, 1) for c in zip(*carries, strict=True))
+        return torch.stack(losses).sum(), self._clip(), carry
+
+    def _clip(self) -> Tensor:
+        """Clip the gradient; returns its norm [] before."""
+        if self.accelerator.scaler is not None:
+            self.accelerator.unscale_gradients()
         clip = self.config.optim.clip
-        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), math.inf if clip is None else clip)
-        return torch.stack(losses).sum(), norm, carry
+        if clip is None:
+            return nn.utils.get_total_norm([p.grad for p in self.parameters])
+        return nn.utils.clip_grad_norm_(self.parameters, clip)

@@ -1,6 +1,8 @@
-"""Benchmarks against the machine and against other ways: `python scripts/bench.py prepare | sample | train`.
+"""Benchmarks against the machine and against other ways: `python scripts/bench.py COMMAND`.
 
-sample and train are in files of their own. Every figure of prepare is the median of some runs, each a process
+The commands are prepare, train, evaluate and sample.
+
+The last three are in files of their own. Every figure of prepare is the median of some runs, each a process
 of its own (so that its peak memory is its own), all on the same file in one call: compare the ratios, which
 hold on a noisy machine, rather than the MB/s.
 """
@@ -320,6 +322,12 @@ def one_way(name: str, path: str, workers: str, beside: str) -> None:
     print(json.dumps({"bytes": size, "seconds": seconds, "peak_mb": max(mine, theirs) * 1024 / 1e6}))
 
 
+def tell(line: str) -> None:
+    """What is being measured, on a terminal."""
+    if sys.stderr.isatty():
+        print(line.ljust(79), end="\r", file=sys.stderr)
+
+
 def prepare_bench(args: argparse.Namespace) -> None:
     import pyarrow.parquet as pq
 
@@ -341,9 +349,9 @@ def prepare_bench(args: argparse.Namespace) -> None:
         runs: dict[tuple[str, int], list[dict]] = {way: [] for way in plan}
         for i in range(args.runs):  # in turn, so that a change of the machine's speed meets all alike
             for name, workers in plan:
-                print(f"run {i + 1}/{args.runs}: {name}, {workers}".ljust(79), end="\r", file=sys.stderr)
+                tell(f"run {i + 1}/{args.runs}: {name}, {workers}")
                 runs[name, workers].append(run_way(name, path, workers, Path(folder)))
-        print(" " * 79, end="\r", file=sys.stderr)
+        tell("")
     rows = []
     for (name, workers), some in runs.items():
         speed = statistics.median(r["bytes"] / 1e6 / r["seconds"] for r in some)
@@ -388,7 +396,7 @@ def print_table(result: dict) -> None:
 
 
 def add_model_commands(commands: argparse._SubParsersAction) -> None:
-    """`sample` and `train`, with what they measure by default."""
+    """`sample`, `train` and `evaluate`, with what they measure by default."""
     sample = commands.add_parser("sample", help="drawing text, against the textbook loop and the machine")
     sample.add_argument("--hidden", type=int, nargs="+", default=[128, 512], help="hidden sizes (128 512)")
     sample.add_argument("--layers", type=int, nargs="+", default=[1], help="numbers of layers (1)")
@@ -401,23 +409,37 @@ def add_model_commands(commands: argparse._SubParsersAction) -> None:
     train.add_argument("--layers", type=int, default=1, help="layers (1)")
     train.add_argument("--bptt", type=int, default=64, help="characters per window (64)")
     train.add_argument("--steps", type=int, help="steps in a round (about half a second's)")
-    train.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch (all)")
-    for command in (sample, train):
+    train.add_argument("--cuda_graph", action="store_true", help="with train.cuda_graph")
+    evaluate = commands.add_parser("evaluate", help="scoring, against the textbook loop and the machine")
+    evaluate.add_argument("--hidden", type=int, nargs="+", default=[256, 512], help="hidden sizes (256 512)")
+    evaluate.add_argument("--lanes", type=int, nargs="+", default=[32, 32], help="lanes of each (32 32)")
+    evaluate.add_argument("--layers", type=int, default=1, help="layers (1)")
+    evaluate.add_argument("--bptt", type=int, default=128, help="window of the textbook loop (128)")
+    evaluate.add_argument("--length", type=int, default=6400, help="characters of each lane (6400)")
+    for command in (train, evaluate):
+        command.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch (all)")
+    for command in (sample, train, evaluate):
         command.add_argument("--cells", nargs="+", choices=["lstm", "gru", "rnn"], default=["lstm", "gru"])
         command.add_argument("--rounds", type=int, default=7, help="rounds, of which the median counts (7)")
         command.add_argument("--json", type=Path, help="write all figures to this file")
 
 
 def model_bench(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """sample or train. Imports torch, which the ways of preparing do without."""
+    """sample, train or evaluate. Imports torch, which the ways of preparing do without."""
+    import bench_evaluate
     import bench_sample
     import bench_train
     import torch
 
-    if args.command == "train" and len(args.hidden) != len(args.lanes):
+    if args.command != "sample" and len(args.hidden) != len(args.lanes):
         parser.error(f"--hidden {args.hidden}, --lanes {args.lanes}: give as many lanes as hidden sizes")
     torch.set_num_threads(args.threads)
-    {"sample": bench_sample.sample_bench, "train": bench_train.train_bench}[args.command](args)
+    benches = {
+        "sample": bench_sample.sample_bench,
+        "train": bench_train.train_bench,
+        "evaluate": bench_evaluate.evaluate_bench,
+    }
+    benches[args.command](args)
 
 
 def main() -> None:

@@ -54,8 +54,9 @@ def sample_row(cell: str, hidden: int, layers: int, streams: int, length: int, r
         WHOLE: lambda: timed(read_all, units),
         LIMIT: lambda: timed(lambda: products(needed, streams, length), units),
     }
-    told = in_turn(ways, rounds, f"{cell} {layers} × {hidden}, {streams} stream(s)")
-    return {"cell": cell, "layers": layers, "hidden": hidden, "streams": streams} | figures(told)
+    name = f"{cell} {layers} × {hidden}, {streams} stream(s)"
+    row = {"name": name, "cell": cell, "layers": layers, "hidden": hidden, "streams": streams}
+    return row | figures(in_turn(ways, rounds, name))
 
 
 def sample_bench(args: argparse.Namespace) -> None:
