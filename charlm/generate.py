@@ -13,7 +13,6 @@ from charlm.model import Carry, CharLM
 from charlm.vocab import Vocab
 
 
-@torch.inference_mode()
 def generate_ids(
     model: CharLM, vocab: Vocab, config: SampleConfig, num_samples: int = 1
 ) -> Iterator[list[int]]:
@@ -32,14 +31,7 @@ def generate_ids(
     training = model.training
     model.eval()
     try:
-        carry = model.zeros(1)
-        prompt = torch.from_numpy(vocab.encode(config.prompt).astype("int64")).to(model.device)
-        if not len(prompt) and vocab.end is not None:
-            prompt = torch.tensor([vocab.end], device=model.device)  # what comes before a document
-        logits = torch.zeros(1, model.vocab_size)  # before any text: every symbol alike
-        for window in prompt.split(1024) if len(prompt) else ():
-            out, carry = model(window[None], carry)
-            logits = out[:, -1]
+        logits, carry = _read(model, vocab, config.prompt)
         logits = logits.expand(num_samples, -1)  # all samples read the same prompt
         carry = tuple(c.expand(-1, num_samples, -1).contiguous() for c in carry)
         stepper = Stepper(model, carry) if model.device.type == "cpu" else _PlainStep(model, carry)
@@ -50,6 +42,19 @@ def generate_ids(
             yield ids.tolist()
     finally:
         model.train(training)
+
+
+@torch.inference_mode()  # here, not around the generator: to enter and leave it takes longer than a small step
+def _read(model: CharLM, vocab: Vocab, prompt: str) -> tuple[Tensor, Carry]:
+    """Logits [1, V] of what follows the prompt, and the carry after it."""
+    ids = torch.from_numpy(vocab.encode(prompt).astype("int64")).to(model.device)
+    if not len(ids) and vocab.end is not None:
+        ids = torch.tensor([vocab.end], device=model.device)  # what comes before a document
+    logits, carry = torch.zeros(1, model.vocab_size), model.zeros(1)  # before any text: every symbol alike
+    for window in ids.split(1024) if len(ids) else ():
+        out, carry = model(window[None], carry)
+        logits = out[:, -1]
+    return logits, carry
 
 
 def generate(model: CharLM, vocab: Vocab, end: str = "", **options) -> str:
@@ -74,6 +79,7 @@ class _PlainStep:
     def __init__(self, model: CharLM, carry: Carry):
         self.model, self.carry = model, carry
 
+    @torch.inference_mode()
     def step(self, ids: np.ndarray) -> np.ndarray:
         logits, self.carry = self.model.step(torch.from_numpy(ids).to(self.model.device), self.carry)
         return _on_cpu(logits)  # sync
