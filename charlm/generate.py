@@ -44,7 +44,7 @@ def generate_ids(
         model.train(training)
 
 
-@torch.inference_mode()  # here, not around the generator: to enter and leave it takes longer than a small step
+@torch.inference_mode()  # here, not around the generator: entering it takes longer than a small step
 def _read(model: CharLM, vocab: Vocab, prompt: str) -> tuple[Tensor, Carry]:
     """Logits [1, V] of what follows the prompt, and the carry after it."""
     ids = torch.from_numpy(vocab.encode(prompt).astype("int64")).to(model.device)

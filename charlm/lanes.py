@@ -19,6 +19,7 @@ integers.
 from __future__ import annotations
 
 import random
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +72,8 @@ class Lanes:
         self.ids = torch.from_numpy(ids)
         if self.device.type == "cuda" and self.ids.nbytes < torch.cuda.mem_get_info(self.device)[0] // 8:
             self.ids = self.ids.to(self.device)  # no copy per window
+        self._reader = None if self.ids.device.type == self.device.type else ThreadPoolExecutor(1, "lanes")
+        self._ahead: tuple[Position, Future] | None = None  # the window that is being read
 
     def offset(self, epoch: int) -> int:
         """Where an epoch starts in the text: 0 for the first, then drawn from the seed."""
@@ -78,13 +81,24 @@ class Lanes:
 
     def window(self, position: Position) -> tuple[torch.Tensor, torch.Tensor]:
         """x and y: int64[B, T] on the device, B the lanes of this rank, T bptt."""
+        if self._reader is None:
+            both = self._view(position)
+        else:  # while the device computes, the next window is read from the disk and pinned for its copy
+            expected, reading = self._ahead or (None, None)
+            pinned = reading.result() if expected == position else self._read(position)
+            both = pinned.to(self.device, non_blocking=True)
+            self._ahead = (self.after(position), self._reader.submit(self._read, self.after(position)))
+        both = both.long()
+        return both[:, :-1], both[:, 1:]
+
+    def _view(self, position: Position) -> torch.Tensor:
+        """[B, T + 1] of the ids."""
         stride = self.windows * self.bptt
         start = self.offset(position.epoch) + self.lanes.start * stride + position.window * self.bptt
-        view = self.ids.as_strided((len(self.lanes), self.bptt + 1), (stride, 1), start)
-        if self.device.type == "cuda" and not view.is_cuda:
-            view = view.contiguous().pin_memory().to(self.device, non_blocking=True)
-        both = view.long()
-        return both[:, :-1], both[:, 1:]
+        return self.ids.as_strided((len(self.lanes), self.bptt + 1), (stride, 1), start)
+
+    def _read(self, position: Position) -> torch.Tensor:
+        return self._view(position).contiguous().pin_memory()
 
     def after(self, position: Position) -> Position:
         """The position one window on. A new epoch (window 0) means a carry of zeros."""

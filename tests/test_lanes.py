@@ -1,5 +1,7 @@
 """Lanes: every window is where it should be in the text, whoever asks, and in whatever order."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -254,3 +256,20 @@ def test_a_shorter_text_is_refused_with_the_numbers(B, T, n):
         Lanes(numbered(n), B, T)
     for told in (f"{n:,} symbols", f"train.batch_size={B}", f"train.bptt={T}", f"{B * T + 1:,}"):
         assert told in str(error.value)
+
+
+# windows read ahead, for ids that do not fit on the device
+
+
+def test_windows_read_ahead_are_the_same_in_any_order(monkeypatch):
+    """On a CPU, where memory cannot be pinned; the device that the copy would go to is the CPU itself."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    plain, ahead = (Lanes(np.arange(200, dtype=np.uint8), 3, 5, seed=4) for _ in range(2))
+    ahead._reader = ThreadPoolExecutor(1)
+    position, order = Position(), []
+    for _ in range(2 * plain.windows):  # over the end of an epoch
+        order.append(position)
+        position = plain.after(position)
+    for position in [*order, order[3], order[3], order[0]]:  # and where a resumed run would jump to
+        for ours, theirs in zip(ahead.window(position), plain.window(position), strict=True):
+            assert ours.dtype == torch.int64 and torch.equal(ours, theirs)

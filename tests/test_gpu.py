@@ -1,0 +1,142 @@
+"""On an NVIDIA GPU: every precision trains, saves, resumes and samples; the fast paths equal the plain ones."""
+
+import pytest
+import torch
+from helpers import assert_same_state, changed, losses, newest, small
+
+from charlm import CharLM
+from charlm.config import ModelConfig
+from charlm.generate import generate
+from charlm.lanes import Lanes, Position
+from charlm.parts import Parts
+from charlm.train import train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU"),
+]
+OPTIONS = {
+    "model": {"cell": "lstm", "embedding_size": 16, "hidden_size": 32, "num_layers": 2, "dropout": 0.1},
+    "train": {"steps": 40, "batch_size": 8, "bptt": 24},
+    "checkpoint": {"every": 20, "keep": 9},
+}
+
+
+def run(tmp_path, name: str, **train_options):
+    return changed(small(tmp_path / name, **OPTIONS), train=OPTIONS["train"] | train_options)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_a_model_learns_saves_resumes_and_samples(tmp_path, precision, cell):
+    config = changed(run(tmp_path, "run", precision=precision), model={"cell": cell})
+    summary = train(config, quiet=True)
+    told = [loss for _, loss in losses(config.run_dir)]
+    assert summary.status == "done" and sum(told[-5:]) < 0.9 * sum(told[:5])
+    other = changed(config, train={"steps": 20})
+    other.run_dir = str(tmp_path / "other")
+    train(other, quiet=True)
+    again = changed(other, train={"steps": 40})
+    train(again, quiet=True)
+    for (step, ours), (_, theirs) in zip(losses(again.run_dir), losses(config.run_dir), strict=True):
+        assert ours == pytest.approx(theirs, rel=0.02), step
+    model = CharLM.from_pretrained(tmp_path / "run" / "model", "cuda")
+    assert len(generate(model, model.vocab, prompt="The ", length=20)) >= 20
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_in_bf16_the_recurrent_layers_compute_in_bf16(cell):
+    """Under autocast cuDNN would take fp16, whatever was asked."""
+    torch.manual_seed(0)
+    model = CharLM(ModelConfig(cell=cell, embedding_size=16, hidden_size=32, num_layers=2), 50).cuda()
+    ids = torch.randint(0, 50, (8, 12), device="cuda")
+    seen, losses_ = [], []
+    model.output_dropout.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    for dtype in (torch.float32, torch.bfloat16):
+        model.compute_dtype = dtype
+        model.zero_grad()
+        loss, _ = model(ids, None, ids)
+        loss.backward()
+        assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+        losses_.append(loss.item())
+    assert seen == [torch.float32, torch.bfloat16]
+    assert losses_[1] == pytest.approx(losses_[0], rel=1e-2) and losses_[1] != losses_[0]
+
+
+def test_in_bf16_cudnn_finds_its_weights_in_one_piece(recwarn):
+    model = CharLM(ModelConfig(embedding_size=16, hidden_size=32), 50).cuda()
+    model.compute_dtype = torch.bfloat16
+    ids = torch.randint(0, 50, (8, 12), device="cuda")
+    model(ids, None, ids)[0].backward()
+    assert not [w for w in recwarn if "contiguous chunk" in str(w.message)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_recorded_step_trains_as_the_plain_one_does(tmp_path, precision):
+    plain = changed(run(tmp_path, "plain", precision=precision), model={"dropout": 0.0})
+    recorded = changed(plain, train={"cuda_graph": True})
+    recorded.run_dir = str(tmp_path / "recorded")
+    train(plain, quiet=True)
+    train(recorded, quiet=True)
+    for (step, ours), (_, theirs) in zip(losses(recorded.run_dir), losses(plain.run_dir), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4 if precision == "fp32" else 0.02), step
+
+
+def test_a_recorded_run_with_dropout_goes_on_where_it_was(tmp_path):
+    whole = run(tmp_path, "whole", cuda_graph=True)
+    train(whole, quiet=True)
+    parted = run(tmp_path, "parted", cuda_graph=True, steps=20)
+    train(parted, quiet=True)
+    train(changed(parted, train={"steps": 40}), quiet=True)
+    (_, ours), (_, theirs) = newest(parted.run_dir), newest(whole.run_dir)
+    assert torch.equal(ours["random"]["cuda"], theirs["random"]["cuda"])
+    for name, weight in ours["model"].items():
+        torch.testing.assert_close(weight, theirs["model"][name], rtol=1e-3, atol=1e-4)
+
+
+def test_between_lines_of_the_log_a_step_waits_for_nothing(tmp_path):
+    parts = Parts(run(tmp_path, "run", precision="bf16"))
+    parts.set_up(print)
+    carry, position = None, Position()
+    try:
+        for step in range(6):
+            if step == 3:
+                torch.cuda.set_sync_debug_mode("error")
+            x, y = parts.lanes.window(position)
+            _, _, carry = parts.forward_backward(x, y, carry)
+            parts.update()
+            position = parts.lanes.after(position)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_ids_that_stay_on_the_host_give_the_same_windows(monkeypatch):
+    import numpy as np
+
+    ids = np.arange(60_000, dtype=np.uint16)
+    there = Lanes(ids, 4, 7, device="cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    ahead = Lanes(ids, 4, 7, device="cuda")
+    assert there.ids.is_cuda and not ahead.ids.is_cuda
+    position = Position()
+    for _ in range(20):
+        for ours, theirs in zip(ahead.window(position), there.window(position), strict=True):
+            assert ours.is_cuda and torch.equal(ours, theirs)
+        position = there.after(position)
+
+
+def test_a_gpu_and_a_cpu_train_alike_in_fp32(tmp_path, monkeypatch):
+    on_gpu = changed(run(tmp_path, "gpu"), model={"dropout": 0.0})
+    train(on_gpu, quiet=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    on_cpu = changed(run(tmp_path, "cpu"), model={"dropout": 0.0})
+    train(on_cpu, quiet=True)
+    for (step, ours), (_, theirs) in zip(losses(on_gpu.run_dir), losses(on_cpu.run_dir), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3), step
+
+
+def test_two_runs_are_equal_to_the_bit_in_fp32(tmp_path):
+    """As far as cuDNN's kernels are deterministic, which its recurrent ones are."""
+    for name in "ab":
+        train(changed(run(tmp_path, name), model={"dropout": 0.0}), quiet=True)
+    assert_same_state(tmp_path / "a", tmp_path / "b")
