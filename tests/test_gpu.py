@@ -1,7 +1,8 @@
-"""On an NVIDIA GPU: every precision trains, saves, resumes and samples; the fast paths equal the plain ones."""
+"""On an NVIDIA GPU: every precision trains, saves, resumes and samples; fast paths equal the plain ones."""
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from helpers import assert_same_state, changed, losses, newest, small
 
 from charlm import CharLM
@@ -20,6 +21,12 @@ OPTIONS = {
     "train": {"steps": 40, "batch_size": 8, "bptt": 24},
     "checkpoint": {"every": 20, "keep": 9},
 }
+
+
+@pytest.fixture(autouse=True)
+def afresh():
+    """accelerate keeps the precision of a process's first run, and refuses another."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def run(tmp_path, name: str, **train_options):
