@@ -37,11 +37,13 @@ ORDER = [
         "trained",
         "warm",
     ),
-    *("report", "stop", "state", "run", "resume", "train", "doctor", "hello", "cli", "__main__"),
+    *("report", "stop", "state", "run", "resume", "train", "doctor", "hello", "words"),
 ]
 BESIDE = {"files"}  # imports nothing of charlm; everyone may import it
 HEAVY = {"torch", "datasets", "wandb", "accelerate", "pyarrow", "numba"}
 MODULES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
+COMMANDS = [name for name in MODULES if name.startswith("cli_")]
+ORDER += [*COMMANDS, "cli", "__main__"]
 
 
 def imports_of(tree: ast.AST) -> set[str]:
@@ -111,7 +113,9 @@ def test_nothing_in_charlm_imports_scripts_or_tests(name):
 
 
 @pytest.mark.parametrize(
-    "name", [m for m in ("__init__", "__main__", "cli", "config", "sources", "stop") if m in MODULES]
+    "name",
+    [m for m in ("__init__", "__main__", "cli", "config", "sources", "stop", "words") if m in MODULES]
+    + COMMANDS,
 )
 def test_what_help_needs_imports_nothing_heavy(name):
     """`charlm --help` answers at once."""

@@ -1,0 +1,51 @@
+"""charlm sample: draw text from a model."""
+
+from __future__ import annotations
+
+import sys
+
+from charlm.words import open_named, run_parser
+
+
+def run(argv: list[str]) -> None:
+    """charlm sample."""
+    parser = run_parser("sample", "Draw text; what is not given comes from the run's config.")
+    parser.add_argument("--prompt", help="text that the sample goes on from")
+    parser.add_argument("--length", type=int, help="symbols to draw")
+    parser.add_argument("--temperature", type=float, help="divides the logits; 0 takes the likeliest always")
+    parser.add_argument("--top_k", type=int, help="draw from the k likeliest symbols only")
+    parser.add_argument(
+        "--top_p", type=float, help="draw from the fewest symbols that reach this probability"
+    )
+    parser.add_argument("--seed", type=int, help="seed of the draw")
+    parser.add_argument("--num_samples", type=int, default=1, help="samples to draw, with seeds one apart")
+    args = parser.parse_args(argv)
+    model, vocab, config = open_named(args)
+    import dataclasses
+
+    import torch
+
+    from charlm.generate import generate_ids, visible
+
+    names = ("prompt", "length", "temperature", "top_k", "top_p", "seed")
+    given = {k: getattr(args, k) for k in names if getattr(args, k) is not None}
+    options = dataclasses.replace(config.sample, **given)
+    if model.device.type == "cpu" and args.num_samples < 16:
+        torch.set_num_threads(1)  # a step is too small to share
+    texts = [vocab.stream(end="\n") for _ in range(args.num_samples)]
+    pieces: list[list[str]] = [[] for _ in texts]
+    drawn = generate_ids(model, vocab, options, args.num_samples)
+    shown = visible if sys.stdout.isatty() else str
+    if len(texts) == 1:
+        first = next(drawn)  # errors come before the prompt is echoed
+        print(shown(options.prompt + texts[0](first[0])), end="", flush=True)
+        for (symbol,) in drawn:
+            print(shown(texts[0](symbol)), end="", flush=True)
+        print(texts[0](None))
+        return
+    for ids in drawn:
+        for text, piece, symbol in zip(texts, pieces, ids, strict=True):
+            piece.append(text(symbol))
+    for i, (text, piece) in enumerate(zip(texts, pieces, strict=True)):
+        whole = shown(options.prompt + "".join([*piece, text(None)]))
+        print(f"--- sample {i + 1}, seed {options.seed + i} ---\n{whole}")

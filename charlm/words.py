@@ -1,0 +1,34 @@
+"""What the commands that take a trained model have in common: the words that name it."""
+
+from __future__ import annotations
+
+import argparse
+
+from charlm.config import CharlmError, parse
+
+
+def run_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """The words by which evaluate, sample and their like name a model."""
+    parser = argparse.ArgumentParser(f"charlm {command}", description=description)
+    parser.add_argument("run", nargs="?", help="run directory, model folder or hub id")
+    parser.add_argument("--config", help="the run of this config, instead of naming it")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
+    return parser
+
+
+def open_named(args: argparse.Namespace):
+    """(model, vocabulary, config) that the words of evaluate and sample name."""
+    if (args.run is None) == (args.config is None):
+        raise CharlmError("name a run directory, or --config for its config")
+    given = parse(["--config", args.config]) if args.config else None
+    import torch
+
+    from charlm.trained import open_trained
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CharlmError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    model, vocab, config = open_trained(given.run_dir if given else args.run, device)
+    return model, vocab, given or config
