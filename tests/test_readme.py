@@ -1,0 +1,265 @@
+"""Every command in README.md and slurm/README.md is run: here, shortened, or in the test that is named here.
+
+A command is what a reader would type: a line of an indented block, or a span of code that begins with the
+name of a program and goes on. It must be in HERE or in THERE; an entry that no README shows any more fails too.
+"""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from helpers import ROOT
+
+from charlm.cli import main
+
+READMES = [ROOT / "README.md", ROOT / "slurm" / "README.md"]
+PROGRAMS = (
+    *(
+        "charlm",
+        "python",
+        "python3",
+        "pip",
+        "accelerate",
+        "torchrun",
+        "sbatch",
+        "srun",
+        "scancel",
+        "scontrol",
+    ),
+    *("scontrol", "bash", "source", "nano", "tail", "wandb", "pytest", "bench.py", "git"),
+)
+
+
+class Short(NamedTuple):
+    """How a command is run here: as the README has it, but for these."""
+
+    more: str = ""  # words after it; what comes later wins
+    told: str = ""  # part of what it must print
+    swap: tuple[str, str] = ("", "")  # a part of the command and what stands here instead of it
+    code: int = 0  # its exit code
+
+
+# Stand-ins for what the READMEs leave to the reader.
+NAMES = {"C": "mine.yaml", "RUN": "runs/mine", "FILE": "books/one.txt"}
+FEW = "--train.steps 2 --train.batch_size 2 --train.bptt 8 --evaluate.lanes 2 --log.wandb disabled"
+TINY = f"{FEW} --model.hidden_size 6 --model.embedding_size 6 --model.num_layers 1 --sample.length 5"
+FILES = "--data.source text --data.name '' --data.data_files 'books/*.txt'"
+HELD = "--data.validation 0.3 --data.test 0.3"
+OWN = "charlm train --run_dir runs/mine --data.source text --data.data_files 'books/*.txt' --train.steps 3000"
+HERE = {
+    "charlm train --help": Short(told="--model.hidden_size"),
+    "charlm hello": Short("--explain --debug", "predicted string: ello, epoch: 10, loss: 2.020"),
+    "charlm prepare --config C": Short(told="unigram"),
+    "charlm prepare --config C --verify": Short(told="as it was made"),
+    "charlm prepare --config C --shard 0/16": Short("--data.dir shards", swap=("0/16", "0/1")),
+    "charlm prepare --config C --merge 16": Short("--data.dir shards", "vocabulary is chosen", ("16", "1")),
+    "charlm prepare --config wikipedia-en": Short(f"{FILES} {HELD}", "xz -9e"),
+    "charlm prepare --config wikipedia-simple": Short(f"{FILES} {HELD}", "xz -9e"),
+    "charlm train --config C": Short(told="done: 2 steps"),
+    "charlm train --config stdlib": Short(f"{TINY} --data.max_documents 12", "done: 2 steps"),
+    "charlm train --config shakespeare": Short(f"{TINY} {FILES} --sample.prompt the", "done: 2 steps"),
+    "charlm train --config text8": Short(f"{TINY} {HELD} --data.data_files FILE", "done: 2 steps"),
+    OWN: Short(f"{TINY} {HELD} --run_dir runs/own", "done: 2 steps"),
+    "charlm doctor --config C": Short(told="ready to train"),
+    "charlm evaluate RUN": Short("--json", '"bpc"'),
+    "charlm sample RUN": Short("--length 5 --prompt the", "the"),
+}
+# Cannot be run here: why, and the test that does what can be done, if there is one.
+FOUR = "sbatch --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 --time=12:00:00"
+INSTALL = "python3 -m venv .venv && .venv/bin/pip install -e"
+LAUNCH = "accelerate launch scripts/train.py --config configs/wikipedia-en.yaml --run_dir runs/wiki"
+BENCH_SAMPLE = "test_bench.py::test_sample_gives_a_row_for_every_size_and_a_table"
+BENCH_TRAIN = "test_bench.py::test_train_gives_a_row_for_every_size_and_a_table"
+LAUNCHED = "test_ranks.py::test_accelerate_launch_from_the_folder_of_the_script"
+SMOKE = "test_slurm.py::test_hello_says_that_the_cluster_is_set_up_right"
+NODES = "test_slurm.py::test_two_nodes_train_as_one_process_does"
+REQUEUED = "test_slurm.py::test_usr1_saves_requeues_and_resumes_until_done"
+THERE = {
+    f"{INSTALL} . && .venv/bin/charlm train --config stdlib": ("network", ""),
+    f"{INSTALL} '.[test]' && .venv/bin/pytest": ("network", ""),
+    "source .venv/bin/activate": ("an environment of one's own", ""),
+    "python scripts/bench.py prepare [FILE]": ("minutes", ""),
+    "python scripts/bench.py prepare --runs 3": ("minutes", ""),
+    "python scripts/bench.py sample --hidden 128 512 --length 1000 --streams 1 --rounds 3": (
+        "minutes",
+        BENCH_SAMPLE,
+    ),
+    "bench.py sample": ("minutes", BENCH_SAMPLE),
+    "bench.py train": ("minutes", BENCH_TRAIN),
+    "bench.py train --cells gru": ("minutes", BENCH_TRAIN),
+    LAUNCH: ("a launcher", LAUNCHED),
+    "nano slurm/cluster.sh": ("an editor", ""),
+    "source slurm/cluster.sh": ("a cluster", SMOKE),
+    "sbatch slurm/hello.sh": ("a cluster", SMOKE),
+    "srun --gpus=1 charlm doctor --config wikipedia-simple": ("a GPU", "test_doctor.py::test_all_is_well"),
+    "sbatch slurm/train.sh --config wikipedia-simple": ("a cluster", NODES),
+    "sbatch slurm/train.sh …": ("a cluster", NODES),
+    "sbatch --nodes=4 slurm/train.sh …": ("a cluster", NODES),
+    f"{FOUR} slurm/train.sh --config wikipedia-en": ("a cluster", NODES),
+    "WANDB_MODE=online sbatch slurm/train.sh …": ("a cluster and an account", ""),
+    "scancel --signal=USR1 JOBID": ("a cluster", REQUEUED),
+    "tail -f charlm-JOBID.out": ("a cluster", REQUEUED),
+    "wandb sync runs/wikipedia-simple/wandb/latest-run": ("an account", REQUEUED),
+    "wandb sync runs/NAME/wandb/latest-run": ("an account", REQUEUED),
+}
+# Python of the READMEs runs as it stands, but for these.
+SMALLER = {
+    '"train.steps=500"': '"train.steps=2", "data.max_documents=12", "evaluate.lanes=2", "log.wandb=disabled"',
+    "length=200": "length=5",
+}
+
+
+# reading
+
+
+def blocks(text: str) -> list[str]:
+    """The indented blocks of code, deeper ones below list items included, without their indentation."""
+    found: list[list[str]] = []
+    blank = True
+    for line in text.splitlines():
+        if line.startswith("    ") and (blank or found[-1]):
+            if blank and not (found and found[-1]):
+                found.append([])
+            found[-1].append(line)
+        elif line.strip():
+            found.append([])
+        blank = not line.strip()
+    return ["\n".join(block) for block in found if block]
+
+
+def is_python(block: str) -> bool:
+    return re.match(r"\s*(from|import) ", block) is not None
+
+
+def commands(text: str) -> list[str]:
+    """What a reader could type, without comments, each once."""
+    start = rf"(?:[A-Z_]+=\S+ )*(?:{'|'.join(map(re.escape, PROGRAMS))}) "
+    lines = [
+        " ".join(re.sub(r"\s# .*", "", line).split())
+        for block in blocks(text)
+        if not is_python(block)
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+    prose = re.sub(r"^    .*$", "", text, flags=re.M)
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+    return list(dict.fromkeys(line for line in [*lines, *spans] if re.match(start, line)))
+
+
+SHOWN = list(dict.fromkeys(c for path in READMES for c in commands(path.read_text(encoding="utf-8"))))
+SNIPPETS = [b for path in READMES for b in blocks(path.read_text(encoding="utf-8")) if is_python(b)]
+
+
+def test_the_reader_of_this_test_sees_what_a_reader_sees():
+    text = """\
+Do `charlm  hello` or
+`charlm` or `other --x`:
+
+    charlm train \\
+      --config C   # now
+    --option
+
+* so
+
+        WANDB_MODE=x sbatch a.sh
+
+and
+
+    from a import b
+    python b
+
+| `charlm sample
+RUN` |
+"""
+    assert commands(text) == [
+        "charlm train --config C",
+        "WANDB_MODE=x sbatch a.sh",
+        "charlm hello",
+        "charlm sample RUN",
+    ]
+
+
+# the two tables
+
+
+def test_every_command_of_the_readmes_is_run_or_cannot_be():
+    unknown = [c for c in SHOWN if c not in HERE and c not in THERE]
+    assert not unknown, "give it an entry in HERE or THERE of tests/test_readme.py"
+    assert not HERE.keys() & THERE.keys()
+
+
+def test_no_entry_is_of_a_command_that_is_gone():
+    assert [c for c in [*HERE, *THERE] if c not in SHOWN] == []
+    assert [old for old in SMALLER if not any(old in snippet for snippet in SNIPPETS)] == []
+
+
+@pytest.mark.parametrize("name", sorted({test for _, test in THERE.values() if test}))
+def test_a_test_that_is_named_here_is_there(name):
+    file, _, function = name.partition("::")
+    assert f"def {function}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+
+
+# running them
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A folder with books, a config and a finished run, as the READMEs suppose; commands are given in it."""
+    desk = tmp_path_factory.mktemp("readme")
+    (desk / "books").mkdir()
+    for name, words in (("one", "the fox"), ("two", "a dog"), ("three", "the hen and the fox")):
+        (desk / "books" / f"{name}.txt").write_text(f"{words} went home " * 40, encoding="utf-8")
+    (desk / "mine.yaml").write_text("run_dir: runs/mine\ndata: {source: text, data_files: books/*.txt}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(desk)
+        main(["train", "--config", "mine.yaml", *shlex.split(f"{TINY} {HELD}")])
+    (desk / "mine.yaml").write_bytes((desk / "runs" / "mine" / "config.yaml").read_bytes())
+    return desk
+
+
+def words_of(command: str, short: Short) -> list[str]:
+    command = command.replace(*short.swap)
+    return [NAMES.get(word, word) for word in shlex.split(f"{command} {short.more}")][1:]
+
+
+@pytest.mark.parametrize("shown", [c for c in SHOWN if c in HERE])
+def test_a_command_does_what_it_should(shown, desk, monkeypatch, capsys):
+    monkeypatch.chdir(desk)
+    short = HERE[shown]
+    code = 0
+    try:
+        main(words_of(shown, short))
+    except SystemExit as left:
+        code = left.code or 0
+    assert code == short.code
+    assert short.told in capsys.readouterr().out
+
+
+def test_the_python_of_the_readmes_runs(desk, monkeypatch, capsys):
+    """One snippet after the other, in one namespace, as a reader would paste them."""
+    monkeypatch.chdir(desk)
+    assert SNIPPETS
+    names: dict = {}
+    for snippet in SNIPPETS:
+        for old, new in SMALLER.items():
+            snippet = snippet.replace(old, new)
+        source = "\n".join(line[4:] for line in snippet.splitlines())
+        exec(compile(ast.parse(source), "README.md", "exec"), names)
+    assert capsys.readouterr().out
+
+
+# the tree
+
+
+def test_the_tree_names_every_module_and_no_other():
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1]
+    named = re.findall(r"^ {6}(\w+\.py) ", tree, flags=re.M)
+    there = {path.name for path in (ROOT / "charlm").glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert sorted(named) == sorted(there)
+
+
+def test_every_script_of_slurm_is_in_its_readme():
+    told = READMES[1].read_text(encoding="utf-8")
+    assert [p.name for p in Path(ROOT / "slurm").glob("*.sh") if f"`{p.name}`" not in told] == []
