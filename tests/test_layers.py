@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import charlm
+
 PACKAGE = Path(__file__).parent.parent / "charlm"
 
 # Data flows from left to right; a module imports only modules to its left.
@@ -31,6 +33,7 @@ ORDER = [
         "stepping",
         "drawing",
         "generate",
+        "scoring",
         "recorded",
         "parts",
         "checkpoint",
@@ -104,7 +107,15 @@ def test_a_name_is_imported_from_the_module_that_holds_it(name):
 
 
 def test_the_package_itself_imports_none_of_its_modules():
-    assert ours("__init__") == set()
+    assert not [d for d in imports_of(at_import(parsed("__init__"))) if d.startswith("charlm")]
+
+
+def test_type_checkers_are_told_the_names_that_load_on_first_use():
+    told = imports_of(parsed("__init__")) - imports_of(at_import(parsed("__init__")))
+    homes = {f"charlm.{home}.{name}" for name, home in charlm._HOME.items()}
+    assert homes == {d for d in told if d.count(".") == 2}
+    assert all(getattr(charlm, name) is not None for name in charlm.__all__)
+    assert (PACKAGE / "py.typed").exists()
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -65,6 +65,7 @@ HERE = {
     OWN: Short(f"{TINY} {HELD} --run_dir runs/own", "done: 2 steps"),
     "charlm doctor --config C": Short(told="ready to train"),
     "charlm evaluate RUN": Short("--json", '"bpc"'),
+    "charlm evaluate RUN --lanes 1": Short("--json", '"lanes": 1'),
     "charlm sample RUN": Short("--length 5 --prompt the", "the"),
 }
 # Cannot be run here: why, and the test that does what can be done, if there is one.
@@ -109,6 +110,7 @@ THERE = {
 SMALLER = {
     '"train.steps=500"': '"train.steps=2", "data.max_documents=12", "evaluate.lanes=2", "log.wandb=disabled"',
     "length=200": "length=5",
+    '"runs/stdlib"': '"runs/mine"',
 }
 
 
