@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,7 +12,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from charlm import __version__
-from charlm.config import CharlmError, CharlmWarning
+from charlm.config import CharlmError, CharlmWarning, UsageError
 
 COMMANDS = {  # command X is run(argv) of charlm/cli_X.py
     "hello": 'the classroom\'s toy: an RNN learns "hello" in ten steps',
@@ -33,53 +34,77 @@ commands:
 
   charlm COMMAND --help     its options
   charlm --version
+  --debug                   of any command: where an error comes from
 
 start with:  charlm train --config stdlib
 """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command. Exits with 1 for what the user can mend, 130 for Ctrl-C."""
+    """Run a command, and leave with a code: 0 done, 1 what the user can mend, 2 words that mean nothing,
+    70 an error that nobody foresaw, 130 Ctrl-C.
+
+    --debug among the words, or CHARLM_DEBUG=1, shows where an error comes from.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words or os.environ.get("CHARLM_DEBUG", "0") not in ("", "0")
+    if words[:1] != ["hello"]:  # whose --debug shows shapes as well
+        words = [word for word in words if word != "--debug"]
     if words[:1] == ["--version"]:
         print(f"charlm {__version__}")
         return
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, end="")
         return
-    if words[0] not in COMMANDS:
-        sys.exit(f"charlm: error: no command {words[0]!r} (commands: {', '.join(COMMANDS)})")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? instead of failing
     warnings.formatwarning = _formatted(warnings.formatwarning)
-    code: int | str = 0
+    code, said, cause = 0, "", None
     try:
+        if words[0] not in COMMANDS:
+            raise UsageError(f"no command {words[0]!r} (commands: {', '.join(COMMANDS)})")
         import_module(f"charlm.cli_{words[0]}").run(words[1:])
-    except CharlmError as error:
-        code = f"charlm: error: {error}"
     except KeyboardInterrupt:
-        print("charlm: stopped by Ctrl-C", file=sys.stderr)
-        code = 130
+        code, said = 130, "charlm: stopped by Ctrl-C"
     except BrokenPipeError:  # `charlm sample … | head`
         sys.stderr.close()
+    except Exception as error:
+        cause = error
+        code, said = _explained(error)
+        if debug:
+            traceback.print_exception(error)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        _leave_at_once(code)
+        _leave_at_once(code, said)
+    if code == 1:
+        raise SystemExit(said) from cause  # which prints it
     if code:
-        sys.exit(code)
+        print(said, file=sys.stderr)
+        raise SystemExit(code) from cause
 
 
-def _leave_at_once(code: int | str) -> NoReturn:
+def _explained(error: Exception) -> tuple[int, str]:
+    """(exit code, the line that says what is wrong)."""
+    if isinstance(error, CharlmError):
+        return (2 if isinstance(error, UsageError) else 1), f"charlm: error: {error}"
+    lines = str(error).strip().splitlines() or ["without a message"]
+    return 70, (
+        f"charlm: unexpected {type(error).__name__}: {lines[0][:300]}; "
+        f"with --debug, or CHARLM_DEBUG=1, the same command shows where it comes from"
+    )
+
+
+def _leave_at_once(code: int, said: str) -> NoReturn:
     """End one process of several, without taking Python down in order.
 
     The threads of torch's process group outlive it (DistributedDataParallel keeps it). One that still lets go
     of a tensor while Python goes down under it aborts the process: on a busy machine one run in 25 ended so.
     """
     with suppress(OSError, ValueError):
-        if isinstance(code, str):
-            print(code, file=sys.stderr, flush=True)
+        if said:
+            print(said, file=sys.stderr, flush=True)
         sys.stdout.flush()
-    os._exit(code if isinstance(code, int) else 1)
+    os._exit(code)
 
 
 def _formatted(other):

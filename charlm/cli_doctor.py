@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from charlm.config import parse
+from charlm.words import Words
 
 
 def run(argv: list[str]) -> None:
     """charlm doctor."""
-    parser = argparse.ArgumentParser("charlm doctor", add_help=False, allow_abbrev=False)
+    parser = Words("charlm doctor", add_help=False)
     parser.add_argument("--hours", type=float)
     args, words = parser.parse_known_args(argv)
     about = "Beside the options of train: --hours H, a time limit that the run should end within."

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
+from charlm.words import Words
 
 
 def run(argv: list[str]) -> None:
     """charlm hello."""
-    parser = argparse.ArgumentParser("charlm hello", description='An RNN learns "hello" in ten steps.')
+    parser = Words("charlm hello", description='An RNN learns "hello" in ten steps.')
     parser.add_argument(
         "--explain", action="store_true", help="show vocabulary, one-hot matrix, weights, model"
     )

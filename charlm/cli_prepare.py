@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from charlm.config import CharlmError, parse
+from charlm.words import Words
 
 PREPARE = """\
 on several machines that share data.dir, in this order:
@@ -17,16 +18,9 @@ on a prepared corpus:
 """
 
 
-class _Words(argparse.ArgumentParser):
-    """Says in one line what is wrong with words."""
-
-    def error(self, message: str) -> None:
-        raise CharlmError(f"{self.prog} takes one of --shard I/N, --merge N, --verify: {message}")
-
-
 def run(argv: list[str]) -> None:
     """charlm prepare."""
-    parser = _Words("charlm prepare", add_help=False, allow_abbrev=False)
+    parser = Words("charlm prepare", add_help=False)
     one_of = parser.add_mutually_exclusive_group()
     one_of.add_argument("--shard")
     one_of.add_argument("--merge")

@@ -26,6 +26,10 @@ class CharlmError(ValueError):
     """Something the user can mend. The message names the thing, its value and the mend."""
 
 
+class UsageError(CharlmError):
+    """Words of a command line that no command or option answers to."""
+
+
 class CharlmWarning(UserWarning):
     """Something the user should know of, after which charlm goes on."""
 
@@ -497,7 +501,7 @@ def parse(argv: Sequence[str], prog: str = "charlm", **kwargs) -> Config:
         if word.startswith("--") and name not in ("config", "help", "print_config", *asdict(Config())):
             known = flatten(Config())
             if name not in known and not any(name.startswith(k + ".") for k in known):
-                raise CharlmError(f"unknown option --{name}{_nearest(name)}")
+                raise UsageError(f"unknown option --{name}{_nearest(name)}")
     parser = make_parser(prog, **kwargs)
     said = io.StringIO()
     try:
@@ -508,7 +512,9 @@ def parse(argv: Sequence[str], prog: str = "charlm", **kwargs) -> Config:
             message = said.getvalue().partition("error: ")[2].strip() or said.getvalue().strip()
             message = " ".join(message.split())
             if message.startswith("unrecognized arguments"):
-                message += "; put a pattern such as 'books/*.txt' in quotes, so that the shell leaves it"
+                raise UsageError(
+                    f"{message}; put a pattern such as 'books/*.txt' in quotes, so that the shell leaves it"
+                ) from None
             plain = re.match(
                 r'Parser key "([\w.]+)": Expected an? <class \'(\w+)\'>\. Got value: (.*)', message
             )

@@ -1,15 +1,26 @@
-"""What the commands that take a trained model have in common: the words that name it."""
+"""What the commands have in common: wrong words are told in one line, and words that name a model."""
 
 from __future__ import annotations
 
 import argparse
+from typing import NoReturn
 
-from charlm.config import CharlmError, parse
+from charlm.config import CharlmError, UsageError, parse
 
 
-def run_parser(command: str, description: str) -> argparse.ArgumentParser:
+class Words(argparse.ArgumentParser):
+    """A parser of a command's words that says in one line what is wrong with them."""
+
+    def __init__(self, prog: str, **kwargs):
+        super().__init__(prog, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} ({self.prog} --help)")
+
+
+def run_parser(command: str, description: str) -> Words:
     """The words by which evaluate, sample and their like name a model."""
-    parser = argparse.ArgumentParser(f"charlm {command}", description=description)
+    parser = Words(f"charlm {command}", description=description)
     parser.add_argument("run", nargs="?", help="run directory, model folder or hub id")
     parser.add_argument("--config", help="the run of this config, instead of naming it")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
@@ -19,7 +30,7 @@ def run_parser(command: str, description: str) -> argparse.ArgumentParser:
 def open_named(args: argparse.Namespace):
     """(model, vocabulary, config) that the words of evaluate and sample name."""
     if (args.run is None) == (args.config is None):
-        raise CharlmError("name a run directory, or --config for its config")
+        raise UsageError("name a run directory, or --config for its config")
     given = parse(["--config", args.config]) if args.config else None
     import torch
 
