@@ -57,12 +57,12 @@ def evaluate(
             if context:
                 for low in range(-context, 0, config.bptt):
                     at = mine[:, None] * length + np.arange(low, min(low + config.bptt, 0))
-                    _, carry = model(_take(ids, at, model.device), carry)
+                    _, carry = model(take(ids, at, model.device), carry)
                 for state in carry:
                     state[:, mine == 0] = 0  # the first lane starts the text
             for low in range(0, length, config.bptt):
                 at = mine[:, None] * length + np.arange(low, min(low + config.bptt, length))
-                x, y = _take(ids, at, model.device), _take(ids, at + 1, model.device)
+                x, y = take(ids, at, model.device), take(ids, at + 1, model.device)
                 nats, carry = model(x, carry, y, reduction="none")
                 if at[-1, -1] >= targets:  # the last lanes may be shorter
                     nats = nats.masked_fill(torch.from_numpy(at >= targets).to(model.device), 0)
@@ -70,15 +70,21 @@ def evaluate(
         finally:
             model.train(training)
         counted = ids[mine[0] * length + 1 : min((mine[-1] + 1) * length, targets) + 1]
-        sums[1] = len(counted)
-        each = np.bincount(counted, minlength=len(vocab))
-        sums[2] = int(each @ vocab.characters_per_symbol.astype(np.int64))
-        sums[3] = int(each @ vocab.bytes_per_symbol.astype(np.int64))
+        sums[1:] = torch.tensor(sizes(vocab, counted), dtype=torch.float64)
     if reduce is not None:
         sums = reduce(sums)
     return Sums(*sums.tolist()).figures() | {"lanes": lanes, "context": context}
 
 
-def _take(ids: np.ndarray, at: np.ndarray, device: torch.device) -> torch.Tensor:
+def sizes(vocab: Vocab, ids: np.ndarray) -> tuple[int, int, int]:
+    """Symbols, characters and bytes in ids: what the cost of predicting them is divided by."""
+    each = np.bincount(ids, minlength=len(vocab))
+    characters, size = (
+        each @ per.astype(np.int64) for per in (vocab.characters_per_symbol, vocab.bytes_per_symbol)
+    )
+    return len(ids), int(characters), int(size)
+
+
+def take(ids: np.ndarray, at: np.ndarray, device: torch.device) -> torch.Tensor:
     """ids at positions, int64 on the device; positions outside the text repeat its ends (never counted)."""
     return torch.from_numpy(ids[np.clip(at, 0, len(ids) - 1)].astype(np.int64)).to(device)

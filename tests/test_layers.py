@@ -30,6 +30,7 @@ ORDER = [
     *(
         "metrics",
         "evaluate",
+        "context",
         "stepping",
         "drawing",
         "generate",
