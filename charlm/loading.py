@@ -7,6 +7,7 @@ cache first.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -37,6 +38,7 @@ def open_sources(data: DataConfig, bytes_only: bool, cache: str | None = None) -
     """
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # explained() says it
     wanted = {"train": data.split}
     wanted |= {s: n for s in ("validation", "test") if isinstance(n := getattr(data, s), str)}
     try:
@@ -74,7 +76,9 @@ def _readers(data: DataConfig, cache: str | None) -> dict[str, list]:
         return {name: [TextFiles(some, data.document)] for name, some in _files(builder).items()}
     builder.download_and_prepare()
     return {
-        str(name): [ArrowFile(file["filename"], data.text_column) for file in split.cache_files]
+        str(name): [
+            ArrowFile(file["filename"], data.text_column, describe(data)) for file in split.cache_files
+        ]
         for name, split in builder.as_dataset().items()
     }
 

@@ -90,7 +90,7 @@ class Text:
         The hash is one-to-one, so that exactly k have it. Flat in memory, whatever the number of documents.
         """
         documents, taken, limits = self.source.documents, 0, []
-        if not documents:
+        if not sum(piece.size for piece in self.source.pieces):  # no row, or files without a byte
             raise CharlmError(f"{describe(self.data)}: the text is empty")
         for split in self.splits[1:]:
             taken += max(1, round(documents * getattr(self.data, split)))

@@ -44,14 +44,14 @@ class Memory:
 
 class ArrowFile:
     """A file in Arrow's stream format, as `datasets` caches it; a part is a list of offsets of its
-    messages."""
+    messages. text: what it was made of, as errors name it."""
 
-    def __init__(self, path: str, column: str):
+    def __init__(self, path: str, column: str, text: str):
         self.name, self.column = path, column
         self._offsets: list[tuple[int, int, int]] = []  # offset, rows, bytes of text
         with pa.memory_map(path) as file:  # touches little more than the messages' heads
             self.schema = pa.ipc.read_schema(file)
-            _check_column(self.schema, column, path)
+            _check_column(self.schema, column, text)
             while True:
                 offset = file.tell()
                 try:

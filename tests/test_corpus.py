@@ -975,9 +975,11 @@ def test_a_folder_instead_of_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("document", ["file", "line"])
-def test_an_empty_file(tmp_path, document):
+@pytest.mark.parametrize("validation", [0, 0.1])
+def test_an_empty_file(tmp_path, document, validation):
     file = written(tmp_path / "a.txt", "")
-    refused(tmp_path, config(tmp_path, "text", data_files=file, document=document), file, "the text is empty")
+    made = config(tmp_path, "text", data_files=file, document=document, validation=validation)
+    refused(tmp_path, made, file, "the text is empty")
 
 
 @pytest.mark.parametrize("texts", [["", "", ""], [None, None]])
@@ -1003,7 +1005,7 @@ def test_a_column_that_is_not_there_lists_the_columns(tmp_path):
         tmp_path,
         config(tmp_path, "json", data_files=file),
         "data.text_column='text'",
-        "not a column",
+        f"not a column of data.source='json', data.data_files='{file}'",
         "body, n",
     )
 
@@ -1022,11 +1024,12 @@ def test_a_split_that_is_not_there_lists_the_splits(tmp_path):
     refused(tmp_path, config(tmp_path, "json", data_files=file, validation="dev"), "dev", "train")
 
 
-def test_a_broken_file_is_named(tmp_path):
+def test_a_broken_file_is_named(tmp_path, caplog):
     for source, content in (("json", '{"text": "x"'), ("parquet", "no parquet"), ("csv", 'text\n"a,b\n')):
         file = written(tmp_path / f"a.{source}", content)
         message = refused(tmp_path, config(tmp_path, source, data_files=file), file, "cannot read")
         assert "reached" not in message
+    assert not caplog.records, "said once, by charlm"
 
 
 @pytest.mark.parametrize("source", ["json", "parquet"])
