@@ -21,6 +21,7 @@ COMMANDS = {  # command X is run(argv) of charlm/cli_X.py
     "doctor": "what a training would get on this machine, before it waits in a queue",
     "evaluate": "bits per character and per byte on held-out text",
     "sample": "draw text from a model",
+    "export": "write a model as ONNX, for serving without torch",
 }
 
 _LINES = "\n".join(f"  {name:<10} {about}" for name, about in COMMANDS.items())

@@ -118,7 +118,7 @@ class CharLM(nn.Module):
     def _recur(self, layer: nn.RNNBase, x: Tensor, state: Carry) -> tuple[Tensor, Carry]:
         """One layer over a window: x [B, T, E or H], state of [1, B, H] each."""
         if self.compute_dtype == torch.float32:
-            if layer.mode == "GRU" and x.device.type == "cpu":
+            if layer.mode == "GRU" and x.device.type == "cpu" and not torch.jit.is_tracing():  # as one node
                 out, new = gru_window(layer, x, state[0])
                 return out, (new,)
             out, new = layer(x, state if len(state) == 2 else state[0])

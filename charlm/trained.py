@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, overload
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, overload
 
 import torch
 import yaml
@@ -38,9 +38,8 @@ class Sampling(TypedDict, total=False):
     """The same seed draws the same text."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A trained model, its vocabulary and the config of its run: what load() gives."""
+class Trained(NamedTuple):
+    """What load() gives: `model, vocab, config = load(run)`, or as one thing that speaks."""
 
     model: CharLM
     vocab: Vocab

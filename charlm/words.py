@@ -28,18 +28,11 @@ def run_parser(command: str, description: str) -> Words:
 
 
 def open_named(args: argparse.Namespace):
-    """(model, vocabulary, config) that the words of evaluate and sample name."""
+    """The Trained (model, vocabulary, config) that the words of evaluate and sample name."""
     if (args.run is None) == (args.config is None):
         raise UsageError("name a run directory, or --config for its config")
     given = parse(["--config", args.config]) if args.config else None
-    import torch
+    from charlm.trained import load
 
-    from charlm.trained import open_trained
-
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise CharlmError(f"--device {device}: {str(error).splitlines()[0]}") from error
-    model, vocab, config = open_trained(given.run_dir if given else args.run, device)
-    return model, vocab, given or config
+    trained = load(given.run_dir if given else args.run, args.device)
+    return trained._replace(config=given) if given else trained

@@ -360,7 +360,7 @@ def test_a_prompt_outside_a_closed_vocabulary_is_named_and_nothing_is_printed(re
         (["--top_p", "2"], "sample.top_p=2.0"),
         (["--top_k", "0"], "sample.top_k=0: must be 1 or more"),
         (["--length", "0"], "sample.length=0: must be 1 or more"),
-        (["--device", "tpu9"], "--device tpu9: "),
+        (["--device", "tpu9"], "device tpu9: "),
     ],
 )
 def test_options_of_sample_that_cannot_be_are_named(refused, finished, words, told):

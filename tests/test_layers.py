@@ -39,6 +39,7 @@ ORDER = [
         "parts",
         "checkpoint",
         "trained",
+        "export",
         "warm",
     ),
     *("report", "stop", "state", "run", "resume", "train", "doctor", "hello", "words"),

@@ -66,6 +66,7 @@ HERE = {
     "charlm doctor --config C": Short(told="ready to train"),
     "charlm evaluate RUN": Short("--json", '"bpc"'),
     "charlm evaluate RUN --lanes 1": Short("--json", '"lanes": 1'),
+    "charlm export RUN model.onnx": Short(told="onnxruntime agrees"),
     "charlm sample RUN": Short("--length 5 --prompt the", "the"),
 }
 # Cannot be run here: why, and the test that does what can be done, if there is one.
@@ -80,6 +81,7 @@ NODES = "test_slurm.py::test_two_nodes_train_as_one_process_does"
 REQUEUED = "test_slurm.py::test_usr1_saves_requeues_and_resumes_until_done"
 THERE = {
     f"{INSTALL} . && .venv/bin/charlm train --config stdlib": ("network", ""),
+    "pip install onnx onnxruntime": ("network", ""),
     f"{INSTALL} '.[test]' && .venv/bin/pytest": ("network", ""),
     "source .venv/bin/activate": ("an environment of one's own", ""),
     "python scripts/bench.py prepare [FILE]": ("minutes", ""),
@@ -217,6 +219,7 @@ def desk(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(desk)
         main(["train", "--config", "mine.yaml", *shlex.split(f"{TINY} {HELD}")])
+        main(["export", "runs/mine", "model.onnx"])
     (desk / "mine.yaml").write_bytes((desk / "runs" / "mine" / "config.yaml").read_bytes())
     return desk
 
