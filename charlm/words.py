@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from charlm.config import CharlmError, UsageError, parse
+from charlm.config import UsageError, parse
 
 
 class Words(argparse.ArgumentParser):
