@@ -9,6 +9,8 @@ import shutil
 import signal
 import tempfile
 
+import psutil
+import pytest
 from hypothesis import HealthCheck, settings
 
 signal.signal(
@@ -33,3 +35,20 @@ quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile("quick", max_examples=50, deadline=None, database=None, suppress_health_check=quiet)
 settings.register_profile("thorough", settings.get_profile("quick"), max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A failed test may leave a training behind, which would slow all tests after it down: end it.
+
+    The system tells the time of a start to within two seconds.
+    """
+    report = yield
+    if report.failed:
+        for child in psutil.Process().children(recursive=True):
+            try:
+                if child.create_time() > call.start - 2 and "charlm" in " ".join(child.cmdline()):
+                    child.kill()
+            except psutil.Error:  # it has ended
+                continue
+    return report

@@ -96,7 +96,7 @@ def start(config: Config, **variables: str) -> subprocess.Popen:
 def launched(launcher: list[str], *words, **options) -> str:
     """What scripts/train.py prints under a launcher."""
     line = [sys.executable, "-m", *launcher, *map(str, words)]
-    options = {"capture_output": True, "encoding": "utf-8", "timeout": 150, "env": environment()} | options
+    options = {"capture_output": True, "encoding": "utf-8", "timeout": 300, "env": environment()} | options
     ran = subprocess.run(line, **options)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
@@ -110,7 +110,7 @@ def train_on(processes: int, config) -> str:
     return told
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 300) -> None:
     """Look again and again; fail when the process ends first or time is over."""
     end = time.monotonic() + seconds
     while not condition():

@@ -148,7 +148,7 @@ class Cluster:
         assert ran.returncode == 0, f"{words}: {ran.stdout}{ran.stderr}"
         return ran.stdout
 
-    def until(self, condition, seconds: float = 30, step: float = 0.1) -> None:
+    def until(self, condition, seconds: float = 120, step: float = 0.1) -> None:
         """Look again and again; fail with the logs of the daemons when time is over."""
         end = time.monotonic() + seconds
         while not condition():
@@ -167,7 +167,7 @@ class Cluster:
     def state(self, job: str) -> str:
         return self.facts(job)["JobState"]
 
-    def wait(self, job: str, *states: str, seconds: float = 120) -> dict[str, str]:
+    def wait(self, job: str, *states: str, seconds: float = 300) -> dict[str, str]:
         """Wait until a job has one of the states (any in which a job is over); returns its facts."""
         wanted = states or ENDED
         self.until(lambda: self.state(job) in wanted, seconds, 0.3)

@@ -401,7 +401,7 @@ def test_killed_while_saving_every_checkpoint_that_shows_is_whole(tmp_path):
     """kill -9 at ten random moments of a process that does nothing but save."""
     (tmp_path / "checkpoints").mkdir()
     words = [sys.executable, "-c", SAVER, str(tmp_path), "10"]
-    ran = subprocess.run(words, capture_output=True, encoding="utf-8", timeout=120, env=environment())
+    ran = subprocess.run(words, capture_output=True, encoding="utf-8", timeout=300, env=environment())
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
     assert len(lines) == 10

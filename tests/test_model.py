@@ -498,7 +498,7 @@ def test_a_fresh_process_loads_the_model_and_gives_the_same_logits(tmp_path):
         "ids = torch.from_numpy(model.vocab.encode('aé€lola').astype('int64'))[None]\n"
         "np.save(sys.argv[1] + '/logits.npy', model(ids)[0].detach().numpy())\n"
     )
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=300)
     expected = model(torch.tensor([[0, 1, 2, 3, 4, 3, 0]]))[0].detach().numpy()
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, rtol=0, atol=1e-7)
 

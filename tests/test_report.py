@@ -90,7 +90,7 @@ def test_auto_with_an_account_that_cannot_be_reached_is_offline_at_once(nobody, 
     started = time.monotonic()
     mode, why = wandb_mode("auto")
     assert mode == "offline" and "localhost cannot be reached" in why and "wandb sync" in why
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30  # wandb itself would try for minutes
 
 
 def test_auto_with_an_account_that_answers_is_online(nobody, server):
@@ -195,7 +195,7 @@ def killed_twice(config, **variables) -> None:
     for at in (60, 130, None):
         process = start(config, **variables)
         if at is None:
-            said, _ = process.communicate(timeout=120)
+            said, _ = process.communicate(timeout=300)
             assert process.returncode == 0, said
             return
         wait_until(lambda at=at: logged(config.run_dir) >= at, process)
@@ -228,7 +228,7 @@ def test_offline_a_run_that_was_killed_is_one_curve(tmp_path):
     with WandbServer() as server:  # and the one command that syncs afterwards
         words = [sys.executable, "-m", "wandb", "sync", str(tmp_path / "run" / "wandb" / "latest-run")]
         env = environment(**server.environment)
-        synced = subprocess.run(words, env=env, capture_output=True, encoding="utf-8", timeout=60)
+        synced = subprocess.run(words, env=env, capture_output=True, encoding="utf-8", timeout=300)
         assert synced.returncode == 0, synced.stdout + synced.stderr
     assert_one_curve(config, server.rows[facts["run_id"]])
 
@@ -269,7 +269,7 @@ def test_a_wandb_that_breaks_down_harms_nothing(tmp_path):
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     (core,) = [pid for pid in children if "wandb" in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(int(core), signal.SIGKILL)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert "done: 400 steps" in said and "wandb: given up" in said
     assert [step for step, _ in losses(config.run_dir)] == list(range(1, 401))
@@ -282,7 +282,7 @@ def test_a_server_that_goes_away_in_mid_run_harms_nothing(tmp_path):
     process = start(config, **server.environment, WANDB_FINISH_TIMEOUT="4")
     wait_until(lambda: logged(config.run_dir) >= 60, process)
     server.close()
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert "done: 400 steps" in said and "Traceback" not in said
     assert re.search(

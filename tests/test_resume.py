@@ -77,7 +77,7 @@ def test_killed_again_and_again_a_run_ends_in_the_bits_of_one_that_was_not(tmp_p
     assert killed_at[0][0] == 40 < killed_at[0][1]  # steps were lost, and are done again
 
     process = start(config)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert f"resumed {config.run_dir} at step {killed_at[-1][0]}" in said and "done: 200 steps" in said
     assert not list(folder.glob(".step-*"))
