@@ -4,6 +4,7 @@ runs/<name>/checkpoints/step-00001000/
     manifest.json           size and sha256 of every other file
     facts.json              step, position, best figures, wandb id, config, …
     model.safetensors  optimizer.safetensors  carry.safetensors  random.safetensors  losses.safetensors
+    average.safetensors     with optim.average: the averaged weights
     vocab.json
 """
 

@@ -197,6 +197,9 @@ class ModelConfig:
     """Dropout on the embedding; null means as model.dropout."""
     output_dropout: float | None = None
     """Dropout before the logits; null means as model.dropout."""
+    locked_dropout: bool = False
+    """Drop the same units at all times of a window, drawn anew for every lane and window (variational
+    dropout, Gal & Ghahramani 2016), instead of others at every character."""
     tie_weights: bool = False
     """Use the embedding matrix for the logits too; needs embedding_size equal to hidden_size."""
     forget_bias: float = 1.0
@@ -235,6 +238,9 @@ class OptimConfig:
     """Last learning rate as a share of the highest."""
     clip: float | None = 1.0
     """Largest norm of the gradient; null for no clipping."""
+    average: float = 0.0
+    """Decay of a moving average of the weights, such as 0.998, which then is what is evaluated, sampled, kept
+    in model/ and tested; 0 for none. It spans about 1 / (1 - decay) steps: less than a tenth of the run."""
 
     def __post_init__(self):
         _choices("optim", self)
@@ -246,6 +252,7 @@ class OptimConfig:
         )
         _check(self.eps > 0, "optim.eps", self.eps, "must be above 0")
         _at_least("optim", self, weight_decay=0, warmup_steps=0)
+        _between("optim", self, 0, 1, "average")
         _check(0 <= self.final_ratio <= 1, "optim.final_ratio", self.final_ratio, "must be between 0 and 1")
         _check(
             all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "must be at least 0 and below 1"

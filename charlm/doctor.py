@@ -153,12 +153,13 @@ class Doctor:
         self.parts.accelerator.wait_for_everyone()
 
     def disk(self) -> None:
-        """Room for the checkpoints (weights, two moments): those kept, the best, one being written."""
+        """Room for the checkpoints (weights, moments, average): those kept, the best, one being written."""
         parts, keep = self.parts, self.config.checkpoint.keep
         model, config = parts.model, self.config.model
         carry = self.config.train.batch_size * config.num_layers * config.hidden_size
         carry *= 2 if config.cell == "lstm" else 1
-        one = 4 * (3 * sum(p.numel() for p in model.parameters()) + carry)
+        copies = 3 if parts.average is None else 4
+        one = 4 * (copies * sum(p.numel() for p in model.parameters()) + carry)
         folder = Path(self.config.run_dir).absolute()
         while not folder.exists():
             folder = folder.parent

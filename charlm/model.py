@@ -21,6 +21,7 @@ from charlm.config import CharlmError, ModelConfig
 from charlm.files import replace
 from charlm.gru import gru_window
 from charlm.loss import cross_entropy
+from charlm.regular import LockedDropout
 from charlm.vocab import Vocab
 
 Carry = tuple[Tensor, ...]
@@ -60,13 +61,14 @@ class CharLM(nn.Module):
         self.output = nn.Linear(H, vocab_size)
 
         def dropout(p: float | None) -> nn.Dropout:
-            return nn.Dropout(config.dropout if p is None else p)
+            kind = LockedDropout if config.locked_dropout else nn.Dropout
+            return kind(config.dropout if p is None else p)
 
         self.input_dropout, self.output_dropout = (
             dropout(config.input_dropout),
             dropout(config.output_dropout),
         )
-        self.between = nn.Dropout(config.dropout)
+        self.between = dropout(config.dropout)
         if config.cell == "lstm":
             for layer in self.layers:
                 with torch.no_grad():  # gates lie in the order input, forget, cell, output

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from charlm.average import Average
 from charlm.config import CharlmError, Config
 from charlm.lanes import Lanes
 from charlm.model import Carry, CharLM
@@ -65,6 +66,8 @@ class Parts:
         optimizer = make_optimizer(self.model.to(accelerator.device), config.optim)
         self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
         self.parameters = list(self.model.parameters())
+        decay = config.optim.average
+        self.average = Average(self.model, decay) if decay else None
         torch.manual_seed(config.train.seed + 1 + accelerator.process_index)  # dropout differs by rank
         if accelerator.device.type == "cpu":
             torch.set_num_threads(threads_for(config, self.world))
@@ -80,6 +83,11 @@ class Parts:
         exact = "tf32" if precision == "tf32" else "ieee"
         torch.backends.cudnn.rnn.fp32_precision = exact
         torch.backends.cuda.matmul.fp32_precision = exact
+
+    @property
+    def judged(self) -> CharLM:
+        """The model that is evaluated, sampled and kept: of averaged weights, with optim.average."""
+        return self.model if self.average is None else self.average.model
 
     def update(self) -> None:
         """Change the weights by the gradients, and clear these.

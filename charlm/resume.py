@@ -81,6 +81,8 @@ def _save(run: Run) -> None:
         "losses": {"losses": losses},
         "random": random,
     }
+    if run.average is not None:
+        tensors["average"] = weights_of(run.average.model)
     run.saver.save(
         run.dir,
         state.step,
@@ -129,6 +131,8 @@ def resume_or_start(run: Run) -> State:
         _fit(run, facts)
     elif run.config.train.init_from:
         run.say(warm_start(run.model, run.corpus.vocab, run.config.train.init_from))
+        if run.average is not None:
+            run.average.begin(run.model)
     if run.main:
         replace(run.dir / "config.yaml", to_yaml(run.config))
     run.begin()
@@ -140,6 +144,8 @@ def resume_or_start(run: Run) -> State:
 def _restore(run: Run, facts: dict, tensors: dict[str, dict[str, Tensor]]) -> None:
     device, rank = run.accelerator.device, run.accelerator.process_index
     load_weights(run.model, tensors["model"], f"the checkpoint of step {facts['step']}")
+    if run.average is not None:
+        load_weights(run.average.model, tensors["average"], f"the average of step {facts['step']}")
     load_optimizer(run.model, run.bare_optimizer, tensors["optimizer"])
     state = run.state
     state.step = state.saved = facts["step"]

@@ -87,6 +87,8 @@ class Run(Parts):
         """Count the step; at the end of an epoch the carry starts again at zero."""
         state = self.state
         state.step += 1
+        if self.average is not None:
+            self.average.update(self.model, state.step)
         state.position = self.lanes.after(state.position)
         state.carry = carry if state.position.window else None
         state.losses.append(loss)
@@ -180,7 +182,7 @@ class Run(Parts):
     def score(self, split: str, most: int | None = None) -> dict:
         """The figures of evaluate() on a split, or on the first `most` symbols of it, over all ranks."""
         return evaluate(
-            self.model,
+            self.judged,
             self.corpus.vocab,
             self.corpus[split][:most],
             self.config.evaluate,
@@ -196,7 +198,7 @@ class Run(Parts):
         with self.clock.paused():
             options = asdict(self.config.sample)
             del options["every"]
-            text = options["prompt"] + generate(self.model, self.corpus.vocab, end="\n", **options)
+            text = options["prompt"] + generate(self.judged, self.corpus.vocab, end="\n", **options)
             path = self.dir / "samples" / f"{name or f'step-{self.state.step:08d}'}.txt"
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
@@ -210,7 +212,7 @@ class Run(Parts):
     def _export(self) -> None:
         if self.main:
             try:
-                self.model.save_pretrained(
+                self.judged.save_pretrained(
                     self.dir / "model", self.corpus.vocab, step=self.state.step, validation=self.state.best
                 )
             except OSError as error:
@@ -240,7 +242,7 @@ class Run(Parts):
         self.accelerator.wait_for_everyone()
         dtype = self.model.compute_dtype
         self.model = CharLM.from_pretrained(self.dir / "model", self.accelerator.device)
-        self.model.compute_dtype = dtype
+        self.model.compute_dtype, self.average = dtype, None  # averaged already
         summary = Summary("done", self.state.step, self.dir, self.state.best)
         if "test" in self.corpus.splits:
             summary.test = self.score("test")

@@ -123,7 +123,8 @@ def open_trained(where: str, device: str | torch.device) -> tuple[CharLM, Vocab,
             raise CharlmError(f"{where}: holds neither a model/ nor a checkpoint; train it first")
         facts, tensors, vocab = loaded
         model = CharLM(ModelConfig(**facts["config"]["model"]), len(vocab))
-        load_weights(model, tensors["model"], f"the checkpoint of step {facts['step']}")
+        weights = tensors.get("average", tensors["model"])
+        load_weights(model, weights, f"the checkpoint of step {facts['step']}")
         return model.to(device).eval(), vocab, config
     if not path.is_dir() and (path.is_absolute() or where.startswith(".") or where.count("/") != 1):
         raise CharlmError(f"{where}: no such run directory, model folder or hub id")

@@ -24,7 +24,9 @@ ORDER = [
         "gru",
         "loss",
         "casting",
+        "regular",
         "model",
+        "average",
         "optim",
     ),
     *(

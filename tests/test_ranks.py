@@ -31,6 +31,7 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("ranks")
     options = {
         "model": {"num_layers": 2},
+        "optim": {"average": 0.7},
         "train": {"steps": 16, "batch_size": 6},
         "evaluate": {"every": 8, "lanes": 5, "context": 8},
         "checkpoint": {"every": 10, "keep": 9},
@@ -67,6 +68,7 @@ def test_several_processes_train_as_one_does(runs, change):
     assert (facts["ranks"], facts1["ranks"]) == (CHANGES[change][0], 1)
     assert facts["position"] == facts1["position"]
     assert_close(tensors["model"], tensors1["model"])
+    assert_close(tensors["average"], tensors1["average"])
     assert_close(tensors["optimizer"], tensors1["optimizer"])
     assert told.count("wandb: disabled") == 1  # only the main process speaks
     assert told.count("step 8: validation") == told.count("done: 10 steps") == 1

@@ -163,6 +163,7 @@ def stopped(tmp_path_factory):
         ("model", {"dropout": 0.5}, "model.dropout is 0.5, was 0.0"),
         ("optim", {"learning_rate": 0.01}, "optim.learning_rate is 0.01, was 0.02"),
         ("optim", {"clip": None}, "optim.clip is None, was 1.0"),
+        ("optim", {"average": 0.9}, "optim.average is 0.9, was 0.0"),
         ("vocab", {"end_of_document": True}, "vocab.end_of_document is True, was False"),
         ("data", {"validation": 0.2}, "data.validation is 0.2, was 0.1"),
         ("train", {"seed": 6}, "train.seed is 6, was 5"),
