@@ -18,6 +18,7 @@ COMMANDS = {  # command X is run(argv) of charlm/cli_X.py
     "hello": 'the classroom\'s toy: an RNN learns "hello" in ten steps',
     "prepare": "text → vocabulary and ids on disk",
     "train": "train a model, or go on with a run that was stopped",
+    "watch": "a run on the terminal: curve, figures, latest sample, time left",
     "doctor": "what a training would get on this machine, before it waits in a queue",
     "evaluate": "bits per character and per byte on held-out text",
     "sample": "draw text from a model",

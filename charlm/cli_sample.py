@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from charlm.terminal import visible
 from charlm.words import open_named, run_parser
 
 
@@ -25,7 +26,7 @@ def run(argv: list[str]) -> None:
 
     import torch
 
-    from charlm.generate import generate_ids, visible
+    from charlm.generate import generate_ids
 
     names = ("prompt", "length", "temperature", "top_k", "top_p", "seed")
     given = {k: getattr(args, k) for k in names if getattr(args, k) is not None}

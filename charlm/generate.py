@@ -68,11 +68,6 @@ def generate(model: CharLM, vocab: Vocab, end: str = "", **options) -> str:
     return "".join([*parts, text(None)])
 
 
-def visible(text: str) -> str:
-    """Control characters, but newline and tab, as escapes: a terminal would obey them."""
-    return text.translate({i: f"\\x{i:02x}" for i in (*range(9), *range(11, 32), *range(127, 160))})
-
-
 class _PlainStep:
     """What Stepper does, through the model itself on its own device."""
 

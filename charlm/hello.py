@@ -7,10 +7,12 @@ learning rate 0.1. The loss shown is the sum over the window of four characters,
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 
 import torch
 
-from charlm.config import Config, load_config
+from charlm.config import CharlmError, Config, load_config
+from charlm.figure import Panel, draw, panel
 from charlm.lanes import Lanes, Position
 from charlm.model import CharLM
 from charlm.prepared import prepare
@@ -18,23 +20,28 @@ from charlm.train import train
 from charlm.vocab import Vocab
 
 
-def hello(explain: bool = False, debug: bool = False) -> list[tuple[str, float]]:
+def hello(
+    explain: bool = False, debug: bool = False, figure: str | Path | None = None
+) -> list[tuple[str, float]]:
     """Run configs/hello.yaml, printing a line per step; returns (predicted string, summed loss) of each.
 
-    Nothing is left on the disk. explain: show vocabulary, one-hot matrix, weights and model first.
-    debug: show the shapes at every stage.
+    Nothing is left on the disk but the figure. explain: show vocabulary, one-hot matrix, weights and model
+    first. debug: show the shapes at every stage. figure: an SVG of the model before and after training.
     """
     lines: list[tuple[str, float]] = []
+    panels: list[Panel] = []
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(
             "hello", f"run_dir={folder}/run", f"data.dir={folder}/data", "log.wandb=disabled"
         )
         corpus = prepare(config)
-        x, _ = Lanes(corpus["train"], config.train.batch_size, config.train.bptt).window(Position())
+        x, y = Lanes(corpus["train"], config.train.batch_size, config.train.bptt).window(Position())
 
         def watch(step: int, model: CharLM, loss: float) -> None:
             if step == 0 and explain:
                 _explain(model, corpus.vocab, x)
+            if step == 0:
+                panels.append(panel("before training", model, x, y))
             with torch.no_grad():
                 predicted = corpus.vocab.decode(model(x)[0].argmax(-1)[0].tolist())
             lines.append((predicted, loss * x.numel()))
@@ -42,8 +49,21 @@ def hello(explain: bool = False, debug: bool = False) -> list[tuple[str, float]]
 
         if debug:
             _show_shapes(config, corpus.vocab, x)
-        train(config, quiet=True, watch=watch)
+        summary = train(config, quiet=True, watch=watch)
+        if figure is not None:
+            trained = CharLM.from_pretrained(summary.run_dir / "model")
+            panels.append(panel(f"after {summary.step} steps", trained, x, y))
+            texts = [[corpus.vocab.characters[i] for i in ids[0].tolist()] for ids in (x, y)]
+            _write(Path(figure), draw(panels, *texts, corpus.vocab))
     return lines
+
+
+def _write(path: Path, svg: str) -> None:
+    try:
+        path.write_text(svg, encoding="utf-8")
+    except OSError as error:
+        raise CharlmError(f"--figure {path}: cannot be written ({error.strerror})") from error
+    print(f"the figure is in {path}")
 
 
 def _explain(model: CharLM, vocab: Vocab, x: torch.Tensor) -> None:

@@ -18,12 +18,13 @@ from charlm.checkpoint import Saver, steps_of
 from charlm.config import CharlmError, Config
 from charlm.evaluate import evaluate
 from charlm.files import replace
-from charlm.generate import generate, visible
+from charlm.generate import generate
 from charlm.metrics import LN2, peak_memory
 from charlm.model import Carry, CharLM
 from charlm.parts import Parts
 from charlm.report import Reporter
 from charlm.state import Clock, State, Summary
+from charlm.terminal import visible
 
 _LOST = r"gloo|NCCL|Connection (closed|reset)|ProcessGroup|TCPStore"  # in errors of torch.distributed
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)

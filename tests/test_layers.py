@@ -44,9 +44,10 @@ ORDER = [
         "export",
         "warm",
     ),
-    *("report", "stop", "state", "run", "resume", "train", "doctor", "hello", "words"),
+    *("report", "stop", "state", "run", "resume", "train", "doctor", "figure", "hello", "words"),
+    *("braille", "progress", "watch"),
 ]
-BESIDE = {"files"}  # imports nothing of charlm; everyone may import it
+BESIDE = {"files", "terminal"}  # imports nothing of charlm; everyone may import it
 HEAVY = {"torch", "datasets", "wandb", "accelerate", "pyarrow", "numba"}
 MODULES = {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
 COMMANDS = [name for name in MODULES if name.startswith("cli_")]

@@ -51,7 +51,9 @@ HELD = "--data.validation 0.3 --data.test 0.3"
 OWN = "charlm train --run_dir runs/mine --data.source text --data.data_files 'books/*.txt' --train.steps 3000"
 HERE = {
     "charlm train --help": Short(told="--model.hidden_size"),
-    "charlm hello": Short("--explain --debug", "predicted string: ello, epoch: 10, loss: 2.020"),
+    "charlm hello": Short(
+        "--explain --debug --figure hello.svg", "predicted string: ello, epoch: 10, loss: 2.020"
+    ),
     "charlm prepare --config C": Short(told="unigram"),
     "charlm prepare --config C --verify": Short(told="as it was made"),
     "charlm prepare --config C --shard 0/16": Short("--data.dir shards", swap=("0/16", "0/1")),
@@ -63,6 +65,8 @@ HERE = {
     "charlm train --config shakespeare": Short(f"{TINY} {FILES} --sample.prompt the", "done: 2 steps"),
     "charlm train --config text8": Short(f"{TINY} {HELD} --data.data_files FILE", "done: 2 steps"),
     OWN: Short(f"{TINY} {HELD} --run_dir runs/own", "done: 2 steps"),
+    "charlm watch RUN": Short("--json", '"status": "done"'),
+    "charlm watch runs/stdlib": Short("--once", "step 2 of 2", ("stdlib", "mine")),
     "charlm doctor --config C": Short(told="ready to train"),
     "charlm evaluate RUN": Short("--json", '"bpc"'),
     "charlm evaluate RUN --lanes 1": Short("--json", '"lanes": 1'),
