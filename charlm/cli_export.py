@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from charlm.config import CharlmError
+from charlm.words import Words
 
 
 def run(argv: list[str]) -> None:
     """charlm export."""
     about = "Write a model as ONNX: (ids, carry) to (log-probabilities, carry). Needs onnx and onnxruntime."
-    parser = argparse.ArgumentParser("charlm export", description=about)
+    parser = Words("charlm export", description=about)
     parser.add_argument("run", help="run directory, model folder or hub id")
     parser.add_argument("file", type=Path, help="file to write, such as model.onnx")
     args = parser.parse_args(argv)

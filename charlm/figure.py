@@ -1,8 +1,8 @@
 """The drawing of the hello RNN, as lectures have it, with the numbers of a model: an SVG that stands alone.
 
 The layout is that of Karpathy, "The Unreasonable Effectiveness of Recurrent Neural Networks" (2015): a column
-per character, from the bottom the one-hot input, the hidden layer, the output. The output of the character that
-comes next should be high (green), the others low (red).
+per character, from the bottom the one-hot input, the hidden layer, the output. The output of the character
+that comes next should be high (green), the others low (red).
 """
 
 from __future__ import annotations
