@@ -16,6 +16,7 @@ from charlm.model import Carry, CharLM
 from charlm.optim import make_optimizer
 from charlm.prepared import prepare, wait_for
 from charlm.recorded import Recorded
+from charlm.reduction import settle
 
 # Values of the gates that keep a thread busy: with fewer, threads cost each other more than they gain.
 VALUES_PER_THREAD = 1536
@@ -68,6 +69,8 @@ class Parts:
         self.parameters = list(self.model.parameters())
         decay = config.optim.average
         self.average = Average(self.model, decay) if decay else None
+        if self.world > 1:
+            settle(self.wrapped, accelerator.device)
         torch.manual_seed(config.train.seed + 1 + accelerator.process_index)  # dropout differs by rank
         if accelerator.device.type == "cpu":
             torch.set_num_threads(threads_for(config, self.world))

@@ -38,6 +38,7 @@ ORDER = [
         "generate",
         "scoring",
         "recorded",
+        "reduction",
         "parts",
         "checkpoint",
         "trained",

@@ -12,6 +12,7 @@ from helpers import (
     records,
     small,
     status,
+    torchrun,
     train_on,
 )
 
@@ -118,13 +119,13 @@ def test_the_user_decides_on_the_slices(tmp_path):
 
 
 def test_on_the_same_number_of_processes_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
-    """With dropout, whose random states differ by process; three lanes on two processes."""
-    options = {"model": {"num_layers": 2, "dropout": 0.3}, "train": {"steps": 12, "batch_size": 3}}
+    """With dropout, whose random states differ by process; three, for a sum of two has no order."""
+    options = {"model": {"num_layers": 2, "dropout": 0.3}, "train": {"steps": 12, "batch_size": 4}}
     stopped, whole = small(tmp_path / "stopped", **options), small(tmp_path / "whole", **options)
-    told = train_on(2, changed(stopped, train={"max_hours": 1e-9}))
+    told = train_on(3, changed(stopped, train={"max_hours": 1e-9}))
     assert "stopped at step 1 (train.max_hours is over)" in told
-    assert "resumed" in train_on(2, stopped)
-    train_on(2, whole)
+    assert "resumed" in train_on(3, stopped)
+    train_on(3, whole)
     assert_same_state(stopped.run_dir, whole.run_dir)
     assert losses(stopped.run_dir) == losses(whole.run_dir)
 
@@ -150,6 +151,11 @@ def test_more_processes_than_lanes_are_refused(tmp_path):
     with pytest.raises(AssertionError, match=r"train.batch_size=1: too few lanes for 2 processes"):
         train_on(2, config)
     assert not steps_of(config.run_dir)
+
+
+def test_the_launcher_of_torch(tmp_path):
+    config = small(tmp_path / "run", train={"steps": 2})
+    assert "done: 2 steps" in torchrun(2, config)
 
 
 def test_accelerate_launch_from_the_folder_of_the_script(tmp_path):
