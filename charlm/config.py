@@ -281,6 +281,9 @@ class TrainConfig:
     goes on with fewer processes takes as many slices as its lanes need, unless this was changed."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Arithmetic on a GPU; a CPU always computes in fp32, and says so."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """In which several GPUs average their gradients: bf16 sends half as much over a slow network between
+    nodes, at 8 bits of precision. Processes on CPUs average in fp32, and say so."""
     cuda_graph: bool = False
     """Record a step once and replay it, on one GPU, not in fp16: for small models, whose kernels run shorter
     than it takes to launch them. What it gains is not measured yet."""

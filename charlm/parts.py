@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from charlm import reduction
 from charlm.average import Average
 from charlm.config import CharlmError, Config
 from charlm.lanes import Lanes
@@ -16,7 +17,6 @@ from charlm.model import Carry, CharLM
 from charlm.optim import make_optimizer
 from charlm.prepared import prepare, wait_for
 from charlm.recorded import Recorded
-from charlm.reduction import settle
 
 # Values of the gates that keep a thread busy: with fewer, threads cost each other more than they gain.
 VALUES_PER_THREAD = 1536
@@ -39,7 +39,10 @@ class Parts:
         cuda = torch.cuda.is_available()
         fp16 = cuda and config.train.precision == "fp16"
         self.accelerator = Accelerator(
-            cpu=not cuda, mixed_precision="fp16" if fp16 else "no", log_with="wandb"
+            cpu=not cuda,
+            mixed_precision="fp16" if fp16 else "no",
+            log_with="wandb",
+            kwargs_handlers=[reduction.options(config.train.gradients if cuda else "fp32")],
         )
         self.main = self.accelerator.is_main_process
         self.world = self.accelerator.num_processes
@@ -70,7 +73,7 @@ class Parts:
         decay = config.optim.average
         self.average = Average(self.model, decay) if decay else None
         if self.world > 1:
-            settle(self.wrapped, accelerator.device)
+            reduction.settle(self.wrapped, accelerator.device)
         torch.manual_seed(config.train.seed + 1 + accelerator.process_index)  # dropout differs by rank
         if accelerator.device.type == "cpu":
             torch.set_num_threads(threads_for(config, self.world))
@@ -80,6 +83,8 @@ class Parts:
         if self.accelerator.device.type != "cuda":
             if precision != "fp32":
                 say(f"train.precision={precision} is for GPUs: this CPU computes in fp32")
+            if self.config.train.gradients != "fp32" and self.world > 1:
+                say("train.gradients=bf16 is for GPUs: these CPUs average gradients in fp32")
             return
         if precision == "bf16":
             self.model.compute_dtype = torch.bfloat16

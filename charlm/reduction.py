@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import torch
+from accelerate import DDPCommunicationHookType, DistributedDataParallelKwargs
 from torch import nn
+
+
+def options(gradients: str) -> DistributedDataParallelKwargs:
+    """For the accelerator: gradients (fp32 or bf16) on their way, sent while the backward pass goes on.
+
+    torch has the bf16 hook for NCCL alone.
+    """
+    hook = DDPCommunicationHookType.BF16 if gradients == "bf16" else DDPCommunicationHookType.NO
+    return DistributedDataParallelKwargs(comm_hook=hook)
 
 
 def settle(wrapped: nn.parallel.DistributedDataParallel, device: torch.device) -> None:
