@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -171,6 +170,8 @@ class CharLM(nn.Module):
         """
         folder = Path(name)
         if not folder.is_dir():
+            from huggingface_hub import snapshot_download  # here, because it takes long to import
+
             try:
                 folder = Path(snapshot_download(str(name), **hub))
             except Exception as error:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from charlm.adam import AdamW
 from charlm.config import OptimConfig
 
 
@@ -42,8 +43,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
-def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW or Adam, fused: one kernel for all parameters."""
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[optim.name]
+def make_optimizer(model: nn.Module, optim: OptimConfig) -> AdamW:
+    """AdamW, or Adam, which is the same without decay."""
     groups = parameter_groups(model, optim.weight_decay)
-    return kind(groups, lr=optim.learning_rate, betas=optim.betas, eps=optim.eps, fused=True)
+    return AdamW(groups, lr=optim.learning_rate, betas=optim.betas, eps=optim.eps)

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from charlm import reduction
+from charlm.adam import AdamW
 from charlm.average import Average
 from charlm.config import CharlmError, Config
 from charlm.lanes import Lanes
@@ -68,7 +69,9 @@ class Parts:
         self.model = CharLM(config.model, len(self.corpus.vocab))
         self._set_precision(say)
         optimizer = make_optimizer(self.model.to(accelerator.device), config.optim)
-        self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
+        # They are where they belong; to see to that, accelerate would import torch's compiler: seconds.
+        placed = {"device_placement": [False, False]}
+        self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer, **placed)
         self.parameters = list(self.model.parameters())
         decay = config.optim.average
         self.average = Average(self.model, decay) if decay else None
@@ -109,7 +112,7 @@ class Parts:
             optimizer.zero_grad()
 
     @property
-    def bare_optimizer(self) -> torch.optim.Optimizer:
+    def bare_optimizer(self) -> AdamW:
         """The optimizer inside accelerate's wrapper."""
         return self.optimizer.optimizer
 

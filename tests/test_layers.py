@@ -27,6 +27,7 @@ ORDER = [
         "regular",
         "model",
         "average",
+        "adam",
         "optim",
     ),
     *(

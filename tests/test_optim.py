@@ -1,4 +1,4 @@
-"""The learning rate at a step, what decays, and the fused optimizer against plain torch."""
+"""The learning rate at a step, what decays, and the optimizer against plain torch."""
 
 import math
 from itertools import pairwise
@@ -168,7 +168,7 @@ def train_a_little(model: CharLM, optimizer: torch.optim.Optimizer, steps: int =
 
 
 @pytest.mark.parametrize(("name", "decay"), [("adamw", 0.4), ("adamw", 0.0), ("adam", 0.0)])
-def test_fused_optimizer_equals_a_plain_reference(name, decay):
+def test_the_optimizer_equals_a_plain_reference(name, decay):
     options = {"learning_rate": 0.01, "betas": (0.8, 0.95), "eps": 1e-6}
     model = tiny()
     fused = train_a_little(
@@ -199,10 +199,10 @@ def test_adamw_without_decay_equals_adam():
     assert all(torch.equal(a, b) for a, b in zip(*after, strict=True))
 
 
-def test_the_optimizer_is_fused_and_takes_betas_eps_and_rate_from_the_config():
+def test_the_optimizer_takes_betas_eps_and_rate_from_the_config():
     optimizer = make_optimizer(tiny(), OptimConfig(learning_rate=0.03, betas=(0.7, 0.9), eps=1e-5))
     for group in optimizer.param_groups:
-        assert (group["lr"], group["betas"], group["eps"], group["fused"]) == (0.03, (0.7, 0.9), 1e-5, True)
+        assert (group["lr"], group["betas"], group["eps"]) == (0.03, (0.7, 0.9), 1e-5)
 
 
 def test_adam_refuses_decay():
