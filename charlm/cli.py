@@ -23,6 +23,7 @@ COMMANDS = {  # command X is run(argv) of charlm/cli_X.py
     "evaluate": "bits per character and per byte on held-out text",
     "sample": "draw text from a model",
     "export": "write a model as ONNX, for serving without torch",
+    "report": "one HTML page: curves, samples, surprises, cells",
 }
 
 _LINES = "\n".join(f"  {name:<10} {about}" for name, about in COMMANDS.items())

@@ -114,7 +114,7 @@ def open_trained(where: str, device: str | torch.device) -> tuple[CharLM, Vocab,
     """
     path = Path(where)
     if path.is_dir() and not (path / "config.json").exists():
-        config = _config_of(path)
+        config = config_of(path)
         if (path / "model" / "config.json").exists():
             model = CharLM.from_pretrained(path / "model", device)
             return model, model.vocab, config
@@ -129,10 +129,11 @@ def open_trained(where: str, device: str | torch.device) -> tuple[CharLM, Vocab,
     if not path.is_dir() and (path.is_absolute() or where.startswith(".") or where.count("/") != 1):
         raise CharlmError(f"{where}: no such run directory, model folder or hub id")
     model = CharLM.from_pretrained(where, device)
-    return model, model.vocab, _config_of(path.parent) if path.name == "model" else Config()
+    return model, model.vocab, config_of(path.parent) if path.name == "model" else Config()
 
 
-def _config_of(run_dir: Path) -> Config:
+def config_of(run_dir: Path) -> Config:
+    """The config.yaml of a run directory; the default config where there is none."""
     path = run_dir / "config.yaml"
     if not path.exists():
         return Config()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from charlm.config import UsageError, parse
+from charlm.config import Config, UsageError, parse
 
 
 class Words(argparse.ArgumentParser):
@@ -27,12 +27,18 @@ def run_parser(command: str, description: str) -> Words:
     return parser
 
 
-def open_named(args: argparse.Namespace):
-    """The Trained (model, vocabulary, config) that the words of evaluate and sample name."""
+def named(args: argparse.Namespace) -> tuple[str, Config | None]:
+    """(where, the config that --config names) of the words of evaluate, sample and their like."""
     if (args.run is None) == (args.config is None):
         raise UsageError("name a run directory, or --config for its config")
     given = parse(["--config", args.config]) if args.config else None
+    return given.run_dir if given else args.run, given
+
+
+def open_named(args: argparse.Namespace):
+    """The Trained (model, vocabulary, config) that the words name."""
+    where, given = named(args)
     from charlm.trained import load
 
-    trained = load(given.run_dir if given else args.run, args.device)
+    trained = load(where, args.device)
     return trained._replace(config=given) if given else trained

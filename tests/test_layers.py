@@ -48,6 +48,7 @@ ORDER = [
     ),
     *("report", "stop", "state", "run", "resume", "train", "doctor", "figure", "hello", "words"),
     *("braille", "progress", "watch"),
+    *("history", "marks", "detectors", "looking", "plots", "findings", "known", "tables", "page"),
 ]
 BESIDE = {"files", "terminal"}  # imports nothing of charlm; everyone may import it
 HEAVY = {"torch", "datasets", "wandb", "accelerate", "pyarrow", "numba"}

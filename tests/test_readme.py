@@ -72,6 +72,7 @@ HERE = {
     "charlm evaluate RUN --lanes 1": Short("--json", '"lanes": 1'),
     "charlm export RUN model.onnx": Short(told="onnxruntime agrees"),
     "charlm sample RUN": Short("--length 5 --prompt the", "the"),
+    "charlm report RUN": Short(told="report.html"),
 }
 # Cannot be run here: why, and the test that does what can be done, if there is one.
 FOUR = "sbatch --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 --time=12:00:00"
@@ -87,6 +88,7 @@ THERE = {
     f"{INSTALL} . && .venv/bin/charlm train --config stdlib": ("network", ""),
     "pip install onnx onnxruntime": ("network", ""),
     f"{INSTALL} '.[test]' && .venv/bin/pytest": ("network", ""),
+    "pip install 'charlm[report]'": ("network", ""),
     "source .venv/bin/activate": ("an environment of one's own", ""),
     "python scripts/bench.py prepare [FILE]": ("minutes", ""),
     "python scripts/bench.py prepare --runs 3": ("minutes", ""),

@@ -1,0 +1,186 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const tip = document.getElementById("tip");
+  const count = data.ids.length;
+  const cells = data.cells.list;
+  const values = Uint8Array.from(atob(data.cells.values), (c) => c.charCodeAt(0));
+  let cell = 0;
+
+  const element = (name, text, kind) => {
+    const made = document.createElement(name);
+    if (text !== undefined) made.textContent = text;
+    if (kind) made.className = kind;
+    return made;
+  };
+  const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(2);
+  const percent = (p) => (p >= 0.1 ? Math.round(100 * p) : (100 * p).toPrecision(2)) + " %";
+  const shown = (mark) => (mark === " " ? "space" : mark);
+
+  // The passage as one <span> per symbol; a symbol that ends a line is followed by the line's end.
+  const write = (into) => {
+    const spans = data.ids.map((id, i) => {
+      const [mark, , kind, ends] = data.symbols[id];
+      const whole = data.completed[i];
+      const span = whole ? element("span", whole) : element("span", mark, kind);
+      span.dataset.i = i;
+      into.append(span);
+      if (ends) into.append("\n");
+      return span;
+    });
+    return spans;
+  };
+
+  const about = (i) => {
+    const [mark, name] = data.symbols[data.ids[i]];
+    const box = document.createDocumentFragment();
+    const whole = data.completed[i];
+    const title = element("p");
+    title.append(element("strong", shown(whole || mark)), " ", whole ? name + ", completes " + whole : name);
+    box.append(title);
+    return box;
+  };
+  const guesses = (i) => {
+    const box = about(i);
+    if (data.bits[i] === null) {
+      box.append(element("p", "the first: nothing foretells it"));
+      return box;
+    }
+    const chance = 2 ** -data.bits[i];
+    box.append(element("p", data.bits[i].toFixed(2) + " bits: it was given " + percent(chance)));
+    const list = element("ol");
+    data.guesses[i].forEach((id, k) => {
+      const line = element("li", undefined, id === data.ids[i] ? "true" : "");
+      const bar = element("i");
+      bar.style.width = Math.max(1, 100 * data.chances[i][k]) + "%";
+      line.append(element("code", shown(data.symbols[id][0])), element("b", percent(data.chances[i][k])), bar);
+      list.append(line);
+    });
+    box.append(list);
+    return box;
+  };
+  const level = (i) => values[cell * count + i] / 254;
+  const valueOf = (i) => {
+    const [layer, unit, low, high] = cells[cell];
+    const box = about(i);
+    const v = level(i);
+    const sign = v === 0 ? "≤ " : v === 1 ? "≥ " : "";
+    box.append(element("p", `layer ${layer + 1}, cell ${unit}: ${sign}${signed(low + v * (high - low))}`));
+    return box;
+  };
+
+  // A text that is explored by pointer, by tap and by keyboard: `tell` gives what the tip says of a place.
+  const explore = (box, spans, tell) => {
+    let at = -1, top = 0;
+    const hide = () => {
+      if (at >= 0) spans[at].classList.remove("at");
+      at = -1;
+      tip.hidden = true;
+    };
+    const show = (i) => {
+      if (at >= 0) spans[at].classList.remove("at");
+      at = i;
+      spans[i].classList.add("at");
+      tip.replaceChildren(tell(i));
+      tip.hidden = false;
+      const place = spans[i].getClientRects()[0], size = tip.getBoundingClientRect();
+      top = place.top;
+      const room = document.documentElement.clientWidth - size.width - 8;
+      tip.style.left = Math.max(8, Math.min(place.left, room)) + "px";
+      const below = place.bottom + 8;
+      tip.style.top = (below + size.height < innerHeight ? below : Math.max(8, place.top - size.height - 8)) + "px";
+    };
+    const beside = (down) => {
+      const from = spans[at].getClientRects()[0];
+      let best = at, line = null;
+      for (let i = at + (down ? 1 : -1); i >= 0 && i < count; i += down ? 1 : -1) {
+        const r = spans[i].getClientRects()[0];
+        if (Math.abs(r.top - from.top) < 4) continue;
+        if (line !== null && Math.abs(r.top - line) >= 4) break;
+        line = r.top;
+        if (best === at || Math.abs(r.left - from.left) < Math.abs(spans[best].getClientRects()[0].left - from.left)) best = i;
+      }
+      return best;
+    };
+    let last = 0;
+    box.addEventListener("pointerover", (e) => e.target.dataset.i && show(last = +e.target.dataset.i));
+    box.addEventListener("click", (e) => e.target.dataset.i && show(last = +e.target.dataset.i));
+    box.addEventListener("pointerleave", (e) => e.pointerType === "mouse" && hide());
+    box.addEventListener("focus", () => box.matches(":focus-visible") && show(last));
+    box.addEventListener("blur", hide);
+    box.addEventListener("keydown", (e) => {
+      if (e.key === "Escape") return hide();
+      if (at < 0) at = last;
+      const next = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: count - 1 }[e.key]
+        ?? (e.key === "ArrowUp" || e.key === "ArrowDown" ? beside(e.key === "ArrowDown") : undefined);
+      if (next === undefined || e.ctrlKey || e.metaKey || e.altKey) return;
+      e.preventDefault();
+      last = Math.max(0, Math.min(count - 1, next));
+      spans[last].scrollIntoView({ block: "nearest", behavior: "instant" });
+      show(last);
+    });
+    const follow = () => at >= 0 && Math.abs(spans[at].getClientRects()[0].top - top) > 4 && hide();
+    addEventListener("scroll", follow, { passive: true, capture: true });
+  };
+
+  const surprise = document.getElementById("surprise-text");
+  const surprised = write(surprise);
+  surprised.forEach((span, i) => {
+    const share = Math.min((data.bits[i] || 0) / 8, 1);
+    span.style.backgroundColor = `rgb(var(--surprise) / calc(var(--depth) * ${share.toFixed(3)}))`;
+  });
+  explore(surprise, surprised, guesses);
+
+  const heat = document.getElementById("cell-text");
+  const heated = write(heat);
+  const select = document.getElementById("cell");
+  const label = ([layer, unit, , , detector, score], whole) =>
+    `cell ${unit}` + (whole && layers > 1 ? ` of layer ${layer + 1}` : "") + (detector ? `: ${detector} ${signed(score)}` : "");
+  const layers = 1 + Math.max(...cells.map((c) => c[0]));
+  const group = (title, places, whole) => {
+    const made = element("optgroup");
+    made.label = title;
+    places.forEach((place) => {
+      const option = element("option", label(cells[place], whole));
+      option.value = place;
+      made.append(option);
+    });
+    select.append(made);
+  };
+  const order = cells.map((_, i) => i);
+  const clear = order.filter((i) => cells[i][4]).slice(0, 24);
+  if (clear.length) group("follow a fact most closely", clear, true);
+  for (let layer = 0; layer < layers; layer++) {
+    const own = order.filter((i) => cells[i][0] === layer).sort((a, b) => cells[a][1] - cells[b][1]);
+    group(`layer ${layer + 1}, by number`, own, false);
+  }
+  const buttons = [...document.querySelectorAll("button.cell")];
+  const choose = (place) => {
+    cell = place;
+    const [, , low, high, detector, score] = cells[cell];
+    heated.forEach((span, i) => {
+      const v = 2 * level(i) - 1;
+      span.style.backgroundColor = `rgb(var(--${v < 0 ? "low" : "high"}) / calc(var(--depth) * ${Math.abs(v).toFixed(3)}))`;
+    });
+    document.getElementById("low").textContent = signed(low);
+    document.getElementById("high").textContent = signed(high);
+    document.getElementById("match").textContent = detector ? `follows “${detector}”: ${signed(score)}` : "follows none of the facts";
+    buttons.forEach((b) => b.setAttribute("aria-pressed", String(+b.dataset.cell === cell)));
+  };
+  select.addEventListener("change", () => choose(+select.value));
+  buttons.forEach((b) => b.addEventListener("click", () => {
+    select.value = b.dataset.cell;
+    choose(+b.dataset.cell);
+  }));
+  const move = (by) => {
+    const options = select.options.length;
+    select.selectedIndex = (select.selectedIndex + by + options) % options;
+    choose(+select.value);
+  };
+  document.getElementById("before").addEventListener("click", () => move(-1));
+  document.getElementById("after").addEventListener("click", () => move(1));
+  explore(heat, heated, valueOf);
+  const first = buttons.length ? +buttons[0].dataset.cell : +select.value;
+  select.value = first;
+  choose(first);
+})();
