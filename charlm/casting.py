@@ -1,7 +1,7 @@
-"""The weights of a recurrent layer in a lower precision, within the graph: gradients reach the originals.
+"""Copies of a recurrent layer's weights, within the graph: gradients reach the originals.
 
-On a GPU torch keeps a layer's weights as views of one buffer, in the order that cuDNN wants. Cast one by one
-they would lie apart, and cuDNN would gather them anew in every call; so their buffer is cast as a whole.
+On a GPU torch keeps a layer's weights as views of one buffer, in the order that cuDNN wants. Copied one by
+one they would lie apart, and cuDNN would gather them anew in every call; so their buffer is copied whole.
 """
 
 from __future__ import annotations
@@ -10,27 +10,41 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+RECURRENT = 1  # place of the recurrent weights among a layer's: input, recurrent, and a bias of each
 
-def cast(weights: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Copies of the weights in another dtype; views of one buffer become views of one, laid out alike."""
-    return list(_Cast.apply(dtype, *weights))
+
+def cast(weights: list[Tensor], dtype: torch.dtype, mask: Tensor | None = None) -> list[Tensor]:
+    """Copies of the weights in a dtype; views of one buffer become views of one, laid out alike.
+
+    mask: of the recurrent weights' shape, which are multiplied by it.
+    """
+    return list(_Cast.apply(dtype, mask, *weights))
 
 
 class _Cast(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, dtype, *weights):
-        ctx.dtypes = [w.dtype for w in weights]
+    def forward(ctx, dtype, mask, *weights):
+        ctx.dtypes, ctx.mask = [w.dtype for w in weights], mask
         if len({w.untyped_storage().data_ptr() for w in weights}) > 1:
-            return tuple(w.to(dtype) for w in weights)
-        first = min(w.storage_offset() for w in weights)
-        end = max(w.storage_offset() + 1 + sum(map(_reach, w.size(), w.stride())) for w in weights)
-        buffer = weights[0].detach().as_strided((end - first,), (1,), first).to(dtype)
-        return tuple(buffer.as_strided(w.size(), w.stride(), w.storage_offset() - first) for w in weights)
+            copies = tuple(w.to(dtype, copy=True) for w in weights)
+        else:
+            first = min(w.storage_offset() for w in weights)
+            end = max(w.storage_offset() + 1 + sum(map(_reach, w.size(), w.stride())) for w in weights)
+            buffer = weights[0].detach().as_strided((end - first,), (1,), first).to(dtype, copy=True)
+            copies = tuple(
+                buffer.as_strided(w.size(), w.stride(), w.storage_offset() - first) for w in weights
+            )
+        if mask is not None:
+            copies[RECURRENT].mul_(mask)
+        return copies
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
-        return None, *(g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True))
+        grads = [g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)]
+        if ctx.mask is not None:
+            grads[RECURRENT] = grads[RECURRENT] * ctx.mask
+        return None, None, *grads
 
 
 def _reach(size: int, stride: int) -> int:

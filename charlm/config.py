@@ -200,6 +200,19 @@ class ModelConfig:
     locked_dropout: bool = False
     """Drop the same units at all times of a window, drawn anew for every lane and window (variational
     dropout, Gal & Ghahramani 2016), instead of others at every character."""
+    weight_drop: float = 0.0
+    """Share of the recurrent weights that are taken out for a window (DropConnect, Merity et al. 2018)."""
+    activation_reg: float = 0.0
+    """Times the mean square of the last layer's outputs, dropout included, added to what is minimised (AR,
+    Merity et al. 2017), such as 2. The loss that is logged is without it."""
+    temporal_reg: float = 0.0
+    """Times the mean square of what those outputs change by from one character to the next (TAR), such as 1;
+    not in the logged loss either."""
+    norm: Literal["none", "layer", "rms"] = "none"
+    """Normalise what every layer but the first reads: layer (Ba et al. 2016), rms (Zhang & Sennrich 2019)."""
+    residual: bool = False
+    """Add to what a layer gives what reached it, where both are of one width: between recurrent layers, and
+    around the first when embedding_size equals hidden_size."""
     tie_weights: bool = False
     """Use the embedding matrix for the logits too; needs embedding_size equal to hidden_size."""
     forget_bias: float = 1.0
@@ -208,7 +221,8 @@ class ModelConfig:
     def __post_init__(self):
         _choices("model", self)
         _at_least("model", self, embedding_size=0, hidden_size=1, num_layers=1)
-        _between("model", self, 0, 1, "dropout", "input_dropout", "output_dropout")
+        _between("model", self, 0, 1, "dropout", "input_dropout", "output_dropout", "weight_drop")
+        _at_least("model", self, activation_reg=0, temporal_reg=0)
         if self.tie_weights and self.embedding_size != self.hidden_size:
             raise CharlmError(
                 f"model.tie_weights=True: needs model.embedding_size equal to model.hidden_size "

@@ -23,7 +23,7 @@ def generate_ids(
     Raises CharlmError for a prompt with a character that a closed vocabulary does not have.
     """
     from charlm.drawing import Drawing  # here, because they import numba, for which training need not wait
-    from charlm.stepping import Stepper
+    from charlm.stepping import Stepper, steppable
 
     if num_samples < 1:
         raise CharlmError(f"num_samples={num_samples}: must be 1 or more")
@@ -34,7 +34,7 @@ def generate_ids(
         logits, carry = _read(model, vocab, config.prompt)
         logits = logits.expand(num_samples, -1)  # all samples read the same prompt
         carry = tuple(c.expand(-1, num_samples, -1).contiguous() for c in carry)
-        stepper = Stepper(model, carry) if model.device.type == "cpu" else _PlainStep(model, carry)
+        stepper = Stepper(model, carry) if steppable(model) else _PlainStep(model, carry)
         ids = draw(_on_cpu(logits))
         yield ids.tolist()
         for _ in range(config.length - 1):

@@ -76,8 +76,12 @@ class _Window(torch.autograd.Function):
         return grad_x, before, at_gates.t() @ x.flatten(0, 1), grad_w_h, at_gates.sum(0), grad_b_h
 
 
-def gru_window(layer: nn.GRU, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """layer(x, h) of a one-layer, batch-first GRU: x [B, T, E], h [1, B, H] → ([B, T, H], [1, B, H])."""
-    weights = (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
-    out, last = _Window.apply(x, h[0], *weights)
+def gru_window(
+    layer: nn.GRU, x: Tensor, h: Tensor, weights: list[Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """layer(x, h) of a one-layer, batch-first GRU: x [B, T, E], h [1, B, H] → ([B, T, H], [1, B, H]).
+
+    weights: others than the layer's own, in its order.
+    """
+    out, last = _Window.apply(x, h[0], *(layer._flat_weights if weights is None else weights))
     return out, last[None]

@@ -20,7 +20,7 @@ from charlm.config import CharlmError, ModelConfig
 from charlm.files import replace
 from charlm.gru import gru_window
 from charlm.loss import cross_entropy
-from charlm.regular import LockedDropout
+from charlm.regular import LockedDropout, activation_penalty, drawn
 from charlm.vocab import Vocab
 
 Carry = tuple[Tensor, ...]
@@ -68,6 +68,9 @@ class CharLM(nn.Module):
             dropout(config.output_dropout),
         )
         self.between = dropout(config.dropout)
+        if config.norm != "none":
+            kind = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}[config.norm]
+            self.norms = nn.ModuleList(kind(H) for _ in self.layers[1:])
         if config.cell == "lstm":
             for layer in self.layers:
                 with torch.no_grad():  # gates lie in the order input, forget, cell, output
@@ -94,39 +97,55 @@ class CharLM(nn.Module):
 
         ids: int64[B, T]. carry: from the window before, or None. Returns (logits [B, T, V], carry).
         With targets, int64[B, T], returns the cross-entropy in nats instead of the logits (reduction as in
-        torch: mean, sum or none [B, T]; computed in float32), and a carry cut off from the graph.
+        torch: mean, sum or none [B, T]; computed in float32), and a carry cut off from the graph. In training
+        the gradient of the mean is also that of activation_reg and temporal_reg.
         """
         if carry is None:
             carry = self.zeros(len(ids))
         x = self.input_dropout(self.input(ids).to(self.compute_dtype))  # [B, T, E]
         states = []
         for i, layer in enumerate(self.layers):
-            if i:
-                x = self.between(x)
-            x, state = self._recur(layer, x, tuple(c[i : i + 1].contiguous() for c in carry))  # x [B, T, H]
+            read = self.between(self._normed(i, x)) if i else x
+            out, state = self._recur(layer, read, tuple(c[i : i + 1].contiguous() for c in carry))
+            x = self._joined(x, out)  # [B, T, H]
             states.append(state)
         joined = states[0] if len(states) == 1 else map(torch.cat, zip(*states, strict=True))
         carry = tuple(c.to(torch.float32) for c in joined)
-        x = self.output_dropout(x)
+        h, x = x, self.output_dropout(x)
         weight, bias = self.output.weight, self.output.bias
         if targets is None and x.dtype == weight.dtype:
             return self.output(x), carry  # [B, T, V]
         if targets is None:
             return F.linear(x, weight.to(x.dtype), bias.to(x.dtype)), carry
         loss = cross_entropy(x.flatten(0, 1), weight, bias, targets.flatten(), reduction)
+        ar, tar = self.config.activation_reg, self.config.temporal_reg
+        if self.training and (ar or tar) and reduction == "mean":
+            loss = loss + activation_penalty(h, x, ar, tar)
         return loss.view(targets.shape) if reduction == "none" else loss, tuple(c.detach() for c in carry)
+
+    def _normed(self, i: int, x: Tensor) -> Tensor:
+        """What a layer but the first reads: x, normalised in float32."""
+        return x if self.config.norm == "none" else self.norms[i - 1](x.float()).to(x.dtype)
+
+    def _joined(self, x: Tensor, out: Tensor) -> Tensor:
+        """What a layer gives, with what reached it added where the widths are equal."""
+        return out + x if self.config.residual and x.shape[-1] == out.shape[-1] else out
 
     def _recur(self, layer: nn.RNNBase, x: Tensor, state: Carry) -> tuple[Tensor, Carry]:
         """One layer over a window: x [B, T, E or H], state of [1, B, H] each."""
-        if self.compute_dtype == torch.float32:
-            if layer.mode == "GRU" and x.device.type == "cpu" and not torch.jit.is_tracing():  # as one node
-                out, new = gru_window(layer, x, state[0])
-                return out, (new,)
-            out, new = layer(x, state if len(state) == 2 else state[0])
-            return out, new if isinstance(new, tuple) else (new,)
+        p, exact, weights = self.config.weight_drop, self.compute_dtype == torch.float32, None
+        mask = drawn(layer.weight_hh_l0, p) if self.training and p else None
         # Autocast would run cuDNN's recurrent layers in fp16, whatever it was asked for: cast by hand, in the
         # graph, so that gradients reach the float32 weights.
-        weights = cast(layer._flat_weights, x.dtype)
+        if mask is not None or not exact:
+            weights = cast(layer._flat_weights, self.compute_dtype, mask)
+        on_cpu = x.device.type == "cpu" and not torch.jit.is_tracing()  # which wants a layer as one node
+        if exact and layer.mode == "GRU" and on_cpu:
+            out, new = gru_window(layer, x, state[0], weights)
+            return out, (new,)
+        if weights is None:
+            out, new = layer(x, state if len(state) == 2 else state[0])
+            return out, new if isinstance(new, tuple) else (new,)
         state = tuple(s.to(x.dtype) for s in state)
         kernel = getattr(torch._VF, layer.mode.lower())
         out, *new = kernel(
@@ -142,12 +161,13 @@ class CharLM(nn.Module):
         x = self.input(ids)  # [B, E]
         states = []
         for i, layer in enumerate(self.layers):
+            read = self._normed(i, x) if i else x
             weights = (layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
             state = tuple(c[i] for c in carry)
             cell = getattr(torch, f"{layer.mode.lower()}_cell")
-            new = cell(x, state if len(state) == 2 else state[0], *weights)
+            new = cell(read, state if len(state) == 2 else state[0], *weights)
             states.append(new if isinstance(new, tuple) else (new,))
-            x = states[-1][0]
+            x = self._joined(x, states[-1][0])
         return self.output(x), tuple(torch.stack(parts) for parts in zip(*states, strict=True))
 
     # files: config.json, model.safetensors, vocab.json in one folder

@@ -5,6 +5,7 @@ Shapes: B lanes, T window, H units.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -15,5 +16,24 @@ class LockedDropout(nn.Dropout):
         """x: [B, T, H] → the same; dropped units are dropped at every time."""
         if not self.training or not self.p:
             return x
-        kept = x.new_empty(x.shape[0], 1, x.shape[2]).bernoulli_(1 - self.p)
-        return x * kept.div_(1 - self.p)
+        return x * drawn(x[:, :1], self.p)
+
+
+def drawn(like: Tensor, p: float) -> Tensor:
+    """A mask of the shape and dtype of `like`: 0 with probability p, else 1 / (1 - p)."""
+    return torch.empty_like(like).bernoulli_(1 - p).div_(1 - p)
+
+
+def activation_penalty(h: Tensor, dropped: Tensor, ar: float, tar: float) -> Tensor:
+    """Activation and temporal activation regularisation (Merity et al. 2017): ar times the mean square of
+    the dropped outputs, plus tar times that of what the outputs change by from one time to the next.
+
+    h, dropped: [B, T, H], before and after dropout. Its value, [], is 0, so that the loss stays a figure in
+    nats; the gradient is that of the penalty.
+    """
+    penalty = h.new_zeros((), dtype=torch.float32)
+    if ar:
+        penalty = penalty + ar * dropped.float().square().mean()
+    if tar and h.shape[1] > 1:
+        penalty = penalty + tar * h.float().diff(dim=1).square().mean()
+    return penalty - penalty.detach()

@@ -133,8 +133,13 @@ def _cells(mode, x, y, h, c, bits):
         _cell(mode, x[lane], y[lane], h[lane], c[lane], bits)
 
 
+def steppable(model: CharLM) -> bool:
+    """Does Stepper do what the model does? Not on a GPU, nor with anything between the layers."""
+    return model.device.type == "cpu" and model.config.norm == "none" and not model.config.residual
+
+
 class Stepper:
-    """A model and its carry, moving on one symbol per lane at a time.
+    """A steppable model and its carry, moving on one symbol per lane at a time.
 
     The weights are those of the moment it is made. model: float32, on a CPU. carry: [L, N, H] each, copied.
     """

@@ -9,7 +9,16 @@ from charlm.model import CharLM
 from charlm.trained import open_trained
 from charlm.vocab import Vocab, name_of
 
-SAME = ("cell", "nonlinearity", "embedding_size", "hidden_size", "num_layers", "tie_weights")
+SAME = (
+    "cell",
+    "nonlinearity",
+    "embedding_size",
+    "hidden_size",
+    "num_layers",
+    "tie_weights",
+    "norm",
+    "residual",
+)
 
 
 def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:

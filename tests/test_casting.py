@@ -32,6 +32,17 @@ def test_gradients_come_back_in_the_dtype_of_the_weights():
             assert torch.equal(w.grad, torch.full_like(w, i + 2))
 
 
+def test_a_mask_takes_recurrent_weights_out_of_a_copy_and_of_the_gradient():
+    for layer in (nn.LSTM(3, 5), flattened(nn.LSTM(3, 5))):
+        before = [w.detach().clone() for w in layer._flat_weights]
+        mask = torch.rand(20, 5).round()
+        copies = cast(layer._flat_weights, torch.float32, mask)
+        sum(w.sum() for w in copies).backward()
+        for i, (w, old, copy) in enumerate(zip(layer._flat_weights, before, copies, strict=True)):
+            factor = mask if i == 1 else torch.ones_like(w)
+            assert torch.equal(w, old) and torch.equal(copy, w * factor) and torch.equal(w.grad, factor)
+
+
 def test_a_weight_that_ends_before_the_buffer_does_is_cast_whole():
     buffer = torch.arange(40.0)
     weights = [buffer[7:19].view(4, 3), buffer[25:30]]

@@ -10,7 +10,8 @@ from charlm.parts import Parts, threads_for
 from charlm.train import train
 
 OPTIONS = {
-    "model": {"cell": "lstm", "num_layers": 2, "dropout": 0.2},
+    "model": {"cell": "lstm", "num_layers": 2, "dropout": 0.2, "weight_drop": 0.1, "temporal_reg": 1.0}
+    | {"locked_dropout": True, "norm": "layer", "residual": True},
     "train": {"steps": 40, "batch_size": 4, "bptt": 24},
     "checkpoint": {"every": 15, "keep": 9},
 }

@@ -28,7 +28,12 @@ from charlm.lanes import Lanes
 from charlm.prepared import prepare
 from charlm.train import train
 
-DROPOUT = {"num_layers": 2, "dropout": 0.3}  # so that the state of the random numbers matters
+DROPOUT = {
+    "num_layers": 2,
+    "dropout": 0.3,
+    "weight_drop": 0.1,
+    "locked_dropout": True,
+}  # so that the state of the random numbers matters
 
 
 def ask_to_stop_at(step):

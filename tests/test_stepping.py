@@ -112,6 +112,17 @@ def test_a_model_on_another_device_steps_by_itself_and_draws_the_same(monkeypatc
     assert list(generate.generate_ids(model, vocab, config, num_samples)) == here
 
 
+@pytest.mark.parametrize("options", [{"norm": "layer"}, {"norm": "rms", "residual": True}])
+def test_a_model_with_something_between_its_layers_steps_by_itself_as_forward_does(options):
+    vocab, model = Vocab("abcdefghijklm", unknown="error"), make("gru", embedding=H, **options)
+    assert not stepping.steppable(model) and stepping.steppable(make())
+    config = SampleConfig(prompt="abc", length=40, temperature=0)
+    drawn = [symbol for (symbol,) in generate.generate_ids(model, vocab, config)]
+    read = [*vocab.encode("abc"), *drawn]
+    told = model(torch.tensor([read], dtype=torch.int64))[0].argmax(-1)[0].tolist()
+    assert told[2:-1] == drawn
+
+
 def test_only_a_model_on_a_cpu_goes_through_stepper(monkeypatch):
     vocab, model = Vocab("abcdefghijklm", unknown="error"), make()
     config = SampleConfig(prompt="abc", length=5)
