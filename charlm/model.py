@@ -20,7 +20,7 @@ from charlm.config import CharlmError, ModelConfig
 from charlm.files import replace
 from charlm.gru import gru_window
 from charlm.loss import cross_entropy
-from charlm.regular import LockedDropout, activation_penalty, drawn
+from charlm.regular import LockedDropout, RMSNorm, activation_penalty, drawn
 from charlm.vocab import Vocab
 
 Carry = tuple[Tensor, ...]
@@ -69,8 +69,8 @@ class CharLM(nn.Module):
         )
         self.between = dropout(config.dropout)
         if config.norm != "none":
-            kind = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}[config.norm]
-            self.norms = nn.ModuleList(kind(H) for _ in self.layers[1:])
+            kind = {"layer": nn.LayerNorm, "rms": RMSNorm}[config.norm]
+            self.norms = nn.ModuleList(kind(H, eps=1e-5) for _ in self.layers[1:])
         if config.cell == "lstm":
             for layer in self.layers:
                 with torch.no_grad():  # gates lie in the order input, forget, cell, output

@@ -19,6 +19,14 @@ class LockedDropout(nn.Dropout):
         return x * drawn(x[:, :1], self.p)
 
 
+class RMSNorm(nn.RMSNorm):
+    """Divides by the root of the mean square, in operations that ONNX knows (Zhang & Sennrich 2019)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., H] → the same."""
+        return x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt() * self.weight
+
+
 def drawn(like: Tensor, p: float) -> Tensor:
     """A mask of the shape and dtype of `like`: 0 with probability p, else 1 / (1 - p)."""
     return torch.empty_like(like).bernoulli_(1 - p).div_(1 - p)

@@ -23,6 +23,7 @@ from charlm.warm import warm_start
 MAY_CHANGE = (
     "run_dir",
     "data.dir",
+    "model.size",  # what it stood for is compared
     "train.steps",
     "train.max_hours",
     "train.accumulate",

@@ -11,7 +11,18 @@ PACKAGE = Path(__file__).parent.parent / "charlm"
 
 # Data flows from left to right; a module imports only modules to its left.
 ORDER = [
-    *("config", "vocab", "kernels", "reference", "sources", "textfile", "readers", "rows", "loading"),
+    *(
+        "sizes",
+        "config",
+        "vocab",
+        "kernels",
+        "reference",
+        "sources",
+        "textfile",
+        "readers",
+        "rows",
+        "loading",
+    ),
     *(
         "passes",
         "layout",

@@ -127,8 +127,7 @@ def test_norm_and_residual_against_the_formulas(norm, residual):
         if norm == "none":
             return x
         centred = x - x.mean(-1, keepdim=True) if norm == "layer" else x
-        eps = 1e-5 if norm == "layer" else torch.finfo(torch.float32).eps
-        out = centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt() * model.norms[i].weight
+        out = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * model.norms[i].weight
         return out + model.norms[i].bias if norm == "layer" else out
 
     x = model.input(IDS)
