@@ -298,6 +298,48 @@ def test_what_evaluate_cannot_read_is_named(refused, finished, closed, tmp_path)
     assert "evaluate.lanes=0" in refused("evaluate", finished.run_dir, "--lanes", "0")
 
 
+def test_evaluate_dynamic_prints_the_plain_figure_and_beside_it_the_one_of_adapting_weights(run, finished):
+    words = (finished.run_dir, "--dynamic", "--dynamic_rate", "0.01")
+    weights = files_of(f"{finished.run_dir}/model")
+    told, figures = run("evaluate", *words), evaluated(run, *words)
+    adapted, plain = figures.pop("dynamic"), evaluated(run, finished.run_dir, "--lanes", "1")
+    assert figures == plain and adapted["nats_per_character"] < plain["nats_per_character"]
+    first, protocol, second, how = told.splitlines()
+    assert first.startswith(f"test: {plain['nats_per_character']:.4f} nats/char") and "(1 lane, " in protocol
+    assert second.startswith(f"dynamic: {adapted['nats_per_character']:.4f} nats/char")
+    assert how.startswith("a step at rate 0.01 after every 32 characters, decay 0.001")
+    still = evaluated(run, finished.run_dir, "--dynamic", "--dynamic_rate", "0")
+    assert still["dynamic"]["bpc"] == pytest.approx(plain["bpc"], rel=1e-6)
+    assert files_of(f"{finished.run_dir}/model") == weights
+
+
+def test_evaluate_by_context_shows_the_rows_that_json_holds(run, finished):
+    words = (finished.run_dir, "--by_context", "--max_characters", "100")
+    told, figures = run("evaluate", *words), evaluated(run, *words)
+    rows = figures.pop("by_context")
+    assert figures == evaluated(run, finished.run_dir, "--max_characters", "100")
+    assert figures["symbols"] == 99
+    assert [r["characters_from"] for r in rows] == [1, 2, 4, 8, 16, 32]
+    assert [line.split()[0] for line in told.splitlines()[-6:]] == ["1", "2", "4", "8", "16", "32"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--dynamic", "--lanes", "4"], "--dynamic reads the text in one lane"),
+        (["--dynamic", "--dynamic_rate", "-1"], "--dynamic_rate -1.0: must be 0 or more, such as "),
+        (["--dynamic", "--dynamic_decay", "2"], "--dynamic_decay 2.0: must be from 0 to 1, such as "),
+        (["--dynamic_rate", "1e-3"], "--dynamic_rate and --dynamic_decay are for --dynamic: add it"),
+        (["--dynamic", "--by_context"], "not allowed with argument --dynamic"),
+        (["--max_characters", "1"], "--max_characters 1: must be 2 or more"),
+        (["--lanes", "-3"], "evaluate.lanes=-3: must be 1 or more"),
+        (["--context", "-1"], "evaluate.context=-1: must be 0 or more"),
+    ],
+)
+def test_options_of_evaluate_that_cannot_be_are_named(refused, finished, words, told):
+    assert told in refused("evaluate", finished.run_dir, *words)
+
+
 def test_evaluate_refuses_a_corpus_with_another_vocabulary(refused, finished, tmp_path):
     config = small(finished.run_dir, vocab={"coverage": 0.5, "unknown": "bytes"})
     path = tmp_path / "other.yaml"

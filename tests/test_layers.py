@@ -45,6 +45,7 @@ ORDER = [
         "metrics",
         "evaluate",
         "context",
+        "dynamic",
         "stepping",
         "drawing",
         "generate",

@@ -72,6 +72,8 @@ HERE = {
     "charlm doctor --config C": Short(told="ready to train"),
     "charlm evaluate RUN": Short("--json", '"bpc"'),
     "charlm evaluate RUN --lanes 1": Short("--json", '"lanes": 1'),
+    "charlm evaluate RUN --dynamic": Short("--max_characters 50", "dynamic: "),
+    "charlm evaluate RUN --by_context": Short("--max_characters 50", "2 to 3 "),
     "charlm export RUN model.onnx": Short(told="onnxruntime agrees"),
     "charlm sample RUN": Short("--length 5 --prompt the", "the"),
     "charlm report RUN": Short(told="report.html"),
