@@ -24,9 +24,10 @@ COMMANDS = {  # command X is run(argv) of charlm/cli_X.py
     "sample": "draw text from a model",
     "export": "write a model as ONNX, for serving without torch",
     "report": "one HTML page: curves, samples, surprises, cells",
+    "completion": "a script by which bash or zsh completes charlm's words",
 }
 
-_LINES = "\n".join(f"  {name:<10} {about}" for name, about in COMMANDS.items())
+_LINES = "\n".join(f"  {name:<11} {about}" for name, about in COMMANDS.items())
 USAGE = f"""\
 usage: charlm COMMAND [options]
 

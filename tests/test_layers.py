@@ -59,7 +59,7 @@ ORDER = [
         "warm",
     ),
     *("report", "stop", "state", "run", "resume", "train", "doctor", "figure", "hello", "words"),
-    *("braille", "progress", "watch"),
+    *("braille", "progress", "watch", "completion"),
     *("history", "marks", "detectors", "looking", "plots", "findings", "known", "tables", "page"),
 ]
 BESIDE = {"files", "terminal"}  # imports nothing of charlm; everyone may import it

@@ -67,6 +67,8 @@ HERE = {
     "charlm train --config enwik8-4mb": Short(f"{TINY} {HELD} --data.data_files FILE", "done: 2 steps"),
     "charlm train --config text8": Short(f"{TINY} {HELD} --data.data_files FILE", "done: 2 steps"),
     OWN: Short(f"{TINY} {HELD} --run_dir runs/own", "done: 2 steps"),
+    "charlm completion bash": Short(told="complete -o default"),
+    "charlm completion --help": Short(told="zsh"),
     "charlm watch RUN": Short("--json", '"status": "done"'),
     "charlm watch runs/stdlib": Short("--once", "step 2 of 2", ("stdlib", "mine")),
     "charlm doctor --config C": Short(told="ready to train"),
