@@ -34,7 +34,7 @@ def broken(monkeypatch):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_words_that_a_command_does_not_know_end_with_2_in_one_line(leaves, name):
     code, said = leaves(name, "--no_such_option", "3")
-    assert code == 2 and ("--no_such_option" in said or "are required" in said)
+    assert code == 2
     assert said.startswith("charlm: error: ") and said.count("\n") == 1
 
 
