@@ -1,4 +1,4 @@
-"""`bench.py evaluate`: one stateful pass over a text against the textbook loop and the matrix products."""
+"""One stateful pass over a text against the textbook loop and the peak of matrix products."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from bench_rounds import (
     LIMIT,
     TEXTBOOK,
     WHOLE,
+    E,
+    Rounds,
     Textbook,
     V,
-    figures,
+    device,
     finish,
-    in_turn,
     matmul_peak,
     matrices_of,
+    parser_of,
+    positive,
     timed,
 )
 
@@ -33,35 +36,40 @@ def textbook_evaluate(model: Textbook, ids: torch.Tensor, bptt: int) -> float:
     return sum(told) / len(told)
 
 
-def evaluate_row(cell: str, hidden: int, lanes: int, args: argparse.Namespace) -> dict:
+def evaluate_row(cell: str, layers: int, hidden: int, lanes: int, args: argparse.Namespace) -> dict:
     from charlm import CharLM, Vocab
     from charlm.config import EvaluateConfig, ModelConfig
     from charlm.evaluate import evaluate
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vocab = Vocab("".join(map(chr, range(32, 127))) + "\n", unknown="error")
-    textbook = Textbook(cell, 64, hidden, args.layers).to(device).eval()
-    ours = CharLM(ModelConfig(cell=cell, embedding_size=64, hidden_size=hidden, num_layers=args.layers), V)
-    ours.to(device).eval()
+    textbook = Textbook(cell, hidden, layers).to(device()).eval()
+    ours = CharLM(ModelConfig(cell=cell, embedding_size=E, hidden_size=hidden, num_layers=layers), V)
+    ours.to(device()).eval()
     ids = np.random.default_rng(0).integers(0, V, lanes * args.length + 1).astype(np.uint8)
-    rows = torch.from_numpy(ids[:-1].astype(np.int64)).view(lanes, -1).to(device)
+    rows = torch.from_numpy(ids[:-1].astype(np.int64)).view(lanes, -1).to(device())
     config = EvaluateConfig(lanes=lanes)
     flops = 2 * sum(m.numel() for m in matrices_of(textbook))
     units = len(ids) - 1
     ways = {
-        TEXTBOOK: lambda: timed(lambda: textbook_evaluate(textbook, rows, args.bptt), units),
+        TEXTBOOK: lambda: timed(lambda: textbook_evaluate(textbook, rows, config.bptt), units),
         WHOLE: lambda: timed(lambda: evaluate(ours, vocab, ids, config), units),
-        LIMIT: lambda: matmul_peak(device) / flops,
+        LIMIT: lambda: matmul_peak() / flops,
     }
-    name = f"{cell} {args.layers} × {hidden}, {lanes} lanes"
-    row = {"name": name, "cell": cell, "layers": args.layers, "hidden": hidden, "lanes": lanes}
-    return row | {"length": args.length} | figures(in_turn(ways, args.rounds, name))
+    name = f"{cell} {layers} × {hidden}, {lanes} lanes"
+    row = {"name": name, "cell": cell, "layers": layers, "hidden": hidden, "lanes": lanes}
+    return row | {"length": args.length} | Rounds(name, ways, args.rounds).all().figures(flops)
 
 
-def evaluate_bench(args: argparse.Namespace) -> None:
+def main(words: list[str]) -> None:
+    """Run the command."""
+    parser = parser_of("evaluate", __doc__, ["256x32", "512x32"], "HIDDENxLANES", 7)
+    parser.add_argument("--length", type=positive, default=3200, help="characters of each lane (3200)")
+    args = parser.parse_args(words)
+    torch.set_num_threads(args.threads)
     rows = [
-        evaluate_row(cell, hidden, lanes, args)
+        evaluate_row(cell, layers, *size, args)
         for cell in args.cells
-        for hidden, lanes in zip(args.hidden, args.lanes, strict=True)
+        for layers in args.layers
+        for size in args.sizes
     ]
-    finish("evaluate", "the peak of matrix products over 2 FLOP per weight", rows, args)
+    finish("evaluate", "peak / 2 FLOP per weight", rows, args)

@@ -1,7 +1,7 @@
 """What `bench.py train`, `evaluate` and `sample` share.
 
 All ways of a row run in one process and in turn, round after round, so that a change of the machine's speed
-meets all alike: compare the ratios, each the median over rounds.
+meets all alike. A ratio is taken in every round; what is told is the median, and the quartiles as its spread.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 V = 96  # symbols: printable ASCII and newline
+E = 64  # embedding
 TEXTBOOK, STEP, WHOLE, LIMIT = "textbook", "step", "charlm", "limit"
 Way = Callable[[], float]  # runs a little, returns units per second
 
@@ -27,11 +28,11 @@ Way = Callable[[], float]  # runs a little, returns units per second
 class Textbook(nn.Module):
     """The model as tutorials write it: embedding, one multi-layer module of torch's, linear."""
 
-    def __init__(self, cell: str, embedding: int, hidden: int, layers: int):
+    def __init__(self, cell: str, hidden: int, layers: int):
         super().__init__()
         kind = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[cell]
-        self.input = nn.Embedding(V, embedding)
-        self.net = kind(embedding, hidden, layers, batch_first=True)
+        self.input = nn.Embedding(V, E)
+        self.net = kind(E, hidden, layers, batch_first=True)
         self.output = nn.Linear(hidden, V)
 
     def forward(self, ids: Tensor, carry=None) -> tuple[Tensor, object]:
@@ -42,6 +43,10 @@ class Textbook(nn.Module):
 def matrices_of(model: nn.Module) -> list[Tensor]:
     """The weights that are multiplied, float32 [out, in] each; a table of embeddings is only looked up."""
     return [p.detach() for name, p in model.named_parameters() if p.ndim == 2 and name != "input.weight"]
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def sync() -> None:
@@ -59,10 +64,10 @@ def timed(run: Callable[[], object], units: int) -> float:
     return units / (time.perf_counter() - began)
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+def matmul_peak(dtype: torch.dtype = torch.float32) -> float:
     """FLOP/s of a large product, the best of three."""
-    size, times = (8192, 10) if device.type == "cuda" else (1024, 1)
-    a, b, out = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(3))
+    size, times = (8192, 10) if device().type == "cuda" else (1024, 1)
+    a, b, out = (torch.ones(size, size, dtype=dtype, device=device()) for _ in range(3))
 
     def run() -> None:
         for _ in range(times):
@@ -97,46 +102,107 @@ def _status(name: str) -> int:
 def tell(line: str) -> None:
     """What is being measured, on a terminal."""
     if sys.stderr.isatty():
-        print(line.ljust(79), end="\r", file=sys.stderr)
+        print(line[:79].ljust(79), end="\r", file=sys.stderr)
 
 
-def in_turn(ways: dict[str, Way], rounds: int, what: str) -> dict[str, list[float]]:
-    """Units per second of every way in every round, after one round that is thrown away."""
-    told: dict[str, list[float]] = {name: [] for name in ways}
-    for i in range(rounds + 1):
-        for name, way in ways.items():
-            tell(f"{what}: {name}, round {i}/{rounds}")
-            speed = way()
-            if i:
-                told[name].append(speed)
-    tell("")
-    return told
+class Rounds:
+    """The ways of a row, in turn: speeds of every way by round, and the memory of its first run, which is
+    not counted."""
+
+    def __init__(self, name: str, ways: dict[str, Way], rounds: int):
+        self.name, self.ways, self.rounds = name, ways, rounds
+        self.speeds: dict[str, list[float]] = {way: [] for way in ways}
+        self.memory_mb: dict[str, float] = {}
+
+    def once(self, number: int) -> None:
+        """One round of all ways; number 0 is the first."""
+        for way, run in self.ways.items():
+            tell(f"{self.name}: {way}, round {number + 1}/{self.rounds}")
+            if way not in self.memory_mb:
+                with Memory() as memory:
+                    run()
+                self.memory_mb[way] = memory.mb
+            self.speeds[way].append(run())
+
+    def all(self) -> Rounds:
+        for number in range(self.rounds):
+            self.once(number)
+        tell("")
+        return self
+
+    def figures(self, flops: int) -> dict:
+        """What a row tells of it; flops: of matrix products, per character."""
+        of_textbook = ratios(self.speeds[WHOLE], self.speeds[TEXTBOOK])
+        of_limit = ratios(self.speeds[WHOLE], self.speeds[LIMIT])
+        speeds = {way: statistics.median(some) for way, some in self.speeds.items()}
+        return {
+            "characters_per_second": speeds,
+            "of_textbook": statistics.median(of_textbook),
+            "of_textbook_quartiles": quartiles(of_textbook),
+            "of_limit": statistics.median(of_limit),
+            "flops_per_character": flops,
+            "gflops": speeds[WHOLE] * flops / 1e9,
+            "memory_mb": self.memory_mb,
+            "rounds": self.speeds,
+        }
 
 
-def ratios(told: dict[str, list[float]], above: str, below: str) -> tuple[float, float, float]:
-    """(median, least, most) over rounds of how many times as fast one way is as another."""
-    some = sorted(a / b for a, b in zip(told[above], told[below], strict=True))
-    return statistics.median(some), some[0], some[-1]
+def ratios(above: list[float], below: list[float]) -> list[float]:
+    """How many times as fast, round by round."""
+    return [a / b for a, b in zip(above, below, strict=True)]
 
 
-def figures(told: dict[str, list[float]]) -> dict:
-    of_textbook, least, most = ratios(told, WHOLE, TEXTBOOK)
-    return {
-        "characters_per_second": {name: statistics.median(v) for name, v in told.items()},
-        "of_textbook": of_textbook,
-        "of_textbook_spread": [least, most],
-        "of_limit": ratios(told, WHOLE, LIMIT)[0],
-        "rounds": told,
-    }
+def quartiles(values: list[float]) -> list[float]:
+    """The lower and the upper one."""
+    if len(values) == 1:
+        return [values[0], values[0]]
+    low, _, high = statistics.quantiles(values, method="inclusive")
+    return [low, high]
+
+
+def parser_of(command: str, doc: str, sizes: list[str], form: str, rounds: int) -> argparse.ArgumentParser:
+    """The options that all have. form: of a size, as numbers with × between them."""
+    parser = argparse.ArgumentParser(prog=f"bench.py {command}", description=doc.partition("\n\n")[0])
+    parser.add_argument(
+        "--cells", nargs="+", choices=["lstm", "gru", "rnn"], default=["lstm", "gru"], help="(lstm gru)"
+    )
+    parts = form.count("x") + 1
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=lambda text: size_of(text, parts),
+        default=[size_of(text, parts) for text in sizes],
+        metavar=form,
+        help=f"({' '.join(sizes)})",
+    )
+    parser.add_argument("--layers", type=positive, nargs="+", default=[1], help="numbers of layers (1)")
+    parser.add_argument("--rounds", type=positive, default=rounds, help=f"rounds ({rounds})")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="of torch (all cores)")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    return parser
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be 1 or more")
+    return value
+
+
+def size_of(text: str, parts: int) -> tuple[int, ...]:
+    size = tuple(positive(part) for part in text.split("x"))
+    if len(size) != parts:
+        raise argparse.ArgumentTypeError(f"{text}: {parts} numbers with x between them")
+    return size
 
 
 def finish(command: str, limit: str, rows: list[dict], args: argparse.Namespace) -> None:
     """Print the table; write the JSON."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     machine = {
         "torch": torch.__version__,
-        "device": device,
-        "threads": torch.get_num_threads(),
+        "device": name,
+        "threads": args.threads,
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "python": platform.python_version(),
@@ -145,12 +211,20 @@ def finish(command: str, limit: str, rows: list[dict], args: argparse.Namespace)
         told = {"command": command, "limit": limit, "rows": rows} | machine
         args.json.write_text(json.dumps(told, indent=2), encoding="utf-8")
     ways = list(rows[0]["characters_per_second"])
-    print(f"torch {torch.__version__}, {machine['threads']} thread(s) of {machine['cores']}, {device}")
-    print(f"characters/s; limit: {limit}")
-    heads = "".join(f"{way:>11}" for way in ways)
-    print(f"{'':<24}{heads}{'× textbook':>18}{'of limit':>9}")
+    print(
+        f"torch {torch.__version__}, {args.threads} thread(s) of {machine['cores']} cores, {name}; "
+        f"{args.rounds} rounds"
+    )
+    print(f"characters/s, medians; × textbook: median (quartiles); limit: {limit}")
+    heads = "".join(f"{way:>10}" for way in ways)
+    print(f"{'':<27}{heads}{'× textbook':>22}{'of limit':>9}")
     for row in rows:
-        speeds = "".join(f"{speed:>11,.0f}" for speed in row["characters_per_second"].values())
-        least, most = row["of_textbook_spread"]
-        spread = f"{row['of_textbook']:.2f} ({least:.2f}-{most:.2f})"
-        print(f"{row['name']:<24}{speeds}{spread:>18}{row['of_limit']:>9.0%}")
+        speeds = "".join(f"{row['characters_per_second'][way]:>10,.0f}" for way in ways)
+        low, high = row["of_textbook_quartiles"]
+        spread = f"{row['of_textbook']:.3f} ({low:.2f}-{high:.2f})"
+        print(f"{row['name']:<27}{speeds}{spread:>22}{row['of_limit']:>9.0%}")
+    print(f"\n{'':<27}{'GFLOP/s':>10}{'MB beyond the weights: charlm':>33}{'textbook':>10}")
+    for row in rows:
+        memory = row["memory_mb"]
+        ours = memory.get(WHOLE, memory.get(STEP))
+        print(f"{row['name']:<27}{row['gflops']:>10,.1f}{ours:>33,.1f}{memory[TEXTBOOK]:>10,.1f}")

@@ -1,11 +1,22 @@
-"""`bench.py sample`: drawing text against the textbook loop and against a step's matrix products alone."""
+"""Drawing text against the textbook loop and against a step's matrix products alone."""
 
 from __future__ import annotations
 
-import argparse
-
 import torch
-from bench_rounds import LIMIT, TEXTBOOK, WHOLE, Textbook, V, figures, finish, in_turn, matrices_of, timed
+from bench_rounds import (
+    LIMIT,
+    TEXTBOOK,
+    WHOLE,
+    E,
+    Rounds,
+    Textbook,
+    V,
+    finish,
+    matrices_of,
+    parser_of,
+    positive,
+    timed,
+)
 from torch import Tensor
 
 
@@ -32,16 +43,16 @@ def products(matrices: list[Tensor], streams: int, length: int) -> None:
                 product(m, into, out=out)
 
 
-def sample_row(cell: str, hidden: int, layers: int, streams: int, length: int, rounds: int) -> dict:
+def sample_row(cell: str, layers: int, hidden: int, streams: int, length: int, rounds: int) -> dict:
     from charlm import CharLM, Vocab
     from charlm.config import ModelConfig, SampleConfig
     from charlm.generate import generate_ids
 
     vocab = Vocab("".join(map(chr, range(32, 127))) + "\n", unknown="error")
-    textbook = Textbook(cell, 64, hidden, layers).eval()
-    ours = CharLM(ModelConfig(cell=cell, embedding_size=64, hidden_size=hidden, num_layers=layers), V)
+    textbook = Textbook(cell, hidden, layers).eval()
+    ours = CharLM(ModelConfig(cell=cell, embedding_size=E, hidden_size=hidden, num_layers=layers), V)
     # A step need not multiply by the first layer's input weights: with them a character picks a constant row.
-    needed = [m for m in matrices_of(textbook) if m.shape[1] != 64]
+    needed = [m for m in matrices_of(textbook) if m.shape[1] != E]
     config = SampleConfig(prompt="\n", length=length, temperature=1.0)
 
     def read_all() -> None:
@@ -54,17 +65,23 @@ def sample_row(cell: str, hidden: int, layers: int, streams: int, length: int, r
         WHOLE: lambda: timed(read_all, units),
         LIMIT: lambda: timed(lambda: products(needed, streams, length), units),
     }
-    name = f"{cell} {layers} × {hidden}, {streams} stream(s)"
+    name = f"{cell} {layers} × {hidden}, {streams} at once"
     row = {"name": name, "cell": cell, "layers": layers, "hidden": hidden, "streams": streams}
-    return row | figures(in_turn(ways, rounds, name))
+    flops = 2 * sum(m.numel() for m in needed)
+    return row | Rounds(name, ways, rounds).all().figures(flops)
 
 
-def sample_bench(args: argparse.Namespace) -> None:
+def main(words: list[str]) -> None:
+    """Run the command."""
+    parser = parser_of("sample", __doc__, ["128x1", "512x1", "128x32", "512x32"], "HIDDENxSTREAMS", 7)
+    parser.add_argument("--length", type=positive, default=1000, help="characters of each sample (1000)")
+    parser.set_defaults(threads=1)  # a second one only waits
+    args = parser.parse_args(words)
+    torch.set_num_threads(args.threads)
     rows = [
-        sample_row(cell, hidden, layers, streams, args.length, args.rounds)
+        sample_row(cell, layers, *size, args.length, args.rounds)
         for cell in args.cells
-        for hidden in args.hidden
         for layers in args.layers
-        for streams in args.streams
+        for size in args.sizes
     ]
-    finish("sample", "the matrix products of a step, and nothing else", rows, args)
+    finish("sample", "products of a step", rows, args)

@@ -1,12 +1,16 @@
-"""`bench.py train`: training against the textbook loop and the peak of matrix products."""
+"""Training: the textbook loop, charlm's step, the whole train(), and the peak of matrix products.
+
+train() reads a prepared text, hands the carry on, logs every 20 steps, and takes as many threads as it
+thinks right, --threads at most. Its first steps and its ending are not counted.
+"""
 
 from __future__ import annotations
 
-import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +21,16 @@ from bench_rounds import (
     STEP,
     TEXTBOOK,
     WHOLE,
-    Memory,
+    E,
+    Rounds,
     Textbook,
     V,
-    figures,
+    device,
     finish,
     matmul_peak,
     matrices_of,
+    parser_of,
+    positive,
     sync,
     tell,
     timed,
@@ -31,7 +38,9 @@ from bench_rounds import (
 from torch import Tensor, nn
 
 WARM_UP = 5  # steps of train() that are not counted: the first ones find neither memory nor kernels ready
-PHASES = ("input", "forward", "backward", "clip", "optimizer")
+LOG_EVERY = 20
+SCORED = 20_000  # symbols of validation
+PHASES = ("input", "forward", "backward", "clip", "optimizer", "logging")
 
 
 def plain_steps(model: nn.Module, optimizer, ids: Tensor, bptt: int, steps: int, textbook: bool) -> float:
@@ -61,7 +70,7 @@ def plain_steps(model: nn.Module, optimizer, ids: Tensor, bptt: int, steps: int,
 
 def phases_of(run, steps: int) -> dict[str, float]:
     """Milliseconds per step of what charlm's step consists of, each waited for; run: a charlm.run.Run."""
-    spent, carry = dict.fromkeys(PHASES, 0.0), run.model.zeros(len(run.lanes.lanes))
+    spent, carry = dict.fromkeys(PHASES[:-1], 0.0), run.model.zeros(len(run.lanes.lanes))
     for _ in range(steps):
         sync()
         times = [time.perf_counter()]
@@ -76,30 +85,42 @@ def phases_of(run, steps: int) -> dict[str, float]:
         done()
         run.accelerator.backward(loss)
         done()
-        run.accelerator.clip_grad_norm_(run.model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(run.parameters, 1.0)
         done()
         run.update()
         done()
-        for name, began, ended in zip(PHASES, times, times[1:], strict=False):
+        for name, began, ended in zip(spent, times, times[1:], strict=False):
             spent[name] += (ended - began) * 1000 / steps
     return spent
 
 
-def whole_train(config, steps: int, rounds: int, between: Callable[[int], None]) -> tuple[list, dict]:
+@contextmanager
+def threads(count: int):
+    """As many threads of torch meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def whole_train(config, steps: int, rounds: int, between: Callable[[int], None]) -> tuple[list, dict, float]:
     """train(config) in rounds, with between(round) run before each, in the same process.
 
-    Returns characters/s of each round (data, carry, logging; no start, no ending), and the phases of a step.
+    Returns characters/s of each round (data, carry, logging; no start, no ending), the phases of a step in
+    ms, and how many symbols of validation it scores per second.
     """
     from charlm.run import Run
     from charlm.train import train
 
-    speeds, phases = [], {}
-    began, original = 0.0, Run.advance
+    speeds, phases, logging, scoring = [], {}, [], []
+    began, plain = 0.0, (Run.advance, Run.log, Run.evaluate)
     units = steps * config.train.batch_size * config.train.bptt
 
     def advance(run, loss, carry) -> None:  # train's own `watch` would wait for a GPU in every step
         nonlocal began
-        original(run, loss, carry)
+        plain[0](run, loss, carry)
         at, rest = divmod(run.state.step - WARM_UP, steps)
         if at < 0 or rest:
             return
@@ -113,94 +134,114 @@ def whole_train(config, steps: int, rounds: int, between: Callable[[int], None])
         sync()
         began = time.perf_counter()
 
-    Run.advance = advance
+    def log(run, norm) -> None:
+        logging.append(1 / timed(lambda: plain[1](run, norm), 1))
+
+    def evaluate(run) -> None:
+        scoring.append(timed(lambda: plain[2](run), SCORED))
+
+    Run.advance, Run.log, Run.evaluate = advance, log, evaluate
     try:
         train(config, quiet=True)
     finally:
-        Run.advance = original
-    return speeds, phases
+        Run.advance, Run.log, Run.evaluate = plain
+    if phases:
+        phases["logging"] = statistics.median(logging) * 1000 / config.log.every
+    return speeds, phases, scoring[-1]
 
 
-def train_row(cell: str, hidden: int, lanes: int, args: argparse.Namespace, folder: Path) -> dict:
-    from charlm import CharLM
+def config_of(cell: str, layers: int, hidden: int, lanes: int, bptt: int, steps: int, folder: Path):
+    """What train() is given, and the ids it learns: int64[lanes, 40 windows and one more]."""
     from charlm.config import from_dict
-    from charlm.optim import make_optimizer
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = "bf16" if device.type == "cuda" else "fp32"
-    draw = np.random.default_rng(0)
-    ids = torch.from_numpy(draw.integers(0, V, (lanes, 40 * args.bptt + 1))).to(device)
-    text = folder / f"{lanes}.txt"
-    text.write_bytes(bytes(ids.flatten().tolist()).translate(bytes(range(32, 127)) + b"\n" + bytes(160)))
-    textbook = Textbook(cell, 64, hidden, args.layers).to(device)
+    ids = np.random.default_rng(0).integers(0, V, (lanes, 40 * bptt + 1))
+    symbols = bytes(range(32, 127)) + b"\n" + bytes(160)
+    text = ids.astype(np.uint8).tobytes().translate(symbols)
+    held = (text * (SCORED // len(text) + 1))[:SCORED]
+    path = folder / f"{lanes}x{bptt}.txt"
+    path.write_bytes(text + held)
+    data = {"source": "text", "data_files": str(path), "dir": str(folder), "split_by": "character"}
+    data |= {"validation": SCORED / (len(text) + SCORED), "test": 0}
+    config = {
+        "run_dir": f"{folder}/{cell}-{layers}-{hidden}-{lanes}-{bptt}",
+        "data": data,
+        "vocab": {"unknown": "error"},
+        "model": {"cell": cell, "embedding_size": E, "hidden_size": hidden, "num_layers": layers},
+        "optim": {"learning_rate": 1e-3, "warmup_steps": 0, "clip": 1.0},
+        "train": {"steps": steps, "batch_size": lanes, "bptt": bptt},
+        **{name: {"every": 0} for name in ("evaluate", "sample", "checkpoint")},
+        "log": {"wandb": "disabled"},
+    }
+    if device().type == "cuda":
+        config["train"]["precision"] = "bf16"
+    return from_dict(config), torch.from_numpy(ids).to(device())
+
+
+def train_row(cell: str, layers: int, hidden: int, lanes: int, bptt: int, args, folder: Path) -> dict:
+    from charlm import CharLM
+    from charlm.optim import make_optimizer
+    from charlm.parts import threads_for
+
+    low = torch.bfloat16 if device().type == "cuda" else torch.float32
+    textbook = Textbook(cell, hidden, layers).to(device())
     plain = torch.optim.AdamW(textbook.parameters(), lr=1e-3, fused=True)
     flops = 6 * sum(m.numel() for m in matrices_of(textbook))  # per character: forward 2, backward 4
-    low = torch.bfloat16 if device.type == "cuda" else torch.float32
-    peak = matmul_peak(device, low)
     # Steps for about half a second at half the peak, so that every way meets the same hour.
-    steps = args.steps or max(20, int(0.25 * peak / flops / lanes / args.bptt))
-    name = f"{cell} {args.layers} × {hidden}, {lanes} × {args.bptt}"
-    config = from_dict(
-        {
-            "run_dir": f"{folder}/{cell}-{hidden}-{lanes}",
-            "data": {"source": "text", "data_files": str(text), "dir": str(folder)}
-            | {"split_by": "character", "validation": 0, "test": 0},
-            "vocab": {"unknown": "error"},
-            "model": {"cell": cell, "embedding_size": 64, "hidden_size": hidden, "num_layers": args.layers},
-            "optim": {"learning_rate": 1e-3, "warmup_steps": 0, "clip": 1.0},
-            "train": {"steps": steps * args.rounds + WARM_UP, "batch_size": lanes, "bptt": args.bptt}
-            | {"precision": precision, "cuda_graph": args.cuda_graph, "threads": torch.get_num_threads()},
-            "evaluate": {"every": 0},
-            "sample": {"every": 0},
-            "checkpoint": {"every": 0},
-            "log": {"wandb": "disabled"},
-        }
-    )
-    ours = CharLM(config.model, V).to(device)
-    if precision == "bf16":
-        ours.compute_dtype = torch.bfloat16
+    steps = args.steps or max(LOG_EVERY, int(0.25 * matmul_peak(low) / flops / lanes / bptt))
+    name = f"{cell} {layers} × {hidden}, {lanes} × {bptt}"
+    config, ids = config_of(cell, layers, hidden, lanes, bptt, steps * args.rounds + WARM_UP, folder)
+    config.train.cuda_graph, config.log.every = args.cuda_graph, min(LOG_EVERY, steps)
+    ours = CharLM(config.model, V).to(device())
+    ours.compute_dtype = low
     optimizer = make_optimizer(ours, config.optim)
+    own = threads_for(config, 1)
+
+    def step() -> float:
+        with threads(own):
+            return plain_steps(ours, optimizer, ids, bptt, steps, False)
+
     ways = {
-        TEXTBOOK: lambda: plain_steps(textbook, plain, ids, args.bptt, steps, True),
-        STEP: lambda: plain_steps(ours, optimizer, ids, args.bptt, steps, False),
-        LIMIT: lambda: (
-            matmul_peak(device, torch.bfloat16 if device.type == "cuda" else torch.float32) / flops
-        ),
+        LIMIT: lambda: matmul_peak(low) / flops,
+        STEP: step,
+        TEXTBOOK: lambda: plain_steps(textbook, plain, ids, bptt, steps, True),  # last: train() comes next
     }
-    told: dict[str, list[float]] = {TEXTBOOK: [], STEP: [], WHOLE: [], LIMIT: []}
-    memory = {}
+    rounds = Rounds(name, ways, args.rounds)
 
     def between(number: int) -> None:
-        for way, run in ways.items():
-            tell(f"{name}: {way}, round {number + 1}/{args.rounds}")
-            if not number and way != LIMIT:
-                with Memory() as memory[way]:  # which warms up, too
-                    run()
-            told[way].append(run())
+        with threads(args.threads):
+            rounds.once(number)
+        tell(f"{name}: train(), round {number + 1}/{args.rounds}")
 
-    told[WHOLE], phases = whole_train(config, steps, args.rounds, between)
+    rounds.speeds[WHOLE], phases, scored = whole_train(config, steps, args.rounds, between)
     tell("")
-    row = {"name": name, "cell": cell, "layers": args.layers, "hidden": hidden, "lanes": lanes}
-    row |= {"bptt": args.bptt, "precision": precision, "steps": steps, "flops_per_character": flops}
-    row |= figures(told) | {"memory_mb": {way: used.mb for way, used in memory.items()}}
-    row["gflops"] = row["characters_per_second"][WHOLE] * flops / 1e9
-    if phases:  # logging and all the rest: what the parts of a step do not account for
-        whole = lanes * args.bptt / row["characters_per_second"][WHOLE] * 1000
+    row = {"name": name, "cell": cell, "layers": layers, "hidden": hidden, "lanes": lanes, "bptt": bptt}
+    row |= {"precision": config.train.precision, "steps": steps, "threads_of_charlm": own}
+    row |= rounds.figures(flops) | {"scored_per_second": scored, "phases_ms": phases}
+    if phases:  # what the parts of a step do not account for
+        whole = lanes * bptt / row["characters_per_second"][WHOLE] * 1000
         row["phases_ms"] = phases | {"rest": whole - sum(phases.values())}
     return row
 
 
-def train_bench(args: argparse.Namespace) -> None:
+def main(words: list[str]) -> None:
+    """Run the command."""
+    parser = parser_of("train", __doc__, ["256x16x64", "512x64x64"], "HIDDENxLANESxWINDOW", 15)
+    parser.add_argument("--steps", type=positive, help="steps in a round (about half a second's)")
+    parser.add_argument("--cuda_graph", action="store_true", help="with train.cuda_graph")
+    args = parser.parse_args(words)
+    torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory(prefix="charlm-bench-") as folder:
         rows = [
-            train_row(cell, hidden, lanes, args, Path(folder))
+            train_row(cell, layers, *size, args, Path(folder))
             for cell in args.cells
-            for hidden, lanes in zip(args.hidden, args.lanes, strict=True)
+            for layers in args.layers
+            for size in args.sizes
         ]
-    finish("train", "the peak of matrix products over 6 FLOP per weight", rows, args)
-    print(f"\nms per step of charlm, each part waited for; MB beyond weights\n{'':<24}", end="")
-    print("".join(f"{name:>10}" for name in (*PHASES, "rest")) + f"{'GFLOP/s':>9}{'MB':>6}{'textbook':>9}")
+    finish("train", "peak / 6 FLOP per weight", rows, args)
+    print(
+        f"\nms per step of train(), each part waited for; scored: validation, characters/s\n{'':<27}", end=""
+    )
+    print("".join(f"{name[:8]:>9}" for name in (*PHASES, "rest")) + f"{'scored':>10}")
     for row in rows:
-        spent = "".join(f"{ms:>10.2f}" for ms in row.get("phases_ms", {}).values()) or " " * 60
-        used = row["memory_mb"]
-        print(f"{row['name']:<24}{spent}{row['gflops']:>9,.0f}{used[STEP]:>6,.0f}{used[TEXTBOOK]:>9,.0f}")
+        spent = "".join(f"{ms:>9.2f}" for ms in row["phases_ms"].values()) or " " * 63
+        print(f"{row['name']:<27}{spent}{row['scored_per_second']:>10,.0f}")

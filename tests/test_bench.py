@@ -12,42 +12,98 @@ BENCH = ROOT / "scripts" / "bench.py"
 
 def bench(*words) -> subprocess.CompletedProcess:
     command = [sys.executable, str(BENCH), *map(str, words)]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, env=environment())
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600, env=environment())
+
+
+def rows_of(tmp_path, *words) -> tuple[list[dict], str]:
+    """The rows of its JSON, and what it prints; all of it fits in 100 columns."""
+    done = bench(*words, "--threads", 1, "--json", tmp_path / "told.json")
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["command"] == words[0] and told["torch"] and told["device"]
+    for row in told["rows"]:
+        assert all(min(speeds) > 0 for speeds in row["rounds"].values())
+        assert set(row["characters_per_second"]) == set(row["rounds"])
+        pairs = zip(row["rounds"]["charlm"], row["rounds"]["textbook"], strict=True)
+        a, b = sorted(c / t for c, t in pairs)  # two rounds
+        assert row["of_textbook"] == pytest.approx((a + b) / 2)
+        assert row["of_textbook_quartiles"] == pytest.approx([0.75 * a + 0.25 * b, 0.25 * a + 0.75 * b])
+        assert row["gflops"] == pytest.approx(
+            row["characters_per_second"]["charlm"] * row["flops_per_character"] / 1e9
+        )
+        assert set(row["memory_mb"]) >= {"textbook", "limit"}
+        assert row["name"] in done.stdout
+    assert told["device"] in done.stdout and f"torch {told['torch']}" in done.stdout
+    return told["rows"], done.stdout
 
 
 def test_sample_gives_a_row_for_every_size_and_a_table(tmp_path):
-    words = ["--cells", "lstm", "gru", "--hidden", 8, "--layers", 2, "--streams", 1, 3, "--length", 5]
-    done = bench("sample", *words, "--rounds", 2, "--json", tmp_path / "a.json")
-    assert done.returncode == 0, done.stderr
-    told = json.loads((tmp_path / "a.json").read_text())
-    assert [(r["cell"], r["layers"], r["hidden"], r["streams"]) for r in told["rows"]] == [
+    words = ["--cells", "lstm", "gru", "--sizes", "8x1", "8x3", "--layers", 2, "--length", 5, "--rounds", 2]
+    rows, told = rows_of(tmp_path, "sample", *words)
+    assert [(r["cell"], r["layers"], r["hidden"], r["streams"]) for r in rows] == [
         (cell, 2, 8, streams) for cell in ("lstm", "gru") for streams in (1, 3)
     ]
-    for row in told["rows"]:
-        speeds = row["rounds"]
-        assert set(speeds) == {"textbook", "charlm", "limit"}
-        assert all(len(v) == 2 and min(v) > 0 for v in speeds.values())
-        ratios = sorted(c / t for c, t in zip(speeds["charlm"], speeds["textbook"], strict=True))
-        assert row["of_textbook"] == pytest.approx(sum(ratios) / 2)
-    assert "gru 2 × 8, 3 stream(s)" in done.stdout and "× textbook" in done.stdout
+    assert all(set(r["rounds"]) == {"textbook", "charlm", "limit"} for r in rows)
+    assert "gru 2 × 8, 3 at once" in told and "× textbook" in told
 
 
 def test_train_gives_a_row_for_every_size_and_a_table(tmp_path):
-    words = ["--cells", "rnn", "gru", "--hidden", 8, "--lanes", 3, "--bptt", 4, "--steps", 3]
-    done = bench("train", *words, "--rounds", 1, "--json", tmp_path / "a.json")
-    assert done.returncode == 0, done.stderr
-    told = json.loads((tmp_path / "a.json").read_text())
-    assert [(r["cell"], r["hidden"], r["lanes"], r["bptt"]) for r in told["rows"]] == [
+    words = ["--cells", "rnn", "gru", "--sizes", "8x3x4", "--steps", 3, "--rounds", 2]
+    rows, told = rows_of(tmp_path, "train", *words)
+    assert [(r["cell"], r["hidden"], r["lanes"], r["bptt"]) for r in rows] == [
         ("rnn", 8, 3, 4),
         ("gru", 8, 3, 4),
     ]
-    for row, gates in zip(told["rows"], (1, 3), strict=True):
+    for row, gates in zip(rows, (1, 3), strict=True):
         assert set(row["rounds"]) == {"textbook", "step", "charlm", "limit"}
         assert row["flops_per_character"] == 6 * (gates * 8 * (64 + 8) + 8 * 96)
-    assert "rnn 1 × 8, 3 × 4" in done.stdout
+        phases = ["input", "forward", "backward", "clip", "optimizer", "logging", "rest"]
+        assert list(row["phases_ms"]) == phases
+        whole = 3 * 4 / row["characters_per_second"]["charlm"] * 1000
+        assert sum(row["phases_ms"].values()) == pytest.approx(whole)
+        assert row["scored_per_second"] > 0 and row["threads_of_charlm"] == 1
+    assert "rnn 1 × 8, 3 × 4" in told and "logging" in told
 
 
-def test_sizes_and_lanes_must_be_as_many():
-    done = bench("train", "--hidden", 8, 16, "--lanes", 3)
-    assert done.returncode == 2
-    assert "as many lanes as hidden sizes" in done.stderr
+def test_evaluate_gives_a_row_for_every_size_and_a_table(tmp_path):
+    words = ["--cells", "lstm", "--layers", 1, 2, "--sizes", "8x3", "--length", 40, "--rounds", 2]
+    rows, told = rows_of(tmp_path, "evaluate", *words)
+    assert [(r["layers"], r["hidden"], r["lanes"], r["length"]) for r in rows] == [
+        (1, 8, 3, 40),
+        (2, 8, 3, 40),
+    ]
+    assert [r["flops_per_character"] for r in rows] == [
+        2 * (4 * 8 * (64 + 8) + 8 * 96),
+        2 * (4 * 8 * (64 + 8 + 8 + 8) + 8 * 96),
+    ]
+    assert "lstm 2 × 8, 3 lanes" in told
+
+
+def test_prepare_gives_a_row_for_every_way(tmp_path):
+    words = ["--mb", 0.2, "--workers", 1, "--runs", 1, "--only", "whole text"]
+    done = bench("prepare", *words, "--json", tmp_path / "a.json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert row["bytes"] >= 200_000 and row["mb_per_second"] > 0 and row["peak_mb"] > 10
+    assert "whole text, Python list" in done.stdout
+
+
+# each in this process: its start takes longer than its refusal
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["trian"], "bench.py trian: name one of the commands prepare, train, evaluate, sample"),
+        (["train", "--sizes", "8x16"], "8x16: 3 numbers with x between them"),
+        (["sample", "--sizes", "0x1"], "0: must be 1 or more"),
+        (["prepare", "--only", "nothing"], "--only 'nothing': in the name of no way"),
+    ],
+)
+def test_wrong_words_are_named(words, told, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCH.parent)
+    from bench import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code != 0
+    assert told in capsys.readouterr().err + str(ended.value.code)

@@ -84,7 +84,9 @@ HERE = {
 FOUR = "sbatch --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 --time=12:00:00"
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install -e"
 LAUNCH = "accelerate launch scripts/train.py --config configs/wikipedia-en.yaml --run_dir runs/wiki"
+BENCH_PREPARE = "test_bench.py::test_prepare_gives_a_row_for_every_way"
 BENCH_SAMPLE = "test_bench.py::test_sample_gives_a_row_for_every_size_and_a_table"
+BENCH_EVALUATE = "test_bench.py::test_evaluate_gives_a_row_for_every_size_and_a_table"
 BENCH_TRAIN = "test_bench.py::test_train_gives_a_row_for_every_size_and_a_table"
 LAUNCHED = "test_ranks.py::test_accelerate_launch_from_the_folder_of_the_script"
 SMOKE = "test_slurm.py::test_hello_says_that_the_cluster_is_set_up_right"
@@ -96,15 +98,14 @@ THERE = {
     f"{INSTALL} '.[test]' && .venv/bin/pytest": ("network", ""),
     "pip install 'charlm[report]'": ("network", ""),
     "source .venv/bin/activate": ("an environment of one's own", ""),
-    "python scripts/bench.py prepare [FILE]": ("minutes", ""),
-    "python scripts/bench.py prepare --runs 3": ("minutes", ""),
-    "python scripts/bench.py sample --hidden 128 512 --length 1000 --streams 1 --rounds 3": (
-        "minutes",
-        BENCH_SAMPLE,
-    ),
+    "python scripts/bench.py prepare [FILE]": ("minutes", BENCH_PREPARE),
+    "python scripts/bench.py prepare --runs 3": ("minutes", BENCH_PREPARE),
+    "python scripts/bench.py train --cells lstm gru": ("minutes", BENCH_TRAIN),
+    "python scripts/bench.py evaluate --cells lstm gru": ("minutes", BENCH_EVALUATE),
+    "python scripts/bench.py sample --cells lstm gru": ("minutes", BENCH_SAMPLE),
     "bench.py sample": ("minutes", BENCH_SAMPLE),
     "bench.py train": ("minutes", BENCH_TRAIN),
-    "bench.py train --cells gru": ("minutes", BENCH_TRAIN),
+    "bench.py evaluate": ("minutes", BENCH_EVALUATE),
     LAUNCH: ("a launcher", LAUNCHED),
     "nano slurm/cluster.sh": ("an editor", ""),
     "source slurm/cluster.sh": ("a cluster", SMOKE),
