@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -159,22 +160,32 @@ def load_checkpoint(folder: str | Path) -> tuple[dict, dict[str, dict[str, Tenso
     return json.loads(files["facts.json"]), tensors, Vocab.from_dict(json.loads(files["vocab.json"]))
 
 
-def load_newest(run_dir: str | Path) -> tuple[dict, dict[str, dict[str, Tensor]], Vocab] | None:
+def load_newest(
+    run_dir: str | Path, together: Callable[[list], list] = list, here: str = ""
+) -> tuple[dict, dict[str, dict[str, Tensor]], Vocab] | None:
     """The newest whole checkpoint of a run, or None when it has none.
 
     A damaged one is passed over with a warning. Raises CharlmError when all are damaged: starting anew is
     for the user to decide.
+    together: of several processes that load the same one, joins what each says, the main process first. They
+    try those that the main one sees, and pass over one that is damaged for any. here: names this process.
     """
-    steps = steps_of(run_dir)
+    steps = together([steps_of(run_dir)])[0]
     for step in reversed(steps):
+        loaded, damage = None, []
         try:
-            return load_checkpoint(folder_of(run_dir, step))
+            loaded = load_checkpoint(folder_of(run_dir, step))
         except DamagedCheckpoint as error:
-            warnings.warn(f"damaged checkpoint passed over: {error}", CharlmWarning, stacklevel=2)
+            damage = [f"{error}{here}"]
+        damage = together(damage)
+        if not damage:
+            return loaded
+        warnings.warn(f"damaged checkpoint passed over: {damage[0]}", CharlmWarning, stacklevel=2)
     if steps:
+        shared = "; all processes must see the same folder" if here else ""
         raise CharlmError(
             f"{run_dir}: none of its {len(steps)} checkpoint(s) is whole; delete {run_dir} to start anew, "
-            f"or name another run_dir"
+            f"or name another run_dir{shared}"
         )
     return None
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict
+from socket import gethostname
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from charlm.checkpoint import load_newest, load_optimizer, optimizer_tensors
-from charlm.config import CharlmError, flatten, from_dict, to_yaml
+from charlm.config import CharlmError, CharlmWarning, flatten, from_dict, to_yaml
 from charlm.files import replace
 from charlm.lanes import Position
 from charlm.model import load_weights, weights_of
@@ -124,7 +127,13 @@ def resume_or_start(run: Run) -> State:
 
     Raises CharlmError when the checkpoint is of another config, text or vocabulary, naming what differs.
     """
-    loaded = load_newest(run.dir)
+    here = (
+        f" (as process {run.accelerator.process_index} on {gethostname()} sees it)" if run.world > 1 else ""
+    )
+    with warnings.catch_warnings():
+        if not run.main:  # the main process warns for all
+            warnings.simplefilter("ignore", CharlmWarning)
+        loaded = load_newest(run.dir, gather_object, here)
     if loaded is not None:
         facts, tensors, vocab = loaded
         _check_same(run, facts, vocab)

@@ -1,5 +1,7 @@
 """Several real processes: the same training as one does, and each number goes on where another stopped."""
 
+import shutil
+
 import pytest
 import torch
 from helpers import (
@@ -16,6 +18,7 @@ from helpers import (
     train_on,
 )
 
+from charlm import reduction
 from charlm.checkpoint import folder_of, load_checkpoint, steps_of
 from charlm.train import train
 
@@ -148,9 +151,52 @@ def test_evaluation_over_several_processes_counts_every_character_once(runs, cha
 
 def test_more_processes_than_lanes_are_refused(tmp_path):
     config = small(tmp_path / "run", train={"batch_size": 1})
-    with pytest.raises(AssertionError, match=r"train.batch_size=1: too few lanes for 2 processes"):
-        train_on(2, config)
+    assert "train.batch_size=1: too few lanes for 2 processes" in train_on(2, config, code=1)
     assert not steps_of(config.run_dir)
+
+
+def test_gradients_in_bf16_are_for_gpus(tmp_path):
+    plain, bf16 = small(tmp_path / "plain"), small(tmp_path / "bf16", train={"gradients": "bf16"})
+    told = "train.gradients=bf16 is for GPUs: these CPUs average gradients in fp32"
+    assert told in train_on(2, bf16) and told not in train_on(2, plain)
+    assert_same_state(plain.run_dir, bf16.run_dir)
+    hooks = [reduction.options(gradients).comm_hook.value for gradients in ("fp32", "bf16")]
+    assert hooks == ["no", "bf16"]
+
+
+@pytest.fixture(scope="module")
+def two_views(tmp_path_factory):
+    """A run of two processes with checkpoints at 4, 8 and 12, and its whole continuation to 16."""
+    root = tmp_path_factory.mktemp("views")
+    config = small(root / "run", checkpoint={"every": 4, "keep": 9})
+    train_on(2, config)
+    shutil.copytree(config.run_dir, root / "whole")
+    whole = small(root / "whole", train={"steps": 16}, checkpoint={"every": 4, "keep": 9})
+    train_on(2, whole)
+    return config, whole
+
+
+def test_all_go_on_from_one_checkpoint_though_one_sees_the_newest_torn(two_views, tmp_path):
+    """The processes see different folders, as nodes may whose disk is not what it should be."""
+    first, whole = two_views
+    config = small(tmp_path / "run", train={"steps": 16}, checkpoint={"every": 4, "keep": 9})
+    for folder in ("run", "view"):
+        shutil.copytree(first.run_dir, tmp_path / folder)
+    (tmp_path / "view/checkpoints/step-00000012/carry.safetensors").write_bytes(b"torn")
+    told = train_on(2, config, last=f"--run_dir {tmp_path / 'view'}")
+    assert told.count("damaged checkpoint passed over") == 1
+    assert "view/checkpoints/step-00000012/carry.safetensors: 4 bytes, should be" in told
+    assert "(as process 1 on " in told and f"resumed {config.run_dir} at step 8" in told
+    assert_same_state(config.run_dir, whole.run_dir)
+
+
+def test_a_process_that_sees_no_checkpoint_lets_none_start_anew(two_views, tmp_path):
+    first, _ = two_views
+    config = small(tmp_path / "run", train={"steps": 16})
+    shutil.copytree(first.run_dir, config.run_dir)
+    told = train_on(2, config, last=f"--run_dir {tmp_path / 'elsewhere'}", code=1)
+    assert "none of its 3 checkpoint(s) is whole" in told and "all processes must see the same folder" in told
+    assert newest(config.run_dir)[0]["step"] == 12
 
 
 def test_the_launcher_of_torch(tmp_path):
