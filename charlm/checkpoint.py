@@ -16,8 +16,8 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 
 import torch
 from safetensors.torch import load, save
@@ -105,27 +105,37 @@ class Saver:
     """Writes checkpoints beside the training, one after the other.
 
     Training waits for no disk then, but for one that is slower than checkpoints come. What goes wrong is
-    raised by the next save(), or by wait().
+    raised by the next save(), or by wait(). A process that leaves without wait() waits for none: what was on
+    its way is lost then, the checkpoint before is whole.
     """
 
     def __init__(self):
-        self._pool = ThreadPoolExecutor(1, "checkpoint")
-        self._last: Future | None = None
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
 
     def save(self, *args, **kwargs) -> None:
         """save_checkpoint, when the one before is written. The tensors must be copies."""
         self.wait()
-        self._last = self._pool.submit(save_checkpoint, *args, **kwargs)
+        self._thread = Thread(target=self._write, args=(args, kwargs), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def _write(self, args: tuple, kwargs: dict) -> None:
+        try:
+            save_checkpoint(*args, **kwargs)
+        except BaseException as error:  # for the thread that trains
+            self._error = error
+
+    def join(self) -> None:
+        """Until all are on the disk, or have failed."""
+        if self._thread is not None:
+            self._thread.join()
 
     def wait(self) -> None:
-        """Until all are on the disk."""
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
-
-    def close(self) -> None:
-        """Wait, and take no more."""
-        self._pool.shutdown()
+        """join(), and raise what went wrong."""
+        self.join()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
 
 def load_checkpoint(folder: str | Path) -> tuple[dict, dict[str, dict[str, Tensor]], Vocab]:

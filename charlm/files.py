@@ -18,9 +18,16 @@ def write_synced(path: str | Path, content: bytes | str) -> None:
         os.fsync(file.fileno())
 
 
-def replace(path: str | Path, content: bytes | str) -> None:
-    """Write a file beside its place and rename it into it: readers see the old one or the new one."""
+def replace(path: str | Path, content: bytes | str, synced: bool = True) -> None:
+    """Write a file beside its place and rename it into it: readers see the old one or the new one.
+
+    Not synced, it waits for no disk, and a crash of the machine may leave it empty.
+    """
     beside = Path(path).with_name(f".{Path(path).name}.partial")
+    if not synced:
+        beside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        os.replace(beside, path)
+        return
     try:
         write_synced(beside, content)
         os.replace(beside, path)

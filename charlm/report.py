@@ -191,13 +191,16 @@ class Reporter:
             left = tqdm.format_interval(seconds_left)
             self.say(f"step {step}/{self.config.train.steps}  {short}  {left} left")
 
-    def close(self, failed: bool = False) -> None:
-        """Finish the bar, the file and the wandb run; failed marks the run so at wandb."""
+    def close(self, failed: bool = False, at_once: bool = False) -> None:
+        """Finish the bar, the file and the wandb run; failed marks the run so at wandb.
+
+        at_once: wandb is left as it is; it has all figures when the run is resumed.
+        """
         if self.bar is not None:
             self.bar.close()
         if self.file is not None:
             self.file.close()
-        if self.run is not None:
+        if self.run is not None and not at_once:
             with self._given_up():
                 self._finish_wandb(failed)
         if not failed:  # else others may hang in the process group

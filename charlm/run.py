@@ -221,11 +221,11 @@ class Run(Parts):
 
     # the end
 
-    def tell_status(self, status: str, **more) -> None:
+    def tell_status(self, status: str, *, synced: bool = True, **more) -> None:
         """status.json: running, done, interrupted or failed."""
         if self.main:
             told = {"status": status, "step": self.state.step} | more
-            replace(self.dir / "status.json", json.dumps(told) + "\n")
+            replace(self.dir / "status.json", json.dumps(told) + "\n", synced)
 
     def interrupted(self, reason: str) -> Summary:
         """The checkpoint is written: say so."""
@@ -261,11 +261,13 @@ class Run(Parts):
         return summary
 
     def __exit__(self, kind, error, _) -> None:
-        self.saver.close()
+        at_once = kind is KeyboardInterrupt  # waits for no disk and no network
+        if not at_once:
+            self.saver.join()
         try:
-            self.report.close(failed=error is not None)
-            if kind is KeyboardInterrupt and self._begun:
-                self.tell_status("interrupted", reason="Ctrl-C, at once")
+            self.report.close(failed=error is not None, at_once=at_once)
+            if at_once and self._begun:
+                self.tell_status("interrupted", reason="Ctrl-C, at once", synced=False)
             elif error is not None and self._begun:
                 self.tell_status("failed", error=str(error) or kind.__name__)
         except OSError:
