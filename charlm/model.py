@@ -8,6 +8,7 @@ rnn and gru, (h, c) for lstm; None stands for zeros.
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -177,9 +178,11 @@ class CharLM(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         vocab.save(folder / "vocab.json")
+        weights = save(weights_of(self), {"format": "pt"})
         described = FORMAT | {"vocab_size": self.vocab_size, "model": vars(self.config)} | about
+        described["weights_sha256"] = sha256(weights).hexdigest()
         replace(folder / "config.json", json.dumps(described, indent=2) + "\n")
-        replace(folder / "model.safetensors", save(weights_of(self), {"format": "pt"}))
+        replace(folder / "model.safetensors", weights)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str | torch.device = "cpu", **hub) -> CharLM:

@@ -139,6 +139,7 @@ def resume_or_start(run: Run) -> State:
         _check_same(run, facts, vocab)
         _restore(run, facts, tensors)
         _fit(run, facts)
+        run.secure_best()
     elif run.config.train.init_from:
         run.say(warm_start(run.model, run.corpus.vocab, run.config.train.init_from))
         if run.average is not None:

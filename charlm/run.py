@@ -7,15 +7,18 @@ import json
 import math
 import re
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast, gather_object
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from charlm import best
 from charlm.checkpoint import Saver, steps_of
-from charlm.config import CharlmError, Config
+from charlm.config import CharlmError, CharlmWarning, Config
 from charlm.evaluate import evaluate
 from charlm.files import replace
 from charlm.generate import generate
@@ -169,13 +172,13 @@ class Run(Parts):
             self.check_finite()
             figures = self.score("validation", self.config.evaluate.max_characters)
             self.report.figures(state.step, {f"validation/{k}": v for k, v in figures.items()})
-            best = state.best is None or figures["nats_per_character"] < state.best["nats_per_character"]
-            if best and math.isfinite(figures["nats_per_character"]):
+            better = state.best is None or figures["nats_per_character"] < state.best["nats_per_character"]
+            if better and math.isfinite(figures["nats_per_character"]):
                 state.best = {"step": state.step} | figures
                 self._tell_best()
                 self._export()
             told = f"validation {figures['bpc']:.4f} bpc, {figures['bpb']:.4f} bpb"
-            self.say(f"step {state.step}: {told}{' (best)' if best else ''}")
+            self.say(f"step {state.step}: {told}{' (best)' if better else ''}")
 
     def _tell_best(self) -> None:
         self.report.summary({f"best/{k}": v for k, v in self.state.best.items()})
@@ -212,12 +215,30 @@ class Run(Parts):
 
     def _export(self) -> None:
         if self.main:
-            try:
-                self.judged.save_pretrained(
-                    self.dir / "model", self.corpus.vocab, step=self.state.step, validation=self.state.best
-                )
-            except OSError as error:
-                raise CharlmError(f"{self.dir / 'model'}: cannot be written ({error.strerror})") from error
+            best.write(self.dir, self.judged, self.corpus.vocab, self.state.step, self.state.best)
+
+    def secure_best(self) -> None:
+        """See to it that model/ holds the best weights; where those are lost, the next evaluation decides.
+
+        Those of a later step were told by a process that was killed: its steps will be done again.
+        """
+        figures, safe = self.state.best, True
+        if figures is None:
+            return
+        step, folder = figures["step"], self.dir / "model"
+        if self.main:
+            there = best.held(self.dir, self.corpus.vocab)
+            if there is None or there["step"] != step:
+                safe = best.mend(self.dir, figures)
+                if safe:
+                    self.say(f"{folder}: written again from the checkpoint of step {step}")
+                safe = safe or (there is not None and there["step"] > step)
+        if not gather_object([safe])[0]:
+            self.state.best, self.state.evaluated = None, -1
+            if self.main:
+                lost = f"{folder}: the best weights, of step {step}, are damaged or missing"
+                told = f"{lost}, and no checkpoint has them; the next evaluation chooses anew"
+                warnings.warn(told, CharlmWarning, stacklevel=2)
 
     # the end
 
@@ -238,12 +259,12 @@ class Run(Parts):
 
     def finish(self) -> Summary:
         """Load the best weights, score them on test, draw a sample."""
+        self.secure_best()
+        if self.state.best is None:
+            self.evaluate()
         if self.state.best is None:
             self._export()
-        self.accelerator.wait_for_everyone()
-        dtype = self.model.compute_dtype
-        self.model = CharLM.from_pretrained(self.dir / "model", self.accelerator.device)
-        self.model.compute_dtype, self.average = dtype, None  # averaged already
+        self._take_best()
         summary = Summary("done", self.state.step, self.dir, self.state.best)
         if "test" in self.corpus.splits:
             summary.test = self.score("test")
@@ -259,6 +280,18 @@ class Run(Parts):
                 )
         self.say(f"done: {self.state.step} steps; the best weights are in {self.dir / 'model'}")
         return summary
+
+    def _take_best(self) -> None:
+        """The weights in model/ and their figures: read by the main process, sent to the others."""
+        dtype, self.model = self.model.compute_dtype, CharLM(self.config.model, len(self.corpus.vocab))
+        if self.main:
+            self.model = CharLM.from_pretrained(self.dir / "model")
+            self.state.best = best.held(self.dir, self.corpus.vocab)["validation"]
+        self.state.best = gather_object([self.state.best])[0]
+        self.model = self.model.to(self.accelerator.device).eval()
+        for p in self.model.parameters():
+            broadcast(p.data)
+        self.model.compute_dtype, self.average = dtype, None  # averaged already
 
     def __exit__(self, kind, error, _) -> None:
         at_once = kind is KeyboardInterrupt  # waits for no disk and no network

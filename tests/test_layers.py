@@ -54,6 +54,7 @@ ORDER = [
         "reduction",
         "parts",
         "checkpoint",
+        "best",
         "trained",
         "export",
         "warm",
