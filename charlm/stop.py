@@ -13,7 +13,7 @@ class Stop:
     """Within it a signal only sets `reason`, so that the loop finishes its step.
 
     Ctrl-C leaves at once when it comes a second time, and outside the loop (`in_loop` False), where there is
-    nothing to save.
+    nothing to save. Signals that were blocked while the process started (slurm/train.sh does that) come now.
     """
 
     def __init__(self):
@@ -39,6 +39,7 @@ class Stop:
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return self
 
     def __exit__(self, *_) -> None:

@@ -19,6 +19,7 @@
 #SBATCH --output=%x-%j.out
 set -uo pipefail
 trap 'say "asked to end"' TERM # stay, while the processes save
+trap '[ -z "${srun-}" ] || kill -USR1 "$srun"' USR1 # it comes here where sbatch was told --signal=B:USR1@…
 cd "$SLURM_SUBMIT_DIR" && source slurm/cluster.sh || exit
 
 say() { echo "[train.sh $(date +%T)] $*"; }
@@ -35,25 +36,31 @@ export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=${WANDB_MODE:-offline} 
 
 say "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, $SLURM_NTASKS process(es) on $SLURM_JOB_NODELIST, $run_dir"
 # Every task is the Python process itself, for a signal reaches no further than that. Until Python listens,
-# signals are ignored: they would end it.
+# signals are held back; where env cannot do that (before coreutils 8.31) they are ignored, for they would end it.
+hold=(env "--block-signal=USR1,TERM")
+"${hold[@]}" true 2>/dev/null || hold=()
 # shellcheck disable=SC2016
-srun --kill-on-bad-exit=1 --gpu-bind=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash -c '
-  trap "" USR1 TERM
+srun --kill-on-bad-exit=1 --gpu-bind=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${hold[@]}" bash -c '
+  [ "$0" = held ] || trap "" USR1 TERM
   export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
-  exec charlm train "$@"' charlm "$@" &
+  exec charlm train "$@"' "${hold:+held}" "$@" &
 srun=$!
-while wait "$srun"; rc=$?; kill -0 "$srun" 2>/dev/null; do :; done # a signal interrupts the wait
+while kill -0 "$srun" 2>/dev/null; do wait "$srun"; done # a signal interrupts the wait
+trap "" TERM USR1 # what follows is not to be ended by slurm's next signal
+wait "$srun"
+rc=$?
 
 read -r status step < <(ended)
 say "ended with $rc: ${status:-no status}, step ${step:-0}"
-[ "$rc" = 0 ] || exit "$rc"
-[ "$status" = interrupted ] || exit 0
+if [ "$status" != interrupted ]; then exit "$rc"; fi
 if [ "$step" -le "${before:--1}" ]; then
   say "not put back into the queue: it got no further than step $before before it had to stop"
-  exit 1
+  exit $((rc ? rc : 1))
 fi
+# The checkpoint is written: whatever ended the process after that, a second signal say, does not matter.
 # While slurm ends the job itself (scancel, or a preemption without grace), it is for slurm to say what follows.
 scontrol show job -o "$SLURM_JOB_ID" | grep -q ' JobState=RUNNING ' || exit 0
 say "back into the queue"
 scontrol requeue "$SLURM_JOB_ID" || exit
+trap - TERM USR1
 exec sleep 120 # until slurm ends this

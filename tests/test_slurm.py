@@ -65,7 +65,7 @@ class Desk:
         """What the job printed, over all of its starts."""
         return "".join(path.read_text() for path in self.folder.glob(f"*-{job}.out"))
 
-    def until(self, job: str, condition, seconds: float = 300) -> None:
+    def until(self, job: str, condition, seconds: float = 400) -> None:
         """Wait for something while a job is not over."""
 
         def seen() -> bool:
@@ -135,6 +135,25 @@ def test_usr1_saves_requeues_and_resumes_until_done(desk, tmp_path):
     assert_same_state(config.run_dir, whole.run_dir)
     told = [(p["step"], p["loss"]) for p in wandb_run(config.run_dir)["history"] if "loss" in p]
     assert told == losses(config.run_dir)
+
+
+def test_signals_from_the_first_moment_on_and_again_and_again_requeue_once(desk, tmp_path):
+    """While the processes start, while they save, while they end, while the job goes back into the queue."""
+    config = small(tmp_path / "run", **LONG)
+    job = desk.sbatch(*TWO, "slurm/train.sh", "--config", config_file(config))
+    env, steps = desk.cluster.env, ("squeue", "-h", "-s", "-j", job, "-o", "%i")
+    desk.until(job, lambda: f"{job}.0" in desk.cluster(*steps).split())
+
+    def signalled_until_requeued() -> bool:
+        subprocess.run(["scancel", "--signal=USR1", job], env=env, capture_output=True)
+        return desk.restarts(job) == "1"
+
+    desk.until(job, signalled_until_requeued, seconds=240)
+    step = steps_of(config.run_dir)[-1]
+    config_file(changed(config, train={"steps": step + 50}))
+    log = desk.ended(job)
+    assert f"resumed {config.run_dir} at step {step}" in log and "done: " in log
+    assert log.count("back into the queue") == 1 and desk.restarts(job) == "1"
 
 
 def test_the_time_limit_is_survived(desk, tmp_path):
