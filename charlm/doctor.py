@@ -13,6 +13,7 @@ from pathlib import Path
 
 import accelerate
 import torch
+from accelerate.utils import gather_object
 
 from charlm import __version__
 from charlm.checkpoint import steps_of
@@ -36,8 +37,10 @@ class Doctor:
         self.failed: list[str] = []
 
     def tell(self, name: str, text: str, ok: bool = True) -> None:
-        """One finding."""
-        if self.parts.main:
+        """One finding; what is bad on another node only is told by the first process there."""
+        if not self.parts.main:
+            text += f" (on {platform.node()})"
+        if self.parts.main or (not ok and self.parts.accelerator.is_local_main_process):
             print(f"{'ok ' if ok else 'BAD'}  {name:<10} {text}", flush=True)
         if not ok:
             self.failed.append(name)
@@ -55,6 +58,7 @@ class Doctor:
                 mend = "lower train.batch_size or train.bptt, or raise train.accumulate"
                 self.tell("memory", f"{str(error).splitlines()[0]} {mend}", ok=False)
         self.modes()
+        self.failed = list(dict.fromkeys(gather_object(self.failed)))
         if self.parts.main:
             told = f"see to: {', '.join(self.failed)}" if self.failed else "ready to train"
             print(f"{self.parts.world} process(es): {told}")
@@ -74,9 +78,10 @@ class Doctor:
                 where += "; train.precision=bf16 needs compute 8.0 or more: take fp16"
             self.tell("device", where, ok=not low)
             cudnn = torch.backends.cudnn.version()
-            self.tell(
-                "cudnn", f"{cudnn}" if cudnn else "missing: recurrent layers will be slow", ok=bool(cudnn)
-            )
+            lanes = -(-batch // world) // self.config.train.accumulate
+            kernels = ", ".join(dict.fromkeys(cudnn_kernels(self.config, lanes)))
+            told = f"{cudnn}, kernels as its rules have it: {kernels}"
+            self.tell("cudnn", told if cudnn else "missing: recurrent layers will be slow", ok=bool(cudnn))
         else:
             self.tell("device", f"{where}, {threads_for(self.config, world)} thread(s) each")
         least, most = batch // world, -(-batch // world)
@@ -172,5 +177,26 @@ class Doctor:
     def modes(self) -> None:
         mode, why = wandb_mode(self.config.log.wandb)
         self.tell("wandb", f"{mode} ({why})")
-        offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("HF_DATASETS_OFFLINE")
-        self.tell("hub", "offline" if offline else "online, when it can be reached")
+        names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+        offline = [n for n in names if os.environ.get(n, "").upper() in ("1", "ON", "YES", "TRUE")]
+        self.tell("hub", f"offline ({', '.join(offline)})" if offline else "online, when it can be reached")
+
+
+def cudnn_kernels(config: Config, lanes: int) -> list[str]:
+    """Which of cuDNN's recurrent kernels PyTorch asks for, layer by layer, with so many lanes at once.
+
+    From the rules in PyTorch's ATen/native/cudnn/RNN.cpp, not seen on a GPU yet; for GPUs of compute 7.0
+    and later; every layer is a module of its own. SMALL_H in brackets: in the forward pass only.
+    """
+    model, half = config.model, config.train.precision == "fp16"
+    hidden, kernels = model.hidden_size, []
+    for layer in range(model.num_layers):
+        width = (model.embedding_size or 1) if layer == 0 else hidden  # one-hot: seldom a multiple of 128
+        fits = hidden <= 1024 and hidden % 128 == 0 and width % 128 == 0 and lanes % 8 == 0 and lanes <= 128
+        if half and fits and model.cell != "gru":
+            kernels.append("PERSIST_STATIC")
+        elif model.cell != "rnn" and hidden <= 192:
+            kernels.append("PERSIST_SMALL_H" if hidden <= 128 else "PERSIST_SMALL_H (forward only)")
+        else:
+            kernels.append("STANDARD")
+    return kernels

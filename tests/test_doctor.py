@@ -4,10 +4,11 @@ import os
 import subprocess
 
 import pytest
-from helpers import MIXED, changed, charlm, config_file, files_of, launched, small
+from helpers import MIXED, changed, charlm, config_file, environment, files_of, launched, small
 
 from charlm.config import to_yaml
 from charlm.corpus import folder_of
+from charlm.doctor import cudnn_kernels
 from charlm.prepared import prepare
 from charlm.train import train
 
@@ -39,7 +40,7 @@ def test_all_is_well(config, tmp_path):
     assert "characters/s" in found["speed"] and "GB at most" in found["memory"]
     assert "12 of 12 steps take 0.00 h" in found["time"] and "a limit of 1 h is enough" in found["time"]
     assert "GB free at" in found["disk"] and "disabled (log.wandb)" in found["wandb"]
-    assert "offline" in found["hub"]
+    assert found["hub"].endswith("offline (HF_HUB_OFFLINE, HF_DATASETS_OFFLINE)")
     after = files_of(tmp_path)
     assert after == before | {"runs/run.yaml": to_yaml(config).encode()}  # it leaves nothing behind
 
@@ -86,6 +87,34 @@ def test_precision_on_a_cpu_is_told_as_it_is(config):
     assert ran.returncode == 0
     assert "train.precision=bf16 is for GPUs: this CPU computes in fp32" in ran.stdout
     assert "train.precision=bf16: recurrent layers compute in float32" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "lanes", "kernels"),
+    [
+        ({"hidden_size": 1024, "embedding_size": 128, "num_layers": 2}, "fp16", 64, ["PERSIST_STATIC"] * 2),
+        (
+            {"hidden_size": 1024, "embedding_size": 64, "num_layers": 2},
+            "fp16",
+            64,
+            ["STANDARD", "PERSIST_STATIC"],
+        ),
+        ({"hidden_size": 1024, "embedding_size": 128}, "bf16", 64, ["STANDARD"]),
+        ({"hidden_size": 1024, "embedding_size": 128, "cell": "gru"}, "fp16", 64, ["STANDARD"]),
+        ({"hidden_size": 1024, "embedding_size": 128}, "fp16", 136, ["STANDARD"]),
+        ({"hidden_size": 128, "cell": "gru"}, "fp32", 3, ["PERSIST_SMALL_H"]),
+        ({"hidden_size": 192}, "fp32", 3, ["PERSIST_SMALL_H (forward only)"]),
+        ({"hidden_size": 128, "cell": "rnn"}, "fp32", 3, ["STANDARD"]),
+    ],
+)
+def test_which_kernels_of_cudnn_are_told(tmp_path, model, precision, lanes, kernels):
+    config = small(tmp_path / "run", model=model, train={"precision": precision})
+    assert cudnn_kernels(config, lanes) == kernels
+
+
+def test_the_hub_is_told_as_the_environment_has_it(config):
+    ran = doctor(config, env=environment(HF_HUB_OFFLINE="0", HF_DATASETS_OFFLINE=None))
+    assert "online, when it can be reached" in ran.stdout
 
 
 def test_two_processes_are_examined_together(tmp_path):
