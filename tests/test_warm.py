@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import MIXED, changed, charlm, config_file, losses, newest, small, status
+from helpers import MIXED, changed, charlm, config_file, environment, losses, newest, small, status
 
 from charlm.config import CharlmError, ModelConfig
 from charlm.model import CharLM
@@ -113,6 +113,26 @@ def test_a_run_starts_better_from_another_ones_weights(first, tmp_path, where):
     assert f"warm start from {source}: " in ran.stdout and "敏" in ran.stdout
     assert status(config.run_dir)["test"]["bpc"] < cold.test["bpc"] - 0.3
     assert losses(config.run_dir)[0][1] < losses(tmp_path / "cold")[0][1] - 0.3
+
+
+def test_a_model_of_the_hub_that_was_fetched_before_starts_a_run_without_network(first, tmp_path):
+    """By its id, from the cache that a login node filled: HF_HUB_OFFLINE=1, as compute nodes have it."""
+    cache = tmp_path / "cache" / "models--someone--a-model"
+    shutil.copytree(f"{first.run_dir}/model", cache / "snapshots" / "0123abc")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0123abc")
+    config = small(tmp_path / "run", train={"steps": 2, "init_from": "someone/a-model"})
+    env = environment(HF_HUB_CACHE=str(tmp_path / "cache"), HF_HUB_OFFLINE="1")
+    ran = charlm("train", "--config", config_file(config), env=env)
+    assert ran.returncode == 0, ran.stderr
+    assert "warm start from someone/a-model: " in ran.stdout
+    beside = small(tmp_path / "beside", train={"steps": 2, "init_from": f"{first.run_dir}/model"})
+    train(beside, quiet=True)
+    assert losses(config.run_dir) == losses(beside.run_dir)
+    other = small(tmp_path / "other", train={"init_from": "someone/else"})
+    ran = charlm("train", "--config", config_file(other), env=env)
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr
+    assert "charlm: error: someone/else: neither a folder nor a model that the Hub gives" in ran.stderr
 
 
 def test_the_weights_are_taken_once_at_the_start(first, tmp_path):
