@@ -49,9 +49,12 @@ def _in_netrc(host: str | None) -> bool:
         return False
 
 
-def _patience() -> float:
-    """Seconds that wandb has at the end to send the rest; by itself it would wait for days."""
-    return float(os.environ.get("WANDB_FINISH_TIMEOUT", 60))
+def _patience(mode: str) -> float:
+    """Seconds that wandb has at the end for the rest; by itself it would wait for days.
+
+    Offline it waits for this machine alone, which may be busy.
+    """
+    return float(os.environ.get("WANDB_FINISH_TIMEOUT", 60 if mode == "online" else 600))
 
 
 class Reporter:
@@ -127,7 +130,13 @@ class Reporter:
         if self.main:
             import wandb
 
-            options["settings"] = wandb.Settings(console="off", silent=True, finish_timeout=_patience())
+            os.environ.setdefault("WANDB__SERVICE_WAIT", "600")  # 30 s are few on a busy machine
+            options["settings"] = wandb.Settings(
+                console="off",
+                silent=True,
+                init_timeout=90 if self.mode == "online" else 600,
+                finish_timeout=_patience(self.mode),
+            )
         try:
             self.accelerator.init_trackers(self.config.log.project, flatten(self.config), {"wandb": options})
         except Exception as error:  # of wandb, pydantic, the network: whatever it is, it is wandb's
@@ -209,8 +218,9 @@ class Reporter:
     def _finish_wandb(self, failed: bool) -> None:
         now, started = Path(self.run.dir).parent, time.monotonic()
         self.run.finish(exit_code=int(failed))
-        if self.mode == "online" and time.monotonic() - started >= _patience():
-            self.say(f"wandb: the server did not take the rest in {_patience():g} s; later: wandb sync {now}")
+        patience = _patience(self.mode)
+        if self.mode == "online" and time.monotonic() - started >= patience:
+            self.say(f"wandb: the server did not take the rest in {patience:g} s; later: wandb sync {now}")
         if self.mode == "offline":
             for before in now.parent.glob(f"offline-run-*-{self.run.id}"):
                 if before.name != now.name:

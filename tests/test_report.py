@@ -31,6 +31,7 @@ from helpers import (
 )
 from wandb_server import WandbServer
 
+from charlm.checkpoint import steps_of
 from charlm.config import flatten
 from charlm.report import wandb_mode
 from charlm.train import train
@@ -182,7 +183,7 @@ def test_wandb_writes_inside_the_run_directory_only(recorded):
 
 BUSY = {
     "model": {"hidden_size": 48},
-    "train": {"steps": 400, "bptt": 24},
+    "train": {"steps": 1_000_000, "bptt": 24},  # whatever is done to it, it is under way still
     "evaluate": {"every": 40},
     "sample": {"every": 60},
     "checkpoint": {"every": 50},
@@ -190,18 +191,21 @@ BUSY = {
 }
 
 
-def killed_twice(config, **variables) -> None:
-    """Start the run, kill it with -9 when it has gone on by some 60 steps, twice; then let it finish."""
-    for at in (60, 130, None):
+def killed_twice(config, **variables) -> int:
+    """Start the run, kill it with -9 when it has gone on by some 60 steps, twice; then let it finish.
+
+    Returns at which step.
+    """
+    for _ in range(2):
+        at = logged(config.run_dir) + 60
         process = start(config, **variables)
-        if at is None:
-            said, _ = process.communicate(timeout=300)
-            assert process.returncode == 0, said
-            return
         wait_until(lambda at=at: logged(config.run_dir) >= at, process)
         process.kill()
-        process.wait()
-        process.stdout.close()
+        process.communicate()
+    last = logged(config.run_dir) + 60
+    said, _ = (process := start(changed(config, train={"steps": last}), **variables)).communicate(timeout=600)
+    assert process.returncode == 0, said
+    return last
 
 
 def assert_one_curve(config, points: list[dict]) -> None:
@@ -213,10 +217,18 @@ def assert_one_curve(config, points: list[dict]) -> None:
         assert {name: point[name] for name in line} == line
 
 
+def sync(config, server: WandbServer) -> None:
+    """The one command that syncs an offline run."""
+    words = [sys.executable, "-m", "wandb", "sync", f"{config.run_dir}/wandb/latest-run"]
+    env = environment(**server.environment)
+    synced = subprocess.run(words, env=env, capture_output=True, encoding="utf-8", timeout=600)
+    assert synced.returncode == 0, synced.stdout + synced.stderr
+
+
 def test_offline_a_run_that_was_killed_is_one_curve(tmp_path):
     config = small(tmp_path / "run", **BUSY)
-    killed_twice(config, WANDB_MODE="offline")
-    assert [step for step, _ in losses(config.run_dir)] == list(range(1, 401))
+    last = killed_twice(config, WANDB_MODE="offline")
+    assert [step for step, _ in losses(config.run_dir)] == list(range(1, last + 1))
     told = wandb_run(config.run_dir)  # of the one offline run that is left
     assert_one_curve(config, told["history"])
     facts = newest(config.run_dir)[0]
@@ -225,12 +237,21 @@ def test_offline_a_run_that_was_killed_is_one_curve(tmp_path):
     ]
     assert {f"best/{k}": v for k, v in facts["best"].items()}.items() <= told["summary"].items()
     assert told["exit"] == 0
-    with WandbServer() as server:  # and the one command that syncs afterwards
-        words = [sys.executable, "-m", "wandb", "sync", str(tmp_path / "run" / "wandb" / "latest-run")]
-        env = environment(**server.environment)
-        synced = subprocess.run(words, env=env, capture_output=True, encoding="utf-8", timeout=300)
-        assert synced.returncode == 0, synced.stdout + synced.stderr
-    assert_one_curve(config, server.rows[facts["run_id"]])
+
+
+def test_an_offline_run_that_is_synced_again_after_another_restart_is_one_curve(tmp_path):
+    """Synced while it waits in the queue, and again when it is done: what is there is not doubled."""
+    config = small(tmp_path / "run", train={"steps": 9}, evaluate={"every": 3}, log={"wandb": "offline"})
+    with WandbServer() as server:
+        for steps in (4, 7, 9):
+            train(changed(config, train={"steps": steps}), quiet=True)
+            if steps != 7:
+                sync(config, server)
+                (points,) = server.rows.values()
+                assert_one_curve(config, points)
+    (summary,) = server.summaries.values()
+    best = status(config.run_dir)["best"]
+    assert {f"best/{k}": v for k, v in best.items()}.items() <= summary.items()
 
 
 def test_an_offline_run_that_ends_killed_holds_the_whole_curve_in_its_newest_part(tmp_path):
@@ -240,19 +261,21 @@ def test_an_offline_run_that_ends_killed_holds_the_whole_curve_in_its_newest_par
     wait_until(lambda: logged(config.run_dir) >= 60, process)
     process.kill()
     process.communicate()
+    before = steps_of(config.run_dir)[-1]
     told = start(changed(config, train={"max_hours": 1e-9}), WANDB_MODE="offline").communicate()[0]
-    assert "stopped at step 51" in told
+    assert f"stopped at step {before + 1} " in told
     latest = (tmp_path / "run" / "wandb" / "latest-run").resolve()
-    assert [p["step"] for p in wandb_run(latest)["history"] if "loss" in p] == list(range(1, 52))
+    steps = [p["step"] for p in wandb_run(latest)["history"] if "loss" in p]
+    assert steps == list(range(1, before + 2))
 
 
 def test_online_a_run_that_was_killed_is_one_curve(tmp_path):
     config = small(tmp_path / "run", **BUSY)
     with WandbServer() as server:
-        killed_twice(config, **server.environment)
+        last = killed_twice(config, **server.environment, WANDB_FINISH_TIMEOUT="600")
     assert list(server.rows) == [newest(config.run_dir)[0]["run_id"]]
     (points,) = server.rows.values()
-    assert [step for step, _ in losses(config.run_dir)] == list(range(1, 401))
+    assert [step for step, _ in losses(config.run_dir)] == list(range(1, last + 1))
     # what is told twice, before and after a kill, is the same but for the clock
     lines = records(config.run_dir)
     assert [p["_step"] for p in points] == list(range(len(lines)))
@@ -269,10 +292,14 @@ def test_a_wandb_that_breaks_down_harms_nothing(tmp_path):
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     (core,) = [pid for pid in children if "wandb" in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(int(core), signal.SIGKILL)
-    said, _ = process.communicate(timeout=300)
+    at = logged(config.run_dir) + 60
+    wait_until(lambda: logged(config.run_dir) >= at, process)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
-    assert "done: 400 steps" in said and "wandb: given up" in said
-    assert [step for step, _ in losses(config.run_dir)] == list(range(1, 401))
+    assert "stopped at step" in said and "wandb: given up" in said
+    step = newest(config.run_dir)[0]["step"]
+    assert [step for step, _ in losses(config.run_dir)] == list(range(1, step + 1))
 
 
 def test_a_server_that_goes_away_in_mid_run_harms_nothing(tmp_path):
@@ -282,15 +309,21 @@ def test_a_server_that_goes_away_in_mid_run_harms_nothing(tmp_path):
     process = start(config, **server.environment, WANDB_FINISH_TIMEOUT="4")
     wait_until(lambda: logged(config.run_dir) >= 60, process)
     server.close()
-    said, _ = process.communicate(timeout=300)
+    at = logged(config.run_dir) + 60
+    wait_until(lambda: logged(config.run_dir) >= at, process)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
-    assert "done: 400 steps" in said and "Traceback" not in said
+    assert "stopped at step" in said and "Traceback" not in said
     assert re.search(
         r"wandb: the server did not take the rest in 4 s; later: wandb sync \S+/wandb/run-\S+", said
     )
-    assert status(config.run_dir)["status"] == "done"
-    train(small(tmp_path / "whole", **BUSY), quiet=True)
-    assert_same_state(config.run_dir, tmp_path / "whole")
+    assert status(config.run_dir)["status"] == "interrupted"
+    steps = newest(config.run_dir)[0]["step"] + 1
+    whole = small(tmp_path / "whole", **BUSY)
+    for one in (config, whole):
+        train(changed(one, train={"steps": steps}, log={"wandb": "disabled"}), quiet=True)
+    assert_same_state(config.run_dir, whole.run_dir)
 
 
 # lines for people
