@@ -44,6 +44,7 @@ def checkpoint(run: Run, *, wait: bool = False) -> None:
 
     It is written while training goes on; with wait, it is on the disk when this returns.
     """
+    before = run.clock.lost
     with run.clock.paused():
         if run.state.saved != run.state.step:
             run.state.saved = run.state.step
@@ -52,6 +53,7 @@ def checkpoint(run: Run, *, wait: bool = False) -> None:
         if wait:
             run.saver.wait()
             run.accelerator.wait_for_everyone()
+    run.clock.saving += run.clock.lost - before
 
 
 def _save(run: Run) -> None:

@@ -140,6 +140,8 @@ class Run(Parts):
             "epoch": round(self.state.position.epoch + self.state.position.window / self.lanes.windows, 4),
             "memory_gb": round(peak_memory(self.accelerator.device) / 1e9, 3),
         }
+        if self.clock.saving:  # that training waited for checkpoints
+            values["checkpoint_seconds"] = round(self.clock.saving, 3)
         self.report.training(self.state.step, values, seconds_left=(train.steps - self.state.step) / pace)
         self.clock.restart()
 

@@ -45,13 +45,16 @@ class State:
 
 
 class Clock:
-    """Steps per second of training alone: evaluation, samples and checkpoints stop it."""
+    """Steps per second of training alone: evaluation, samples and checkpoints stop it.
+
+    lost: the seconds these took since it was restarted; saving: those of checkpoints.
+    """
 
     def __init__(self):
         self.restart()
 
     def restart(self) -> None:
-        self.steps, self.started, self.lost = 0, time.perf_counter(), 0.0
+        self.steps, self.started, self.lost, self.saving = 0, time.perf_counter(), 0.0, 0.0
 
     def steps_per_second(self) -> float:
         return self.steps / max(time.perf_counter() - self.started - self.lost, 1e-9)

@@ -77,6 +77,12 @@ def test_it_holds_tensors_and_json_and_nothing_that_could_run(run_of_three):
             assert said["bytes"] == (folder / name).stat().st_size
 
 
+def test_the_log_tells_how_long_training_waited_for_a_checkpoint(run_of_three):
+    """In the line of figures after it."""
+    told = [r for r in records(run_of_three.run_dir) if "checkpoint_seconds" in r]
+    assert [r["step"] for r in told] == [5, 9] and all(r["checkpoint_seconds"] >= 0 for r in told)
+
+
 def test_what_is_saved_is_what_is_loaded(tmp_path):
     folder = save(tmp_path, 7)
     assert folder == tmp_path / "checkpoints" / "step-00000007"
