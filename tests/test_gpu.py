@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from helpers import assert_same_state, changed, losses, newest, small
+from helpers import ROOT, assert_same_state, changed, config_file, launched, losses, newest, small
 
 from charlm import CharLM
 from charlm.config import ModelConfig
@@ -147,3 +147,15 @@ def test_two_runs_are_equal_to_the_bit_in_fp32(tmp_path):
     for name in "ab":
         train(changed(run(tmp_path, name), model={"dropout": 0.0}), quiet=True)
     assert_same_state(tmp_path / "a", tmp_path / "b")
+
+
+def test_gradients_are_averaged_in_bf16_over_nccl(tmp_path):
+    """One process per GPU, under torch's launcher: one is enough for the hook to be called."""
+    told = {}
+    for gradients in ("fp32", "bf16"):
+        config = run(tmp_path, gradients, gradients=gradients)
+        words = ["torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
+        launched(words, ROOT / "scripts" / "train.py", "--config", config_file(config))
+        told[gradients] = [loss for _, loss in losses(config.run_dir)]
+    assert told["bf16"] != told["fp32"]
+    assert told["bf16"] == pytest.approx(told["fp32"], rel=0.05)
