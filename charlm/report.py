@@ -125,7 +125,9 @@ class Reporter:
             self.run = None
 
     def _open_wandb(self, run_id: str) -> None:
-        options = {"id": run_id, "resume": "allow", "mode": self.mode, "dir": self.config.run_dir}
+        options = {"id": run_id, "mode": self.mode, "dir": self.config.run_dir}
+        if self.mode == "online":  # an offline run holds all, and takes the place of what was synced
+            options["resume"] = "allow"
         options["name"] = Path(self.config.run_dir).name
         if self.main:
             import wandb
