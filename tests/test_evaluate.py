@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import MIXED, small
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,8 @@ from charlm.config import CharlmError, EvaluateConfig, ModelConfig
 from charlm.evaluate import evaluate
 from charlm.metrics import Sums
 from charlm.model import CharLM
+from charlm.train import train
+from charlm.trained import load
 from charlm.vocab import Vocab
 
 CLOSED = Vocab("abcé€😀\n ", unknown="error")
@@ -249,6 +252,24 @@ def test_many_lanes_approach_the_single_pass_as_their_context_grows():
     assert error[0] > 1e-3, "a cold start makes no difference: no test"
     assert error[4] < error[0] / 10
     assert error[30] < 1e-6 * exact
+
+
+def test_of_a_trained_model_many_warm_lanes_equal_the_single_pass_to_a_millionth_of_a_nat(tmp_path):
+    """The tolerance on a model this small; what it is on real ones stands in configs/LOG.md."""
+    config = small(tmp_path / "run", train={"steps": 100, "batch_size": 8, "bptt": 16})
+    train(config, quiet=True)
+    model, vocab, _ = load(config.run_dir, "cpu")
+    ids = vocab.encode(MIXED)
+
+    def nats(lanes: int, context: int) -> float:
+        told = evaluate(model, vocab, ids, EvaluateConfig(lanes=lanes, context=context))
+        assert told["lanes"] == lanes
+        return told["nats_per_character"]
+
+    exact = nats(1, 0)
+    for lanes in (8, 30):
+        assert abs(nats(lanes, 0) - exact) > 1e-3, "a cold start makes no difference: no test"
+        assert abs(nats(lanes, 64) - exact) < 1e-6
 
 
 def test_no_lane_is_shorter_than_its_context():
