@@ -22,6 +22,7 @@ COMMANDS = {  # command X is run(argv) of charlm/cli_X.py
     "doctor": "what a training would get on this machine, before it waits in a queue",
     "evaluate": "bits per character and per byte on held-out text",
     "sample": "draw text from a model",
+    "push": "put a model on the Hugging Face Hub",
     "export": "write a model as ONNX, for serving without torch",
     "report": "one HTML page: curves, samples, surprises, cells",
     "completion": "a script by which bash or zsh completes charlm's words",

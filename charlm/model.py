@@ -26,6 +26,7 @@ from charlm.vocab import Vocab
 
 Carry = tuple[Tensor, ...]
 FORMAT = {"format": "charlm model", "version": 1}
+FILES = ("config.json", "model.safetensors", "vocab.json")
 
 
 class OneHot(nn.Module):
@@ -196,7 +197,7 @@ class CharLM(nn.Module):
             from huggingface_hub import snapshot_download  # here, because it takes long to import
 
             try:
-                folder = Path(snapshot_download(str(name), **hub))
+                folder = Path(snapshot_download(str(name), allow_patterns=list(FILES), **hub))
             except Exception as error:
                 raise CharlmError(
                     f"{name}: neither a folder nor a model that the Hub gives ({error})"

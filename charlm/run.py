@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from charlm import best
+from charlm.card import card
 from charlm.checkpoint import Saver, steps_of
 from charlm.config import CharlmError, CharlmWarning, Config
 from charlm.evaluate import evaluate
@@ -218,6 +219,7 @@ class Run(Parts):
     def _export(self) -> None:
         if self.main:
             best.write(self.dir, self.judged, self.corpus.vocab, self.state.step, self.state.best)
+            self._describe()
 
     def secure_best(self) -> None:
         """See to it that model/ holds the best weights; where those are lost, the next evaluation decides.
@@ -241,6 +243,13 @@ class Run(Parts):
                 lost = f"{folder}: the best weights, of step {step}, are damaged or missing"
                 told = f"{lost}, and no checkpoint has them; the next evaluation chooses anew"
                 warnings.warn(told, CharlmWarning, stacklevel=2)
+
+    def _describe(self, test: dict | None = None) -> None:
+        """The model card beside the weights."""
+        figures = {"validation": self.state.best, "test": test}
+        step = self.state.best["step"] if self.state.best else self.state.step
+        text = card(self.model, self.corpus.vocab, self.config, self.corpus.info, figures, step)
+        replace(self.dir / "model" / "README.md", text)
 
     # the end
 
@@ -270,6 +279,8 @@ class Run(Parts):
         summary = Summary("done", self.state.step, self.dir, self.state.best)
         if "test" in self.corpus.splits:
             summary.test = self.score("test")
+            if self.main:
+                self._describe(summary.test)
             self.report.summary({f"test/{k}": v for k, v in summary.test.items()})
         if self.config.sample.every:
             summary.sample = self.sample("best")
