@@ -255,8 +255,8 @@ class OptimConfig:
     """Decoupled weight decay on the matrices that multiply: not on biases, norms and the embedding. 0.1 helps
     where a text is read several times, 0.5 hurts."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly from 0: 3 % of a short run, 500 to 2,000 of a long
-    one; more where the first steps make the loss jump."""
+    """Steps over which the learning rate rises linearly from 0: 3 in 100 of a short
+    run, 500 to 2,000 of a long one; more where the first steps make the loss jump."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up, towards final_ratio at train.steps."""
     final_ratio: float = 0.02
