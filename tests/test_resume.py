@@ -53,7 +53,7 @@ def test_killed_again_and_again_a_run_ends_in_the_bits_of_one_that_was_not(tmp_p
     """kill -9 between two checkpoints, while one is written, and soon after one."""
     options = {
         "model": DROPOUT | {"hidden_size": 24},
-        "train": {"steps": 200, "batch_size": 6, "bptt": 16},
+        "train": {"steps": 1_000_000, "batch_size": 6, "bptt": 16},  # under way whenever it is killed
         "evaluate": {"every": 40},
         "sample": {"every": 70},
         "checkpoint": {"every": 20, "keep": 2},
@@ -61,45 +61,50 @@ def test_killed_again_and_again_a_run_ends_in_the_bits_of_one_that_was_not(tmp_p
     config = small(tmp_path / "killed", **options)
     folder = tmp_path / "killed" / "checkpoints"
 
-    def between():
-        return logged(config.run_dir) >= 51
+    def last() -> int:
+        return steps_of(config.run_dir)[-1] if folder.exists() and steps_of(config.run_dir) else 0
 
-    def writing():
-        return any(int(p.name[6:14]) >= 100 for p in folder.glob(".step-*.partial"))
+    def between(before):
+        return logged(config.run_dir) >= before + 51
 
-    def saved():
-        return steps_of(config.run_dir)[-1] >= 140
+    def writing(before):
+        return any(int(p.name[6:14]) > before + 20 for p in folder.glob(".step-*.partial"))
+
+    def saved(before):
+        return last() >= before + 40
 
     killed_at = []
     for moment in (between, writing, saved):
-        process = start(config)
-        wait_until(moment, process)
+        before, process = last(), start(config)
+        wait_until(lambda moment=moment, before=before: moment(before), process)
         process.kill()
         assert process.wait() == -signal.SIGKILL
         process.stdout.close()
-        killed_at.append((steps_of(config.run_dir)[-1], logged(config.run_dir)))
-    assert all(checkpoint < 200 for checkpoint, _ in killed_at)
-    assert killed_at[0][0] == 40 < killed_at[0][1]  # steps were lost, and are done again
+        killed_at.append((last(), logged(config.run_dir)))
+    assert any(saved < step for saved, step in killed_at)  # steps were lost, and are done again
 
+    steps = last() + 30
+    config = changed(config, train={"steps": steps})
     process = start(config)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert f"resumed {config.run_dir} at step {killed_at[-1][0]}" in said and "done: 200 steps" in said
+    assert f"resumed {config.run_dir} at step {killed_at[-1][0]}" in said and f"done: {steps} steps" in said
     assert not list(folder.glob(".step-*"))
 
-    whole = small(tmp_path / "whole", **options)
+    whole = changed(small(tmp_path / "whole", **options), train={"steps": steps})
     train(whole, quiet=True)
     assert_same_state(tmp_path / "killed", tmp_path / "whole")
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
     assert status(tmp_path / "killed") == status(tmp_path / "whole")
-    for part in ("model", "samples"):
-        assert files_of(tmp_path / "killed" / part) == files_of(tmp_path / "whole" / part)
+    assert files_of(tmp_path / "killed" / "model") == files_of(tmp_path / "whole" / "model")
+    drawn = files_of(tmp_path / "whole" / "samples")  # one that was killed may have drawn later ones
+    assert drawn.items() <= files_of(tmp_path / "killed" / "samples").items()
 
 
 def figures(run_dir) -> list[dict]:
     """What was measured, without what depends on the clock and the machine."""
-    clocks = ("time", "characters_per_second", "memory_gb")
+    clocks = ("time", "characters_per_second", "memory_gb", "checkpoint_seconds")
     return [{k: v for k, v in r.items() if k not in clocks} for r in records(run_dir)]
 
 
