@@ -75,7 +75,7 @@ def command(*words: str | Path) -> list[str]:
 
 def charlm(*words: str | Path, **options) -> subprocess.CompletedProcess:
     """Run a command to its end; stdout and stderr are text."""
-    options = {"capture_output": True, "encoding": "utf-8", "timeout": 120, "env": environment()} | options
+    options = {"capture_output": True, "encoding": "utf-8", "timeout": 600, "env": environment()} | options
     return subprocess.run(command(*words), **options)
 
 
@@ -96,7 +96,7 @@ def start(config: Config, **variables: str) -> subprocess.Popen:
 def launched(launcher: list[str], *words, **options) -> str:
     """What scripts/train.py prints under a launcher."""
     line = [sys.executable, "-m", *launcher, *map(str, words)]
-    options = {"capture_output": True, "encoding": "utf-8", "timeout": 300, "env": environment()} | options
+    options = {"capture_output": True, "encoding": "utf-8", "timeout": 600, "env": environment()} | options
     ran = subprocess.run(line, **options)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout
@@ -126,7 +126,7 @@ def train_on(processes: int, config, last: str = "", code: int = 0) -> str:
     Forked from one that has imported torch, which takes them longer than the training.
     """
     line = [sys.executable, "-c", RANKS, str(processes), last, "--config", str(config_file(config))]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "timeout": 300}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "timeout": 1200}
     ran = subprocess.run(line, env=environment(), **options)
     assert ran.returncode == code, ran.stdout
     assert code or f"{processes} process(es) on cpu" in ran.stdout
@@ -141,7 +141,7 @@ def torchrun(processes: int, config) -> str:
     return told
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 300) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 600) -> None:
     """Look again and again; fail when the process ends first or time is over."""
     end = time.monotonic() + seconds
     while not condition():

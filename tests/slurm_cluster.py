@@ -53,11 +53,11 @@ SelectTypeParameters=CR_Core
 GresTypes=gpu
 ReturnToService=2
 MinJobAge=3600
-KillWait=20
+KillWait=120
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PartitionName=main Nodes={nodes} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=main Nodes={nodes} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=300
 PartitionName=urgent Nodes={nodes} MaxTime=INFINITE State=UP PriorityTier=9 PreemptMode=OFF
 """
 NODE = (
@@ -143,12 +143,12 @@ class Cluster:
 
     def __call__(self, *words: str | Path, **options) -> str:
         """What a command of slurm prints."""
-        options = {"env": self.env, "capture_output": True, "encoding": "utf-8", "timeout": 60} | options
+        options = {"env": self.env, "capture_output": True, "encoding": "utf-8", "timeout": 300} | options
         ran = subprocess.run([str(w) for w in words], **options)
         assert ran.returncode == 0, f"{words}: {ran.stdout}{ran.stderr}"
         return ran.stdout
 
-    def until(self, condition, seconds: float = 120, step: float = 0.1) -> None:
+    def until(self, condition, seconds: float = 300, step: float = 0.1) -> None:
         """Look again and again; fail with the logs of the daemons when time is over."""
         end = time.monotonic() + seconds
         while not condition():
@@ -167,7 +167,7 @@ class Cluster:
     def state(self, job: str) -> str:
         return self.facts(job)["JobState"]
 
-    def wait(self, job: str, *states: str, seconds: float = 300) -> dict[str, str]:
+    def wait(self, job: str, *states: str, seconds: float = 900) -> dict[str, str]:
         """Wait until a job has one of the states (any in which a job is over); returns its facts."""
         wanted = states or ENDED
         self.until(lambda: self.state(job) in wanted, seconds, 0.3)

@@ -179,7 +179,7 @@ def test_a_reader_that_has_enough_is_no_error(finished):
     process.stdout.read(10)
     process.stdout.close()
     said = process.stderr.read()
-    process.wait(60)
+    process.wait(600)
     assert said == b""
 
 

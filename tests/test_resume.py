@@ -86,7 +86,7 @@ def test_killed_again_and_again_a_run_ends_in_the_bits_of_one_that_was_not(tmp_p
     steps = last() + 30
     config = changed(config, train={"steps": steps})
     process = start(config)
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
     assert f"resumed {config.run_dir} at step {killed_at[-1][0]}" in said and f"done: {steps} steps" in said
     assert not list(folder.glob(".step-*"))

@@ -473,7 +473,7 @@ def test_a_reader_of_stdout_that_goes_away_does_not_make_a_broken_run_look_well(
     words = command("train", "--config", config_file(config))
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment())
     process.stdout.close()
-    process.wait(60)
+    process.wait(600)
     ended = status(config.run_dir)["status"]
     assert (process.returncode == 0) == (ended in ("done", "interrupted")), ended
 
