@@ -14,6 +14,7 @@ from torch import Tensor
 from charlm.checkpoint import load_newest, load_optimizer, optimizer_tensors
 from charlm.config import CharlmError, CharlmWarning, flatten, from_dict, to_yaml
 from charlm.files import replace
+from charlm.finish import secure_best
 from charlm.lanes import Position
 from charlm.model import load_weights, weights_of
 from charlm.run import Run
@@ -141,7 +142,7 @@ def resume_or_start(run: Run) -> State:
         _check_same(run, facts, vocab)
         _restore(run, facts, tensors)
         _fit(run, facts)
-        run.secure_best()
+        secure_best(run)
     elif run.config.train.init_from:
         run.say(warm_start(run.model, run.corpus.vocab, run.config.train.init_from))
         if run.average is not None:

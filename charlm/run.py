@@ -7,24 +7,22 @@ import json
 import math
 import re
 import time
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast, gather_object
 from filelock import FileLock, Timeout
 from torch import Tensor
 
 from charlm import best
 from charlm.card import card
 from charlm.checkpoint import Saver, steps_of
-from charlm.config import CharlmError, CharlmWarning, Config
+from charlm.config import CharlmError, Config
 from charlm.evaluate import evaluate
 from charlm.files import replace
 from charlm.generate import generate
 from charlm.metrics import LN2, peak_memory
-from charlm.model import Carry, CharLM
+from charlm.model import Carry
 from charlm.parts import Parts
 from charlm.report import Reporter
 from charlm.state import Clock, State, Summary
@@ -179,7 +177,7 @@ class Run(Parts):
             if better and math.isfinite(figures["nats_per_character"]):
                 state.best = {"step": state.step} | figures
                 self._tell_best()
-                self._export()
+                self.export()
             told = f"validation {figures['bpc']:.4f} bpc, {figures['bpb']:.4f} bpb"
             self.say(f"step {state.step}: {told}{' (best)' if better else ''}")
 
@@ -216,36 +214,14 @@ class Run(Parts):
             self.say(f"--- sample, {name or f'step {self.state.step}'} ---\n{visible(text)}\n---")
         return text
 
-    def _export(self) -> None:
+    def export(self) -> None:
+        """Write the weights of now to model/."""
         if self.main:
             best.write(self.dir, self.judged, self.corpus.vocab, self.state.step, self.state.best)
-            self._describe()
+            self.describe()
 
-    def secure_best(self) -> None:
-        """See to it that model/ holds the best weights; where those are lost, the next evaluation decides.
-
-        Those of a later step were told by a process that was killed: its steps will be done again.
-        """
-        figures, safe = self.state.best, True
-        if figures is None:
-            return
-        step, folder = figures["step"], self.dir / "model"
-        if self.main:
-            there = best.held(self.dir, self.corpus.vocab)
-            if there is None or there["step"] != step:
-                safe = best.mend(self.dir, figures)
-                if safe:
-                    self.say(f"{folder}: written again from the checkpoint of step {step}")
-                safe = safe or (there is not None and there["step"] > step)
-        if not gather_object([safe])[0]:
-            self.state.best, self.state.evaluated = None, -1
-            if self.main:
-                lost = f"{folder}: the best weights, of step {step}, are damaged or missing"
-                told = f"{lost}, and no checkpoint has them; the next evaluation chooses anew"
-                warnings.warn(told, CharlmWarning, stacklevel=2)
-
-    def _describe(self, test: dict | None = None) -> None:
-        """The model card beside the weights."""
+    def describe(self, test: dict | None = None) -> None:
+        """Write the model card beside the weights. test: figures."""
         figures = {"validation": self.state.best, "test": test}
         step = self.state.best["step"] if self.state.best else self.state.step
         text = card(self.model, self.corpus.vocab, self.config, self.corpus.info, figures, step)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 from charlm.config import Config
+from charlm.finish import finish
 from charlm.model import CharLM
 from charlm.optim import learning_rate, set_learning_rate
 from charlm.resume import checkpoint, resume_or_start
@@ -55,4 +56,4 @@ def train(
         run.evaluate()
         checkpoint(run, wait=True)
         stop.in_loop = False
-        return run.finish()
+        return finish(run)

@@ -61,7 +61,7 @@ ORDER = [
         "export",
         "warm",
     ),
-    *("report", "stop", "state", "run", "resume", "train", "doctor", "figure", "hello", "words"),
+    *("report", "stop", "state", "run", "finish", "resume", "train", "doctor", "figure", "hello", "words"),
     *("braille", "progress", "watch", "completion"),
     *("history", "marks", "detectors", "looking", "plots", "findings", "known", "tables", "page"),
 ]
