@@ -24,7 +24,7 @@ def settle(wrapped: nn.parallel.DistributedDataParallel, device: torch.device) -
     uninterrupted one had long behind it. So the first pass is one that nothing depends on. It draws random
     numbers: seed after it.
     """
-    ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
     loss, _ = wrapped(ids, None, ids)
     loss.backward()
     wrapped.zero_grad()
