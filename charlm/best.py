@@ -6,6 +6,8 @@ import json
 from hashlib import sha256
 from pathlib import Path
 
+import torch
+
 from charlm.checkpoint import DamagedCheckpoint, folder_of, load_checkpoint
 from charlm.config import CharlmError, ModelConfig
 from charlm.model import CharLM, load_weights
@@ -39,7 +41,8 @@ def mend(run_dir: Path, figures: dict) -> bool:
         facts, tensors, vocab = load_checkpoint(folder_of(run_dir, figures["step"]))
     except DamagedCheckpoint:
         return False
-    model = CharLM(ModelConfig(**facts["config"]["model"]), len(vocab))
+    with torch.random.fork_rng(devices=[]):  # the run's random state has been restored by now
+        model = CharLM(ModelConfig(**facts["config"]["model"]), len(vocab))
     load_weights(model, tensors.get("average", tensors["model"]), f"the checkpoint of step {facts['step']}")
     write(run_dir, model, vocab, facts["step"], figures)
     return True

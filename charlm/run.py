@@ -244,44 +244,6 @@ class Run(Parts):
         )
         return Summary("interrupted", self.state.step, self.dir, self.state.best)
 
-    def finish(self) -> Summary:
-        """Load the best weights, score them on test, draw a sample."""
-        self.secure_best()
-        if self.state.best is None:
-            self.evaluate()
-        if self.state.best is None:
-            self._export()
-        self._take_best()
-        summary = Summary("done", self.state.step, self.dir, self.state.best)
-        if "test" in self.corpus.splits:
-            summary.test = self.score("test")
-            if self.main:
-                self._describe(summary.test)
-            self.report.summary({f"test/{k}": v for k, v in summary.test.items()})
-        if self.config.sample.every:
-            summary.sample = self.sample("best")
-        self.tell_status("done", best=summary.best, test=summary.test)
-        for split, figures in (("validation", summary.best), ("test", summary.test)):
-            if figures:
-                self.say(
-                    f"{split}: {figures['bpc']:.4f} bpc, {figures['bpb']:.4f} bpb, "
-                    f"{figures['nats_per_character']:.4f} nats/char over {figures['characters']:,} characters"
-                )
-        self.say(f"done: {self.state.step} steps; the best weights are in {self.dir / 'model'}")
-        return summary
-
-    def _take_best(self) -> None:
-        """The weights in model/ and their figures: read by the main process, sent to the others."""
-        dtype, self.model = self.model.compute_dtype, CharLM(self.config.model, len(self.corpus.vocab))
-        if self.main:
-            self.model = CharLM.from_pretrained(self.dir / "model")
-            self.state.best = best.held(self.dir, self.corpus.vocab)["validation"]
-        self.state.best = gather_object([self.state.best])[0]
-        self.model = self.model.to(self.accelerator.device).eval()
-        for p in self.model.parameters():
-            broadcast(p.data)
-        self.model.compute_dtype, self.average = dtype, None  # averaged already
-
     def __exit__(self, kind, error, _) -> None:
         at_once = kind is KeyboardInterrupt  # waits for no disk and no network
         if not at_once:

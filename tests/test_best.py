@@ -6,7 +6,7 @@ import shutil
 import signal
 
 import pytest
-from helpers import changed, files_of, newest, small, status
+from helpers import assert_same_state, changed, files_of, newest, small, status
 
 from charlm import resume
 from charlm.checkpoint import folder_of
@@ -100,10 +100,13 @@ def test_weights_that_no_checkpoint_has_are_told_lost_and_chosen_anew(done, tmp_
 
 
 def test_weights_later_than_the_checkpoint_give_way_to_those_it_knows(done, tmp_path):
-    """Killed between an evaluation and the checkpoint: nothing later than the checkpoint counts."""
-    config = small(
-        tmp_path / "run", data={"dir": done.data.dir}, evaluate={"every": 2}, checkpoint={"every": 4}
-    )
+    """Killed between an evaluation and the checkpoint: nothing later than the checkpoint counts.
+
+    With dropout: what is done about it draws none of the run's random numbers.
+    """
+    options = {"evaluate": {"every": 2}, "checkpoint": {"every": 4}, "model": {"dropout": 0.3}}
+    options["data"] = {"dir": done.data.dir}
+    config = small(tmp_path / "run", **options)
 
     class Killed(Exception):
         pass
@@ -117,5 +120,10 @@ def test_weights_later_than_the_checkpoint_give_way_to_those_it_knows(done, tmp_
     assert json.loads((tmp_path / "run/model/config.json").read_text())["step"] == 6
     assert train(changed(config, train={"steps": 4}), quiet=True).best["step"] == 4
     assert json.loads((tmp_path / "run/model/config.json").read_text())["step"] == 4
+    (tmp_path / "run" / "model" / "config.json").unlink()
     train(config, quiet=True)
-    assert files_of(tmp_path / "run" / "model") == files_of(f"{done.run_dir}/model")
+    whole = small(tmp_path / "whole", **options)
+    train(whole, quiet=True)
+    assert_same_state(config.run_dir, whole.run_dir)
+    model, expected = (files_of(tmp_path / name / "model") for name in ("run", "whole"))
+    assert all(model[name] == expected[name] for name in FILES)  # the model card names the run

@@ -71,4 +71,7 @@ def test_killed_fifty_times_a_run_ends_in_the_bits_of_one_that_was_not(tmp_path)
     assert losses(config.run_dir) == losses(whole.run_dir)
     assert status(config.run_dir) == status(whole.run_dir)
     for part in ("model", "samples"):
-        assert files_of(tmp_path / "killed" / part) == files_of(tmp_path / "whole" / part)
+        killed, undisturbed = (files_of(tmp_path / name / part) for name in ("killed", "whole"))
+        for files in (killed, undisturbed):
+            files.pop("README.md", None)  # the model card names the run
+        assert undisturbed.items() <= killed.items()  # a sample of a step to come may be there already
