@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 from charlm.config import parse
@@ -12,10 +13,16 @@ def run(argv: list[str]) -> None:
     """charlm doctor."""
     parser = Words("charlm doctor", add_help=False)
     parser.add_argument("--hours", type=float)
+    parser.add_argument("--json", action="store_true")
     args, words = parser.parse_known_args(argv)
-    about = "Beside the options of train: --hours H, a time limit that the run should end within."
+    about = "Beside the fields of a config: --hours H, a limit to end within; --json, the findings as JSON."
     config = parse(words, "charlm doctor", description=about)
     from charlm.doctor import Doctor
 
-    if not Doctor(config, args.hours).examine():
+    doctor = Doctor(config, args.hours, quiet=args.json)
+    ready = doctor.examine()
+    if args.json and doctor.parts.main:
+        findings = [{"name": name, "ok": ok, "text": text} for name, text, ok in doctor.findings]
+        print(json.dumps({"ready": ready, "processes": doctor.parts.world, "findings": findings}))
+    if not ready:
         sys.exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from charlm.config import CharlmError, parse
 from charlm.words import Words
@@ -15,6 +16,8 @@ on several machines that share data.dir, in this order:
   --merge N    when all are encoded: join them to what one machine would make
 on a prepared corpus:
   --verify     hold it against its checksums, and the text it was made of
+for a script:
+  --json       the report as JSON
 """
 
 
@@ -25,6 +28,7 @@ def run(argv: list[str]) -> None:
     one_of.add_argument("--shard")
     one_of.add_argument("--merge")
     one_of.add_argument("--verify", action="store_true")
+    one_of.add_argument("--json", action="store_true")
     args, rest = parser.parse_known_args(argv)
     config = parse(
         rest, "charlm prepare", epilog=PREPARE, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -41,6 +45,9 @@ def run(argv: list[str]) -> None:
         print(corpus.report() if corpus else f"the vocabulary is chosen. To encode the text, run {again}")
     elif args.verify:
         print(f"{verify(config).folder}: as it was made, and as its text is now")
+    elif args.json:
+        corpus = prepare(config)
+        print(json.dumps({"folder": str(corpus.folder)} | corpus.info))
     else:
         print(prepare(config).report())
 

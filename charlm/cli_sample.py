@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 from charlm.terminal import visible
@@ -20,6 +21,7 @@ def run(argv: list[str]) -> None:
     )
     parser.add_argument("--seed", type=int, help="seed of the draw")
     parser.add_argument("--num_samples", type=int, default=1, help="samples to draw, with seeds one apart")
+    parser.add_argument("--json", action="store_true", help="print every sample as a line of JSON")
     args = parser.parse_args(argv)
     model, vocab, config = open_named(args)
     import dataclasses
@@ -37,7 +39,7 @@ def run(argv: list[str]) -> None:
     pieces: list[list[str]] = [[] for _ in texts]
     drawn = generate_ids(model, vocab, options, args.num_samples)
     shown = visible if sys.stdout.isatty() else str
-    if len(texts) == 1:
+    if len(texts) == 1 and not args.json:
         first = next(drawn)  # errors come before the prompt is echoed
         print(shown(options.prompt + texts[0](first[0])), end="", flush=True)
         for (symbol,) in drawn:
@@ -48,5 +50,8 @@ def run(argv: list[str]) -> None:
         for text, piece, symbol in zip(texts, pieces, ids, strict=True):
             piece.append(text(symbol))
     for i, (text, piece) in enumerate(zip(texts, pieces, strict=True)):
-        whole = shown(options.prompt + "".join([*piece, text(None)]))
-        print(f"--- sample {i + 1}, seed {options.seed + i} ---\n{whole}")
+        whole, seed = "".join([*piece, text(None)]), options.seed + i
+        if args.json:
+            print(json.dumps({"prompt": options.prompt, "text": whole, "seed": seed}, ensure_ascii=False))
+        else:
+            print(f"--- sample {i + 1}, seed {seed} ---\n{shown(options.prompt + whole)}")

@@ -29,10 +29,14 @@ SECONDS = 3  # of timed steps, at most 20
 
 
 class Doctor:
-    """Examines a config on this rank; say() tells its findings, on the main process only."""
+    """Examines a config on this rank; its findings are told as they are made.
 
-    def __init__(self, config: Config, hours: float | None = None):
-        self.config, self.hours = config, hours
+    findings: (name, text, is it well); on the main process those of all.
+    """
+
+    def __init__(self, config: Config, hours: float | None = None, quiet: bool = False):
+        self.config, self.hours, self.quiet = config, hours, quiet
+        self.findings: list[tuple[str, str, bool]] = []
         self.parts = Parts(config)
         self.failed: list[str] = []
 
@@ -40,7 +44,10 @@ class Doctor:
         """One finding; what is bad on another node only is told by the first process there."""
         if not self.parts.main:
             text += f" (on {platform.node()})"
-        if self.parts.main or (not ok and self.parts.accelerator.is_local_main_process):
+        told = self.parts.main or (not ok and self.parts.accelerator.is_local_main_process)
+        if told:
+            self.findings.append((name, text, ok))
+        if told and not self.quiet:
             print(f"{'ok ' if ok else 'BAD'}  {name:<10} {text}", flush=True)
         if not ok:
             self.failed.append(name)
@@ -59,7 +66,8 @@ class Doctor:
                 self.tell("memory", f"{str(error).splitlines()[0]} {mend}", ok=False)
         self.modes()
         self.failed = list(dict.fromkeys(gather_object(self.failed)))
-        if self.parts.main:
+        self.findings = gather_object(self.findings)
+        if self.parts.main and not self.quiet:
             told = f"see to: {', '.join(self.failed)}" if self.failed else "ready to train"
             print(f"{self.parts.world} process(es): {told}")
         return not self.failed

@@ -29,6 +29,7 @@ from charlm.state import Clock, State, Summary
 from charlm.terminal import visible
 
 _LOST = r"gloo|NCCL|Connection (closed|reset)|ProcessGroup|TCPStore"  # in errors of torch.distributed
+_MEMORY = r"out of memory|can't allocate memory"  # in errors of torch, on a GPU and on a CPU
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
 
 
@@ -268,6 +269,11 @@ class Run(Parts):
         safe = f"the last checkpoint is of step {before[-1]}" if before else "there is no checkpoint yet"
         if isinstance(error, OSError) and error.errno in _DISK:
             raise CharlmError(f"{self.dir}: cannot be written ({error.strerror}); {safe}") from error
+        if isinstance(error, RuntimeError) and re.search(_MEMORY, str(error)):
+            raise CharlmError(
+                f"{str(error).strip().splitlines()[0]} Raise train.accumulate: the same training in slices; "
+                f"or lower train.batch_size, train.bptt or model.hidden_size; {safe}"
+            ) from error
         if isinstance(error, RuntimeError) and self.world > 1 and re.search(_LOST, str(error)):
             raise CharlmError(
                 f"process {self.accelerator.process_index} has lost another process of this run, which has "

@@ -33,6 +33,7 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=${WANDB_MODE:-offline} # no internet on compute nodes
+export CHARLM_DEBUG=${CHARLM_DEBUG:-1} # where an error comes from: it may not come again
 
 say "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, $SLURM_NTASKS process(es) on $SLURM_JOB_NODELIST, $run_dir"
 # Every task is the Python process itself, for a signal reaches no further than that. Until Python listens,

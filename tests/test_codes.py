@@ -1,10 +1,18 @@
 """What a script sees of a command: its exit code, and that an error is one line unless more is asked for."""
 
+import contextlib
+import io
+import json
+from pathlib import Path
+
 import pytest
+import torch
 from helpers import charlm, config_file, small
 
 from charlm import cli_sample
 from charlm.cli import COMMANDS, main
+from charlm.config import CharlmError
+from charlm.train import train
 
 
 @pytest.fixture
@@ -75,3 +83,69 @@ def test_a_stopped_training_ends_with_0_as_one_that_is_done(tmp_path):
     config = small(tmp_path / "run", train={"max_hours": 1e-9})
     for words in ([], ["--train.max_hours", "null"]):
         assert main(["train", "--config", str(config_file(config)), *words]) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_too_little_memory_is_told_with_the_mend(tmp_path, error):
+    def watch(step, model, loss):
+        raise error
+
+    told = "Raise train.accumulate: the same training in slices; .* there is no checkpoint yet"
+    with pytest.raises(CharlmError, match=told) as caught:
+        train(small(tmp_path / "run"), quiet=True, watch=watch)
+    assert str(caught.value).startswith(str(error))
+
+
+# for scripts
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(the config, what `charlm train --json` says) of a run."""
+    config, said = small(tmp_path_factory.mktemp("json") / "run"), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        main(["train", "--config", str(config_file(config)), "--json"])
+    return config, said.getvalue()
+
+
+def test_train_says_how_it_ended_and_nothing_else(finished):
+    config, said = finished
+    told = json.loads(said)
+    assert (told["status"], told["step"], told["run_dir"]) == ("done", 12, config.run_dir)
+    assert told["test"] == json.loads((Path(config.run_dir) / "status.json").read_text())["test"]
+
+
+def test_prepare_says_what_the_corpus_is(finished, capsys):
+    main(["prepare", "--config", str(config_file(finished[0])), "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert (Path(told["folder"]) / "train.npy").is_file()
+    assert told["splits"]["train"]["characters"] > told["splits"]["test"]["characters"] > 0
+
+
+def test_doctor_says_every_finding(finished, capsys):
+    words = ["doctor", "--config", str(config_file(finished[0])), "--json"]
+    main(words)
+    told = json.loads(capsys.readouterr().out)
+    assert told["ready"] and told["processes"] == 1
+    assert {"device", "speed", "disk"} <= {finding["name"] for finding in told["findings"]}
+    with pytest.raises(SystemExit) as left:
+        main([*words, "--train.batch_size", "100000"])
+    told = json.loads(capsys.readouterr().out)
+    assert left.value.code == 1 and not told["ready"]
+    assert [finding for finding in told["findings"] if not finding["ok"]]
+
+
+def test_sample_says_every_sample_on_a_line(finished, capsys):
+    words = ("sample", finished[0].run_dir, "--prompt", "The ", "--length", "5", "--seed", "3")
+    main([*words, "--num_samples", "2"])
+    plain = capsys.readouterr().out
+    main([*words, "--num_samples", "2", "--json"])
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [t["seed"] for t in told] == [3, 4] and [t["prompt"] for t in told] == ["The ", "The "]
+    assert all(t["prompt"] + t["text"] in plain for t in told)
