@@ -284,3 +284,10 @@ def test_the_tree_names_every_module_and_no_other():
 def test_every_script_of_slurm_is_in_its_readme():
     told = READMES[1].read_text(encoding="utf-8")
     assert [p.name for p in Path(ROOT / "slurm").glob("*.sh") if f"`{p.name}`" not in told] == []
+
+
+def test_the_contents_name_every_section_in_order():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## (.+)$", text, flags=re.M)
+    links = re.findall(r"\(#([\w-]+)\)", text.split("\n## ")[0])
+    assert links == [section.lower().replace(" ", "-") for section in sections]
