@@ -4,6 +4,7 @@
   train      the textbook loop, charlm's step, the whole train(), and the peak of matrix products
   evaluate   scoring a text, beside the textbook loop and the matrix products
   sample     drawing text, beside the textbook loop and the matrix products
+  scaling    one and two processes on this CPU, and what is to be expected of GPUs (computed)
 
 `COMMAND --help` tells its options. Compare the ratios, each of one run, rather than the speeds.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-COMMANDS = ("prepare", "train", "evaluate", "sample")
+COMMANDS = ("prepare", "train", "evaluate", "sample", "scaling")
 
 
 def main(words: list[str]) -> None:

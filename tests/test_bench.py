@@ -89,11 +89,52 @@ def test_prepare_gives_a_row_for_every_way(tmp_path):
     assert "whole text, Python list" in done.stdout
 
 
+@pytest.mark.slow  # four starts of torchrun
+def test_scaling_measures_one_process_and_two(tmp_path):
+    words = ["--sizes", "8x3x4", "--steps", 2, "--rounds", 2, "--runs", 2]
+    done = bench("scaling", *words, "--json", tmp_path / "a.json")
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 104 and "computed, not measured" in done.stdout
+    told = json.loads((tmp_path / "a.json").read_text())
+    (row,) = told["rows"]
+    assert {n: len(rounds) for n, rounds in row["rounds"].items()} == {"1": 4, "2": 4}
+    for n, speed in row["characters_per_second"].items():
+        assert speed == pytest.approx(int(n) * 3 * 4 / row["step_ms"][n] * 1000)
+    assert row["times_one"] == row["characters_per_second"]["2"] / row["characters_per_second"]["1"]
+
+
+def test_what_is_expected_of_gpus_is_computed_from_what_it_says(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCH.parent)
+    import bench_gpus
+
+    rows = bench_gpus.rows()
+    assert [(r["config"], r["gpus"], r["lanes_per_gpu"]) for r in rows] == [
+        (name, gpus, lanes)
+        for name, batch in (("wikipedia-simple", 256), ("wikipedia-en", 1024))
+        for some in ((batch, batch // 8, batch // 64), (512, 512, 512))
+        for gpus, lanes in zip((1, 8, 64), some, strict=True)
+    ]
+    one = rows[6]  # wikipedia-en: LSTM 3 × 2048 on an embedding of 256, 2048 symbols
+    multiplied = 4 * 2048 * (256 + 5 * 2048) + 2048 * 2048
+    assert one["parameters"] == multiplied + 2048 * 256 + 3 * 2 * 4 * 2048 + 2048
+    assert one["gradient_bytes"] == 4 * one["parameters"] and one["all_reduce_s"] == 0
+    assert one["products_s"] == pytest.approx(6 * multiplied * 1024 * 256 / (0.6 * 790e12))
+    assert one["hours"] == pytest.approx(200_000 * one["products_s"] / 3600)
+    for r in rows:
+        seconds = max(r["products_s"], r["recurrence_s"]) + r["all_reduce_s"]
+        bptt = 128 if r["config"] == "wikipedia-simple" else 256
+        assert r["characters_per_second"] == pytest.approx(r["gpus"] * r["lanes_per_gpu"] * bptt / seconds)
+        assert r["computed"] and 1 <= r["times_one"] <= r["gpus"]
+    bench_gpus.print_table(rows)
+    told = capsys.readouterr().out
+    assert told.startswith("computed, not measured") and max(map(len, told.splitlines())) <= 104
+
+
 # each in this process: its start takes longer than its refusal
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["trian"], "bench.py trian: name one of the commands prepare, train, evaluate, sample"),
+        (["trian"], "bench.py trian: name one of the commands prepare, train, evaluate, sample, scaling"),
         (["train", "--sizes", "8x16"], "8x16: 3 numbers with x between them"),
         (["sample", "--sizes", "0x1"], "0: must be 1 or more"),
         (["prepare", "--only", "nothing"], "--only 'nothing': in the name of no way"),

@@ -89,6 +89,7 @@ LAUNCH = "accelerate launch scripts/train.py --config configs/wikipedia-en.yaml 
 BENCH_PREPARE = "test_bench.py::test_prepare_gives_a_row_for_every_way"
 BENCH_SAMPLE = "test_bench.py::test_sample_gives_a_row_for_every_size_and_a_table"
 BENCH_EVALUATE = "test_bench.py::test_evaluate_gives_a_row_for_every_size_and_a_table"
+BENCH_SCALING = "test_bench.py::test_scaling_measures_one_process_and_two"
 BENCH_TRAIN = "test_bench.py::test_train_gives_a_row_for_every_size_and_a_table"
 LAUNCHED = "test_ranks.py::test_accelerate_launch_from_the_folder_of_the_script"
 SMOKE = "test_slurm.py::test_hello_says_that_the_cluster_is_set_up_right"
@@ -106,6 +107,7 @@ THERE = {
     "python scripts/bench.py train --cells lstm gru": ("minutes", BENCH_TRAIN),
     "python scripts/bench.py evaluate --cells lstm gru": ("minutes", BENCH_EVALUATE),
     "python scripts/bench.py sample --cells lstm gru": ("minutes", BENCH_SAMPLE),
+    "python scripts/bench.py scaling": ("minutes", BENCH_SCALING),
     "bench.py sample": ("minutes", BENCH_SAMPLE),
     "bench.py train": ("minutes", BENCH_TRAIN),
     "bench.py evaluate": ("minutes", BENCH_EVALUATE),
