@@ -95,3 +95,15 @@ def test_the_readme_has_the_sizes_as_they_are():
         assert f"{model.num_layers} × {model.hidden_size:,}" in told
         assert f"{train.batch_size:,} × {train.bptt}" in told
         assert f"| {config.optim.learning_rate:g} | {model.dropout:g} |" in told
+
+
+def test_a_size_inside_a_section_given_as_one_word_is_refused_and_not_ignored():
+    for words in (["--model", '{"size": "base"}'], ["--model={size: base}"]):
+        with pytest.raises(CharlmError, match=r"give the size as a word of its own"):
+            parse(words)
+    assert parse(["--model", '{"hidden_size": 9}']).model.hidden_size == 9
+
+
+def test_a_choice_that_is_none_is_refused_with_the_choices():
+    with pytest.raises(CharlmError, match=r"^model\.norm=batch: choose one of none, layer, rms$"):
+        parse(["--model.norm", "batch"])
