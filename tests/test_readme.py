@@ -49,6 +49,9 @@ TINY = f"{FEW} --model.hidden_size 6 --model.embedding_size 6 --model.num_layers
 FILES = "--data.source text --data.name '' --data.data_files 'books/*.txt'"
 HELD = "--data.validation 0.3 --data.test 0.3"
 OWN = "charlm train --run_dir runs/mine --data.source text --data.data_files 'books/*.txt' --train.steps 3000"
+LONGER = (
+    "charlm train --config shakespeare --train.steps 8800 --model.output_dropout 0.3 --optim.average 0.998"
+)
 HERE = {
     "charlm train --help": Short(told="--model.hidden_size"),
     "charlm hello": Short(
@@ -63,6 +66,7 @@ HERE = {
     "charlm train --config C": Short(told="done: 2 steps"),
     "charlm train --config stdlib": Short(f"{TINY} --data.max_documents 12", "done: 2 steps"),
     "charlm train --config shakespeare": Short(f"{TINY} {FILES} --sample.prompt the", "done: 2 steps"),
+    LONGER: Short(f"{TINY} {FILES} --sample.prompt the", "done: 2 steps"),
     "charlm train --config shakespeare-best": Short(f"{TINY} {FILES} --sample.prompt the", "done: 2 steps"),
     "charlm train --config enwik8-4mb": Short(f"{TINY} {HELD} --data.data_files FILE", "done: 2 steps"),
     "charlm train --config text8": Short(f"{TINY} {HELD} --data.data_files FILE", "done: 2 steps"),
