@@ -27,6 +27,16 @@ MODELS = {
     },
     "gru, one-hot, 2 layers": {"cell": "gru", "layers": 2, "embedding": 0},
     "gru": {"cell": "gru", "layers": 1},
+    "gru, rms norm, residual": {
+        "cell": "gru",
+        "layers": 3,
+        "norm": "rms",
+        "residual": True,
+        "weight_drop": 0.5,
+        "locked_dropout": True,
+        "dropout": 0.5,
+    },
+    "lstm, layer norm": {"cell": "lstm", "layers": 2, "norm": "layer"},
     "rnn, 2 layers": {"cell": "rnn", "layers": 2},
     "rnn, relu, one-hot": {"cell": "rnn", "layers": 1, "embedding": 0, "nonlinearity": "relu"},
 }
