@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypedDict, overload
@@ -126,8 +127,13 @@ def open_trained(where: str, device: str | torch.device) -> tuple[CharLM, Vocab,
         weights = tensors.get("average", tensors["model"])
         load_weights(model, weights, f"the checkpoint of step {facts['step']}")
         return model.to(device).eval(), vocab, config
-    if not path.is_dir() and (path.is_absolute() or where.startswith(".") or where.count("/") != 1):
-        raise CharlmError(f"{where}: no such run directory, model folder or hub id")
+    # "runs/nmae" where there is a folder runs is a slip, not a model of the user runs.
+    slip = path.is_absolute() or where.startswith(".") or where.count("/") != 1 or path.parent.is_dir()
+    if not path.is_dir() and slip:
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, beside, 1)
+        hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
+        raise CharlmError(f"{where}: no such run directory, model folder or hub id{hint}")
     model = CharLM.from_pretrained(where, device)
     return model, model.vocab, config_of(path.parent) if path.name == "model" else Config()
 

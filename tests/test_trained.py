@@ -86,7 +86,7 @@ def test_a_score_is_that_of_the_evaluation(trained):
     assert trained.score(text[50:], context=text[:50]).bits == pytest.approx(told.bits[50:], rel=1e-4)
 
 
-def test_errors_name_what_is_wrong(trained, tmp_path):
+def test_errors_name_what_is_wrong(run, trained, tmp_path, monkeypatch):
     for options, said in (
         ({"temperature": -1}, "temperature=-1"),
         ({"length": 0}, "length=0"),
@@ -103,6 +103,10 @@ def test_errors_name_what_is_wrong(trained, tmp_path):
         trained.generate(heat=1)
     with pytest.raises(CharlmError, match="no such run directory, model folder or hub id"):
         charlm.load("nowhere")
+    monkeypatch.chdir(run.parent.parent)
+    slip = f"{run.parent.name}/rum"
+    with pytest.raises(CharlmError, match=f"{slip}: no such .* hub id; did you mean {slip[:-1]}n"):
+        charlm.load(slip)
     with pytest.raises(CharlmError, match="neither a model/ nor a checkpoint"):
         charlm.load(tmp_path)
     with pytest.raises(CharlmError, match=r"someone/something: .*Hub"):
