@@ -13,6 +13,7 @@ from charlm.marks import completed, marks
 from charlm.model import CharLM
 from charlm.vocab import Vocab
 
+RARE = 20_000  # a symbol that is rarer than one in so many is not compared
 MOST_VALUES = 1_500_000  # of cells in a page, one byte each: 2 MB of it at most
 WEAKEST = 0.25  # a correlation below this is not told of
 NEIGHBOURS, NEIGHBOURED, COMPARED = 5, 36, 100  # how many, of how many symbols, among how many
@@ -111,7 +112,7 @@ def neighbours(model: CharLM, vocab: Vocab, counts: np.ndarray) -> list[tuple[st
     """
     layer = model.layers[0].weight_ih_l0  # [G·H, E]
     weight = (model.input.weight if model.config.embedding_size else layer.t()).detach().float().cpu().numpy()
-    known = np.flatnonzero(counts)
+    known = np.flatnonzero(counts >= max(1, counts.sum() / RARE))
     known = known[np.argsort(-counts[known], kind="stable")][:COMPARED]
     rows = weight[known]
     rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

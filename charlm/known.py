@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from charlm.checkpoint import steps_of
 from charlm.config import CharlmError, Config
 from charlm.corpus import Corpus, folder_of
 from charlm.generate import generate
@@ -43,11 +44,10 @@ def gather(where: str, device: str | None) -> Known:
         known.missing.append(
             "Training curves, samples, figures: this is a model alone; they are in the directory of its run."
         )
-    try:
+    weights = known.run_dir is None or (path / "model" / "config.json").exists() or steps_of(path)
+    if weights or not known.history.records:  # with nothing at all, load says what is wrong
         known.model, known.vocab, known.config = load(where, device)
-    except CharlmError as error:
-        if not known.history.records or "holds neither" not in str(error):
-            raise
+    else:
         known.config = config_of(path)
         known.missing.append(
             "All that takes a model: the run has no weights yet, neither model/ nor a checkpoint."
@@ -75,7 +75,7 @@ def text_of(known: Known, text: bytes | None) -> tuple[str, np.ndarray]:
     if known.model is None:
         return "", np.empty(0, np.uint8)
     if text is not None:
-        return "A passage of the text given.", vocab.encode(text)
+        return "A passage of the text given.", _encoded(text, vocab)
     if corpus is not None and corpus.vocab == vocab:
         for split, about in (("validation", "held-out"), ("test", "held-out"), ("train", "not held-out")):
             if split in corpus.splits and len(corpus[split]) > 1:
@@ -85,3 +85,15 @@ def text_of(known: Known, text: bytes | None) -> tuple[str, np.ndarray]:
     known.missing.append("Held-out text: the model reads what it wrote itself; --text FILE gives it another.")
     drawn = generate(known.model, vocab, length=DRAWN, prompt="", temperature=0.8)
     return "A passage that the model wrote itself, at temperature 0.8.", vocab.encode(drawn)
+
+
+def _encoded(text: bytes, vocab: Vocab) -> np.ndarray:
+    try:
+        ids = vocab.encode(text)
+    except UnicodeDecodeError as error:
+        raise CharlmError(f"the text given: byte {error.start:,} is not UTF-8 ({error.reason})") from error
+    except CharlmError as error:
+        raise CharlmError(f"the text given: {error}") from error
+    if len(ids) < 2:
+        raise CharlmError(f"the text given: {len(ids)} symbol(s) are too few to look at; give 2 or more")
+    return ids

@@ -102,7 +102,8 @@ def _read(model: CharLM, texts: np.ndarray, facts: np.ndarray) -> Look:
             if not np.isfinite(nats).all():
                 raise CharlmError("the model's logits are not finite: take weights from before it diverged")
             bits[t + 1] = nats[texts[0, t + 1]] / np.log(2)
-            guesses[t + 1] = np.argsort(nats, kind="stable")[:top]
+            likeliest = np.argpartition(nats, top - 1)[:top]
+            guesses[t + 1] = likeliest[np.argsort(nats[likeliest], kind="stable")]
             chances[t + 1] = np.exp(-nats[guesses[t + 1]])
         now = carry[-1].transpose(0, 1).reshape(count, size).float().cpu().numpy()  # [N, C]
         cells[t] = now[0]

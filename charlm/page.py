@@ -19,7 +19,19 @@ from charlm.known import Known, gather, text_of
 from charlm.looking import look
 
 HTML = Path(__file__).parent / "html"
-NEAR = 50_000  # symbols that the loss by distance is measured on
+NEAR, NEAR_WORK = 30_000, 3e10  # symbols that the loss by distance is measured on; fewer of a large model
+COUNTED = 1_000_000  # symbols of a text whose frequencies are counted
+# id, what must be there, and the title of every section
+SECTIONS = [
+    ("training", "plots", "Training"),
+    ("results", "results", "Results"),
+    ("samples", "samples", "Samples"),
+    ("surprise", "passage", "Surprise"),
+    ("cells", "passage", "Cells"),
+    ("context", "context", "Context"),
+    ("neighbours", "neighbours", "Neighbours"),
+    ("corpus", "corpus", "Corpus"),
+]
 
 
 def write_page(
@@ -46,62 +58,60 @@ def write_page(
 
 def render(known: Known, source: str, ids: np.ndarray) -> str:
     """The page. ids: the text to read, of which `source` tells; fewer than 2 show none."""
-    history, model, vocab = known.history, known.model, known.vocab
     floors = known.corpus.info["floors"] if known.corpus is not None else {}
-    told = {"floors": floors, "plots": _plots(history, floors), "results": tables.results(history, floors)}
-    told["samples"] = tables.samples(history)
-    if model is not None and len(ids) > 1:
-        seen = look(model, vocab, ids)
-        shown, layers = cells(seen, model.config.hidden_size)
-        told |= {"passage": True, "source": source, "layers": layers, "cell_count": f"{shown['of']:,}"}
-        told["compared"] = f"{seen.symbols:,}"
-        told["passage_bits"] = f"{np.nanmean(seen.bits):.2f}"
-        told["data"] = _safe(passage(seen, vocab) | {"cells": shown})
-        if len(shown["list"]) < shown["of"]:
-            told["left_out"] = (
-                f"To keep the page small, the {len(shown['list']):,} cells that follow a fact most closely "
-                f"are in it, and not the other {shown['of'] - len(shown['list']):,}."
-            )
-        rows = by_context(model, vocab, ids[:NEAR], known.config.evaluate)
-        if len(rows) > 2:
-            told["context"] = plots.context_plot(rows)
-            told["context_text"] = f"over {min(len(ids), NEAR):,} symbols of the same text"
-        counts = np.bincount(ids[:1_000_000], minlength=len(vocab))
-        if known.corpus is not None and known.corpus.vocab == vocab:
-            counts += np.bincount(known.corpus["train"][:1_000_000], minlength=len(vocab))
-        told["neighbours"] = neighbours(model, vocab, counts)
-        embedded = model.config.embedding_size
-        told["neighbours_about"] = (
-            f"Every symbol is read as {embedded} learnt numbers, its embedding."
-            if embedded
-            else "Input is one-hot; compared are the weights by which the first layer reads a symbol."
-        )
-    if known.corpus is not None:
-        told["corpus"] = tables.corpus(known.corpus)
-    titles = {
-        "training": ("Training", told["plots"]),
-        "results": ("Results", told["results"]),
-        "samples": ("Samples", told["samples"]),
-        "surprise": ("Surprise", told.get("passage")),
-        "cells": ("Cells", told.get("passage")),
-        "context": ("Context", told.get("context")),
-        "neighbours": ("Neighbours", told.get("neighbours")),
-        "corpus": ("Corpus", told.get("corpus")),
+    told = {
+        "source": source,
+        "floors": floors,
+        "plots": _plots(known.history, floors),
+        "results": tables.results(known.history, floors),
+        "samples": tables.samples(known.history),
+        "corpus": tables.corpus(known.corpus) if known.corpus is not None else None,
     }
+    if known.model is not None and len(ids) > 1:
+        try:
+            told |= _inside(known, ids)
+        except CharlmError as error:
+            known.missing.append(f"All that takes a model: {error}.")
     told |= {
-        "sections": [(id, title) for id, (title, there) in titles.items() if there],
+        "sections": [(id, title) for id, key, title in SECTIONS if told.get(key)],
         "name": Path(known.where).resolve().name if Path(known.where).is_dir() else known.where,
         "about": tables.about(known),
         "facts": tables.facts(known),
         "missing": known.missing,
         "made": f"Made by charlm {__version__} on {time.strftime('%Y-%m-%d %H:%M')}.",
     }
-    files = {f"{kind}": (HTML / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")}
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HTML), autoescape=True, undefined=jinja2.ChainableUndefined
-    )
+    files = {kind: (HTML / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")}
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HTML), autoescape=True)
     environment.filters["seen"] = lambda mark: "␣" if mark == " " else mark
     return environment.get_template("report.html").render(**told, **files)
+
+
+def _inside(known: Known, ids: np.ndarray) -> dict:
+    """What the model does with a text, for the template."""
+    model, vocab = known.model, known.vocab
+    seen = look(model, vocab, ids)
+    shown, layers = cells(seen, model.config.hidden_size)
+    told = {
+        "passage": f"{np.nanmean(seen.bits):.2f} bits per symbol",
+        "data": _safe(passage(seen, vocab) | {"cells": shown}),
+        "layers": layers,
+        "cell_count": f"{shown['of']:,}",
+        "compared": f"{seen.symbols:,}",
+        "embedded": model.config.embedding_size,
+    }
+    if len(shown["list"]) < shown["of"]:
+        told["left_out"] = (
+            f"To keep the page small, the {len(shown['list']):,} cells that follow a fact most closely "
+            f"are in it, and not the other {shown['of'] - len(shown['list']):,}."
+        )
+    near = ids[: int(np.clip(NEAR_WORK / sum(p.numel() for p in model.parameters()), 2_000, NEAR))]
+    rows = by_context(model, vocab, near, known.config.evaluate)
+    if len(rows) > 2:
+        told |= {"context": plots.context_plot(rows), "near": f"{len(near):,}"}
+    counts = np.bincount(ids[:COUNTED], minlength=len(vocab))
+    if known.corpus is not None and known.corpus.vocab == vocab:
+        counts += np.bincount(known.corpus["train"][:COUNTED], minlength=len(vocab))
+    return told | {"neighbours": neighbours(model, vocab, counts)}
 
 
 def _safe(values: dict) -> str:

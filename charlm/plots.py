@@ -162,7 +162,7 @@ def context_plot(rows: Sequence[dict]) -> str:
                 at, [row[key] / np.log(2) for row in rows], "o-", color=colour, label=label, markersize=3.5
             )
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: short_number(value))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set_xlabel("characters since the state was reset")
         axes.set_ylabel("bits per character")
         axes.legend(loc="upper right")

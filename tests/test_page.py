@@ -12,6 +12,7 @@ from helpers import changed, small
 
 from charlm.cli import main
 from charlm.config import CharlmError
+from charlm.model import CharLM
 from charlm.page import write_page
 from charlm.train import train
 
@@ -255,6 +256,15 @@ def test_a_model_alone_writes_what_it_reads(run, tmp_path):
     assert len(given.data["ids"]) == 44 and "wrote itself" not in given.text
 
 
+def test_a_model_that_diverged_leaves_the_curves(run, tmp_path):
+    shutil.copytree(run.run_dir, tmp_path / "run")
+    model = CharLM.from_pretrained(tmp_path / "run" / "model")
+    model.output.bias.data.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "run" / "model", model.vocab)
+    read = written(tmp_path / "run", None)
+    assert "not finite" in read.text and "training" in read.ids and "cells" not in read.ids
+
+
 @pytest.mark.parametrize(
     "model, vocab",
     [
@@ -287,6 +297,12 @@ def test_what_is_no_run_is_refused(tmp_path):
         write_page(str(tmp_path), None, None, "cpu")
     with pytest.raises(CharlmError, match="no such run directory"):
         write_page(str(tmp_path / "none"), None, None, "cpu")
+
+
+@pytest.mark.parametrize("text, told", [(b"a\xff", "byte 1 is not UTF-8"), (b"a", "too few to look at")])
+def test_text_that_cannot_be_read_is_refused(run, text, told, tmp_path):
+    with pytest.raises(CharlmError, match=told):
+        write_page(run.run_dir, tmp_path / "page.html", text, "cpu")
 
 
 def test_a_page_that_cannot_be_written_is_told(run, tmp_path):
