@@ -65,6 +65,19 @@ def test_a_gradient_of_one_of_the_outputs_alone():
         torch.testing.assert_close(found, expected)
 
 
+def test_for_backward_it_keeps_five_numbers_per_unit_and_its_input():
+    """Per lane and character, beside the weights: the three gates, n, the state; and the first state."""
+    layer, x, h = layer_and_input(torch.float32)
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.update({t.data_ptr(): t.numel()}) or t, lambda t: t
+    ):
+        gru_window(layer, x, h)
+    for p in layer.parameters():
+        kept.pop(p.data_ptr(), None)
+    assert sum(kept.values()) == B * T * (5 * H + E) + B * H
+
+
 def test_an_input_without_a_gradient():
     layer, x, h = layer_and_input(torch.float32)
     loss_of(*gru_window(layer, x.detach(), h.detach())).backward()

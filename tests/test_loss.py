@@ -77,3 +77,11 @@ def test_no_more_logits_than_allowed_exist_at_once(sliced, monkeypatch):
     with Largest() as seen:
         cross_entropy(x, weight, bias, targets, "mean").backward()
     assert seen.most == 3
+
+
+def test_for_backward_it_keeps_the_size_of_its_input_and_no_logits(sliced):
+    x, weight, bias, targets = inputs(torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        cross_entropy(x, weight, bias, targets, "sum")
+    assert sorted(kept) == sorted([x.shape, weight.shape, bias.shape])  # their gradients
