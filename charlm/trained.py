@@ -46,6 +46,11 @@ class Trained(NamedTuple):
     vocab: Vocab
     config: Config
 
+    def __repr__(self) -> str:  # one line, where a notebook shows it
+        sizes = self.model.config
+        layers = f"{sizes.num_layers} layer(s) of {sizes.hidden_size} units"
+        return f"Trained({sizes.cell}, {layers}, {len(self.vocab)} symbols)"
+
     @overload
     def generate(self, *, num_samples: None = None, **options: Unpack[Sampling]) -> str: ...
 

@@ -41,6 +41,7 @@ def test_a_run_and_its_model_folder_are_the_same(run, trained):
     assert other.generate() == trained.generate()
     assert other.vocab == trained.vocab and other.config == trained.config
     assert not trained.model.training
+    assert repr(trained) == f"Trained(lstm, 1 layer(s) of 12 units, {len(trained.vocab)} symbols)"
 
 
 def test_what_is_not_given_comes_from_the_run(trained):
