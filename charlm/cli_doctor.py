@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from charlm.config import parse
+from charlm.config import CharlmError, parse
 from charlm.words import Words
 
 
@@ -17,6 +17,8 @@ def run(argv: list[str]) -> None:
     args, words = parser.parse_known_args(argv)
     about = "Beside the fields of a config: --hours H, a limit to end within; --json, the findings as JSON."
     config = parse(words, "charlm doctor", description=about)
+    if args.hours is not None and not args.hours > 0:
+        raise CharlmError(f"--hours {args.hours:g}: must be above 0")
     from charlm.doctor import Doctor
 
     doctor = Doctor(config, args.hours, quiet=args.json)

@@ -177,7 +177,7 @@ class Doctor:
         while not folder.exists():
             folder = folder.parent
         free, needed = shutil.disk_usage(folder).free, one * (keep + 2)
-        told = f"{free / 1e9:.1f} GB free at {folder}, checkpoints take up to {needed / 1e9:.3g} GB"
+        told = f"{free / 1e9:.1f} GB free at {folder}, checkpoints take up to {needed / 1e9:.3f} GB"
         self.tell("disk", told, ok=free > needed)
         writable = os.access(folder, os.W_OK)
         self.tell("run_dir", f"{self.config.run_dir}{'' if writable else ' cannot be written'}", ok=writable)

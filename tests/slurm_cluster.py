@@ -122,8 +122,8 @@ class Cluster:
         except OSError:
             pass
         known = {"host": socket.gethostname().split(".")[0], "port": port, "folder": self.folder}
-        # Another cluster on this machine, of another checkout's tests say, must have other jobs: control groups
-        # and ports are named after them.
+        # Another cluster on this machine, of another checkout's tests say, must have other jobs: control
+        # groups and ports are named after them.
         first = 1 + int.from_bytes(os.urandom(3), "big")
         conf = CONF.format(**known, proctrack=proctrack, nodes=",".join(NODES), first=first)
         gres, hosts = "", f"127.0.0.1 localhost {known['host']}\n"

@@ -6,7 +6,8 @@ import subprocess
 import pytest
 from helpers import MIXED, changed, charlm, config_file, environment, files_of, launched, small
 
-from charlm.config import to_yaml
+from charlm import cli_doctor
+from charlm.config import CharlmError, to_yaml
 from charlm.corpus import folder_of
 from charlm.doctor import cudnn_kernels
 from charlm.prepared import prepare
@@ -61,6 +62,11 @@ def test_a_corpus_that_is_not_prepared(tmp_path):
 
 def test_a_time_limit_that_is_too_short(config):
     assert_bad(doctor(config, "--hours=0.0000001"), "time", "a limit of 1e-07 h is too short")
+
+
+def test_a_time_limit_that_makes_no_sense(config):
+    with pytest.raises(CharlmError, match="--hours -1: must be above 0"):
+        cli_doctor.run(["--config", str(config_file(config)), "--hours=-1"])
 
 
 def test_a_batch_that_the_text_is_too_short_for(config):
