@@ -18,7 +18,7 @@ class Curve:
 
 
 def plot(curves: list[Curve], columns: int, rows: int, braille: bool = True) -> list[str]:
-    """Lines of text, `rows` + 1 of them, at most `columns` wide: the curves with their axes.
+    """Lines of text, `rows` + 1 of them, at most `columns` wide: the curves, their axes; none for no points.
 
     What is not finite is left out. The first tenth of a line may lie above the picture: the losses that a run
     begins with would press the rest flat.
@@ -26,7 +26,7 @@ def plot(curves: list[Curve], columns: int, rows: int, braille: bool = True) -> 
     curves = [Curve([p for p in c.points if all(map(math.isfinite, p))], c.mark) for c in curves]
     points = [p for c in curves for p in c.points]
     if not points:
-        return ["(no figures yet)"]
+        return []
     left, right = min(x for x, _ in points), max(x for x, _ in points)
     low, high = _heights(points, left, right)
     labels = [f"{high + (low - high) * row / max(rows - 1, 1):.3g}" for row in range(rows)]

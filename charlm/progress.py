@@ -91,9 +91,12 @@ class Progress:
     def _json(self, name: str) -> dict:
         text = self._text(name)
         try:
-            return json.loads(text) if text else {}
+            told = json.loads(text) if text else {}
         except ValueError as error:
             raise CharlmError(f"{self.dir / name}: is not JSON ({error})") from error
+        if not isinstance(told, dict):
+            raise CharlmError(f"{self.dir / name}: is not what a run writes there")
+        return told
 
     def _read_metrics(self) -> None:
         """The lines that were added. A run that goes on replaces the file: then from its start."""
@@ -113,10 +116,11 @@ class Progress:
         for line in whole.split(b"\n"):
             try:
                 record = json.loads(line)
-                step, self.written = int(record["step"]), float(record["time"])
+                step, when = int(record["step"]), float(record["time"])
+                self._take(step, record)
             except (ValueError, KeyError, TypeError):
                 continue  # not one of a run's
-            self._take(step, record)
+            self.written = when
 
     def _take(self, step: int, record: dict) -> None:
         if "loss" in record:

@@ -32,7 +32,9 @@ def picture(
     sample = _sample(run, columns, color)
     room = rows - len(head) - len(figures)
     height = min(PLOT_ROWS, room - 2 - min(len(sample), 6))
-    curve = _curve(run, columns, height, braille, color) if height >= 3 else []
+    curve = []
+    if height >= 3 and (run.train or run.validation):
+        curve = _curve(run, columns, height, braille, color)
     return [*head, *curve, *figures, *sample[: max(room - len(curve), 0)]][:rows]
 
 
@@ -89,7 +91,7 @@ def _figures(run: Progress, columns: int) -> list[str]:
         items.append(f"best {bpc:.3f} at {step:,}")
     if run.told.get("test"):
         items.append(f"test {run.told['test']['bpc']:.3f}")
-    return side_by_side(items, columns)
+    return side_by_side(items or ["no figures yet"], columns)
 
 
 def _sample(run: Progress, columns: int, color: bool) -> list[str]:
