@@ -66,7 +66,7 @@ HERE = {
     "charlm train --config C": Short(told="done: 2 steps"),
     "charlm train --config stdlib": Short(f"{TINY} --data.max_documents 12", "done: 2 steps"),
     "charlm train --config shakespeare": Short(f"{TINY} {FILES} --sample.prompt the", "done: 2 steps"),
-    LONGER: Short(f"{TINY} {FILES} --sample.prompt the", "done: 2 steps"),
+    LONGER: Short(f"{TINY} {FILES} --sample.prompt the --run_dir runs/longer", "done: 2 steps"),
     "charlm train --config shakespeare-best": Short(f"{TINY} {FILES} --sample.prompt the", "done: 2 steps"),
     "charlm train --config enwik8-4mb": Short(f"{TINY} {HELD} --data.data_files FILE", "done: 2 steps"),
     "charlm train --config text8": Short(f"{TINY} {HELD} --data.data_files FILE", "done: 2 steps"),
