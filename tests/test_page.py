@@ -93,12 +93,12 @@ def browser():
 
 @pytest.fixture
 def opened(browser, page):
-    """The page at 1280 pixels, light; size(width, theme) changes that."""
+    """The page at 1280 pixels, light; size(width, theme, media) changes that."""
 
-    def size(width: int, theme: str = "light") -> None:
+    def size(width: int, theme: str = "light", media: str = "screen") -> None:
         shape = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", shape)
-        wish = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+        wish = {"media": media, "features": [{"name": "prefers-color-scheme", "value": theme}]}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", wish)
 
     size(1280)
@@ -187,16 +187,17 @@ def test_another_cell_is_another_heat_map(opened):
 
 
 def test_the_page_is_as_wide_as_the_screen_and_legible(opened):
-    root, papers = "document.documentElement", set()
-    for width, theme in ((390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")):
-        opened.size(width, theme)
+    root, papers = "document.documentElement", []
+    screens = [(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark"), (700, "dark", "print")]
+    for width, theme, *media in screens:
+        opened.size(width, theme, *media)
         wide = opened.execute_script(f"return [innerWidth, {root}.scrollWidth - {root}.clientWidth]")
         assert wide == [width, 0], theme
         contrast = opened.execute_script(CONTRAST, LOOKED_AT)
         assert set(contrast) == {*LOOKED_AT, "surprise", "cell"}
         assert min(contrast.values()) >= 4.5, (theme, contrast)
-        papers.add(opened.execute_script("return getComputedStyle(document.body).backgroundColor"))
-    assert len(papers) == 2
+        papers.append(opened.execute_script("return getComputedStyle(document.body).backgroundColor"))
+    assert len(set(papers)) == 3 and papers[-1] == "rgb(255, 255, 255)"  # print is light in any theme
 
 
 LOOKED_AT = ["p", ".note", "figcaption", "thead th", "tr.floor td", "nav a", "pre", "select", ".legend", "dt"]
