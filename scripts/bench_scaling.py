@@ -132,8 +132,8 @@ def main(words: list[str]) -> None:
         metavar="HIDDENxLANESxWINDOW",
         help="lanes: of each process (256x16x64 512x64x64)",
     )
-    parser.add_argument("--steps", type=positive, default=10, help="in a round (10)")
-    parser.add_argument("--rounds", type=positive, default=3, help="in a process (3)")
+    parser.add_argument("--steps", type=positive, default=5, help="in a round (5)")
+    parser.add_argument("--rounds", type=positive, default=2, help="in a process (2)")
     parser.add_argument("--runs", type=positive, default=3, help="of each number of processes (3)")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     args = parser.parse_args(words)

@@ -1,7 +1,7 @@
 """Training: the textbook loop, charlm's step, the whole train(), and the peak of matrix products.
 
-train() reads a prepared text, hands the carry on, logs every 20 steps, and takes as many threads as it
-thinks right, --threads at most. Its first steps and its ending are not counted.
+train() reads a prepared text, hands the carry on, logs every 20 steps or once a round, and takes as many
+threads as it thinks right, --threads at most. Its first steps and its ending are not counted.
 """
 
 from __future__ import annotations
@@ -186,8 +186,8 @@ def train_row(cell: str, layers: int, hidden: int, lanes: int, bptt: int, args, 
     textbook = Textbook(cell, hidden, layers).to(device())
     plain = torch.optim.AdamW(textbook.parameters(), lr=1e-3, fused=True)
     flops = 6 * sum(m.numel() for m in matrices_of(textbook))  # per character: forward 2, backward 4
-    # Steps for about half a second at half the peak, so that every way meets the same hour.
-    steps = args.steps or max(LOG_EVERY, int(0.25 * matmul_peak(low) / flops / lanes / bptt))
+    # Steps for half a second at the peak, about one in truth, so that every way meets the same hour.
+    steps = args.steps or max(5, int(0.5 * matmul_peak(low) / flops / lanes / bptt))
     name = f"{cell} {layers} × {hidden}, {lanes} × {bptt}"
     config, ids = config_of(cell, layers, hidden, lanes, bptt, steps * args.rounds + WARM_UP, folder)
     config.train.cuda_graph, config.log.every = args.cuda_graph, min(LOG_EVERY, steps)
@@ -226,7 +226,7 @@ def train_row(cell: str, layers: int, hidden: int, lanes: int, bptt: int, args, 
 def main(words: list[str]) -> None:
     """Run the command."""
     parser = parser_of("train", __doc__, ["256x16x64", "512x64x64"], "HIDDENxLANESxWINDOW", 15)
-    parser.add_argument("--steps", type=positive, help="steps in a round (about half a second's)")
+    parser.add_argument("--steps", type=positive, help="steps in a round (about a second's)")
     parser.add_argument("--cuda_graph", action="store_true", help="with train.cuda_graph")
     args = parser.parse_args(words)
     torch.set_num_threads(args.threads)
