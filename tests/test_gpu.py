@@ -6,11 +6,14 @@ from accelerate.state import AcceleratorState
 from helpers import ROOT, assert_same_state, changed, config_file, launched, losses, newest, small
 
 from charlm import CharLM
-from charlm.config import ModelConfig
+from charlm.config import EvaluateConfig, ModelConfig
+from charlm.context import by_context
+from charlm.dynamic import evaluate_dynamic
 from charlm.generate import generate
 from charlm.lanes import Lanes, Position
 from charlm.parts import Parts
 from charlm.train import train
+from charlm.vocab import Vocab
 
 pytestmark = [
     pytest.mark.gpu,
@@ -159,3 +162,22 @@ def test_gradients_are_averaged_in_bf16_over_nccl(tmp_path):
         told[gradients] = [loss for _, loss in losses(config.run_dir)]
     assert told["bf16"] != told["fp32"]
     assert told["bf16"] == pytest.approx(told["fp32"], rel=0.05)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_dynamic_evaluation_and_by_context_are_those_of_the_cpu(cell):
+    """cuDNN has a backward in training mode only."""
+    vocab = Vocab("abcdefg", unknown="error")
+    torch.manual_seed(0)
+    config = ModelConfig(cell=cell, embedding_size=8, hidden_size=16, num_layers=2, dropout=0.5)
+    model, ids = CharLM(config, len(vocab)), vocab.encode("abcdefgfeadbc" * 40)
+    told, rows = [], []
+    for device in ("cpu", "cuda"):
+        model.to(device)
+        told.append(evaluate_dynamic(model, vocab, ids, EvaluateConfig(), 1e-2, 1e-3))
+        rows.append([r["nats_per_character"] for r in by_context(model, vocab, ids, EvaluateConfig())])
+    cpu, gpu = told
+    assert gpu["nats_per_character"] == pytest.approx(cpu["nats_per_character"], rel=1e-3)
+    assert gpu["dynamic"]["bpc"] == pytest.approx(cpu["dynamic"]["bpc"], rel=2e-2)
+    assert gpu["dynamic"]["bpc"] < 0.9 * gpu["bpc"]
+    assert rows[1] == pytest.approx(rows[0], rel=1e-3)
