@@ -199,8 +199,9 @@ class CharLM(nn.Module):
             try:
                 folder = Path(snapshot_download(str(name), allow_patterns=list(FILES), **hub))
             except Exception as error:
+                told = " ".join(str(error).split())  # in one line
                 raise CharlmError(
-                    f"{name}: neither a folder nor a model that the Hub gives ({error})"
+                    f"{name}: neither a folder nor a model that the Hub gives ({told})"
                 ) from error
         model = cls._from_config(folder / "config.json")
         path = folder / "model.safetensors"
