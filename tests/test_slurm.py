@@ -137,7 +137,7 @@ def test_usr1_saves_requeues_and_resumes_until_done(desk, tmp_path):
     assert told == losses(config.run_dir)
 
 
-def test_signals_from_the_first_moment_on_and_again_and_again_requeue_once(desk, tmp_path):
+def test_signals_from_the_first_moment_on_and_again_and_again_requeue_the_job(desk, tmp_path):
     """While the processes start, while they save, while they end, while the job goes back into the queue."""
     config = small(tmp_path / "run", **LONG)
     job = desk.sbatch(*TWO, "slurm/train.sh", "--config", config_file(config))
@@ -146,14 +146,15 @@ def test_signals_from_the_first_moment_on_and_again_and_again_requeue_once(desk,
 
     def signalled_until_requeued() -> bool:
         subprocess.run(["scancel", "--signal=USR1", job], env=env, capture_output=True)
-        return desk.restarts(job) == "1"
+        return int(desk.restarts(job)) >= 1
 
     desk.until(job, signalled_until_requeued)
     step = steps_of(config.run_dir)[-1]
     config_file(changed(config, train={"steps": step + 50}))
     log = desk.ended(job)
-    assert f"resumed {config.run_dir} at step {step}" in log and "done: " in log
-    assert log.count("back into the queue") == 1 and desk.restarts(job) == "1"
+    restarts = int(desk.restarts(job))  # one signal more may reach the job that has started again
+    assert log.count("back into the queue") == log.count("stopped at step") == restarts
+    assert log.count(f"resumed {config.run_dir} at step") == restarts and "done: " in log
 
 
 def test_the_time_limit_is_survived(desk, tmp_path):
