@@ -57,7 +57,7 @@ def port():
 def test_when_a_process_is_killed_the_others_end_and_say_so(tmp_path, port, victim):
     config = small(tmp_path / "run", **BUSY | {"train": {"steps": 100_000, "bptt": 24}})
     processes = ranks_of(config, port)
-    wait_until(lambda: logged(config.run_dir) >= 120, processes[0])
+    wait_until(lambda: logged(config.run_dir) >= 120 and steps_of(config.run_dir) != [], processes[0])
     processes[victim].kill()
     said, _ = processes[1 - victim].communicate(timeout=600)  # without a hang
     assert processes[1 - victim].returncode == 1

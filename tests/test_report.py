@@ -258,7 +258,7 @@ def test_an_offline_run_that_ends_killed_holds_the_whole_curve_in_its_newest_par
     """`wandb sync …/latest-run` is the one command that syncs afterwards, whatever happened."""
     config = small(tmp_path / "run", **BUSY)
     process = start(config, WANDB_MODE="offline")
-    wait_until(lambda: logged(config.run_dir) >= 60, process)
+    wait_until(lambda: logged(config.run_dir) >= 60 and steps_of(config.run_dir) != [], process)
     process.kill()
     process.communicate()
     before = steps_of(config.run_dir)[-1]
