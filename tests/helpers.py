@@ -209,6 +209,8 @@ def _chunks(log: bytes) -> Iterator[tuple[int, bytes]]:
             at += room
             continue
         _, length, kind = struct.unpack_from("<IHB", log, at)
+        if at + 7 + length > len(log):  # it is being written
+            return
         yield kind, log[at + 7 : at + 7 + length]
         at += 7 + length
 
@@ -219,7 +221,7 @@ def wandb_run(run_dir: str | Path) -> dict:
 
     (path,) = Path(run_dir).rglob("run-*.wandb")
     log = path.read_bytes()
-    assert log.startswith(b":W&B")
+    assert log.startswith(b":W&B") or not log
     told = {"history": [], "summary": {}, "config": {}, "exit": None}
 
     def values(items) -> dict:
@@ -241,6 +243,15 @@ def wandb_run(run_dir: str | Path) -> dict:
             told["config"] |= values(record.config.update)
         elif record.HasField("exit"):
             told["exit"] = record.exit.exit_code
+    return told
+
+
+def wandb_ended(run_dir: str | Path, seconds: float = 300) -> dict:
+    """wandb_run() with the end of the run: wandb's service may write it a moment after finish()."""
+    last = time.monotonic() + seconds
+    while (told := wandb_run(run_dir))["exit"] is None:
+        assert time.monotonic() < last, "waited too long"
+        time.sleep(0.05)
     return told
 
 

@@ -27,6 +27,7 @@ from helpers import (
     start,
     status,
     wait_until,
+    wandb_ended,
     wandb_run,
 )
 from wandb_server import WandbServer
@@ -131,7 +132,7 @@ def recorded(tmp_path_factory):
         sample={"every": 4},
         log={"wandb": "offline", "project": "tests"},
     )
-    return config, train(config, quiet=True), wandb_run(run_dir)
+    return config, train(config, quiet=True), wandb_ended(run_dir)
 
 
 def test_wandb_has_the_figures_of_every_step(recorded):
@@ -229,7 +230,7 @@ def test_offline_a_run_that_was_killed_is_one_curve(tmp_path):
     config = small(tmp_path / "run", **BUSY)
     last = killed_twice(config, WANDB_MODE="offline")
     assert [step for step, _ in losses(config.run_dir)] == list(range(1, last + 1))
-    told = wandb_run(config.run_dir)  # of the one offline run that is left
+    told = wandb_ended(config.run_dir)  # of the one offline run that is left
     assert_one_curve(config, told["history"])
     facts = newest(config.run_dir)[0]
     assert [p.name.endswith(facts["run_id"]) for p in (tmp_path / "run" / "wandb").glob("offline-run-*")] == [
@@ -246,6 +247,7 @@ def test_an_offline_run_that_is_synced_again_after_another_restart_is_one_curve(
         for steps in (4, 7, 9):
             train(changed(config, train={"steps": steps}), quiet=True)
             if steps != 7:
+                wandb_ended(config.run_dir)
                 sync(config, server)
                 (points,) = server.rows.values()
                 assert_one_curve(config, points)
