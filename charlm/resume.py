@@ -64,8 +64,9 @@ def _save(run: Run) -> None:
     carry = state.carry or run.model.zeros(len(run.lanes.lanes))
     carry = [_all_lanes(run, c) for c in carry]
     random = _random_states(run)
-    losses = torch.stack(state.losses) if state.losses else torch.zeros(0, device=run.accelerator.device)
-    losses = run.accelerator.gather(losses[None]).cpu()  # [ranks, steps since the last line]
+    losses = torch.zeros(run.world, 0)  # [ranks, steps since the last line]; gathering none fails on GPUs
+    if state.losses:
+        losses = run.accelerator.gather(torch.stack(state.losses)[None]).cpu()
     if not run.main:
         return
     scaler = run.accelerator.scaler
