@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from charlm.config import CharlmError, EvaluateConfig
+from charlm.memory import kept
 from charlm.metrics import Sums
 from charlm.model import CharLM
 from charlm.vocab import Vocab
@@ -53,20 +54,8 @@ def evaluate(
         training = model.training
         model.eval()
         try:
-            carry = None
-            if context:
-                for low in range(-context, 0, config.bptt):
-                    at = mine[:, None] * length + np.arange(low, min(low + config.bptt, 0))
-                    _, carry = model(take(ids, at, model.device), carry)
-                for state in carry:
-                    state[:, mine == 0] = 0  # the first lane starts the text
-            for low in range(0, length, config.bptt):
-                at = mine[:, None] * length + np.arange(low, min(low + config.bptt, length))
-                x, y = take(ids, at, model.device), take(ids, at + 1, model.device)
-                nats, carry = model(x, carry, y, reduction="none")
-                if at[-1, -1] >= targets:  # the last lanes may be shorter
-                    nats = nats.masked_fill(torch.from_numpy(at >= targets).to(model.device), 0)
-                sums[0] += nats.double().sum()
+            with kept(model.device):
+                sums[0] = _nats(model, ids, config, mine, length, context)
         finally:
             model.train(training)
         counted = ids[mine[0] * length + 1 : min((mine[-1] + 1) * length, targets) + 1]
@@ -74,6 +63,29 @@ def evaluate(
     if reduce is not None:
         sums = reduce(sums)
     return Sums(*sums.tolist()).figures() | {"lanes": lanes, "context": context}
+
+
+def _nats(
+    model: CharLM, ids: np.ndarray, config: EvaluateConfig, mine: np.ndarray, length: int, context: int
+) -> torch.Tensor:
+    """float64 []: what the targets of some lanes cost together; mine: their numbers."""
+    carry, targets = None, len(ids) - 1
+    if context:
+        for low in range(-context, 0, config.bptt):
+            at = mine[:, None] * length + np.arange(low, min(low + config.bptt, 0))
+            _, carry = model(take(ids, at, model.device), carry)
+        for state in carry:
+            state[:, mine == 0] = 0  # the first lane starts the text
+    total = torch.zeros((), dtype=torch.float64, device=model.device)
+    for low in range(0, length, config.bptt):
+        at = mine[:, None] * length + np.arange(low, min(low + config.bptt, length) + 1)
+        both = take(ids, at, model.device)
+        nats, carry = model(both[:, :-1], carry, both[:, 1:], reduction="none")
+        at = at[:, :-1]
+        if at[-1, -1] >= targets:  # the last lanes may be shorter
+            nats = nats.masked_fill(torch.from_numpy(at >= targets).to(model.device), 0)
+        total += nats.double().sum()
+    return total
 
 
 def sizes(vocab: Vocab, ids: np.ndarray) -> tuple[int, int, int]:

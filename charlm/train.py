@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 from charlm.config import Config
 from charlm.finish import finish
+from charlm.memory import kept
 from charlm.model import CharLM
 from charlm.optim import learning_rate, set_learning_rate
 from charlm.resume import checkpoint, resume_or_start
@@ -29,7 +30,8 @@ def train(
     nats per symbol. stop: one that listens already. Raises CharlmError for what the user can mend.
     """
     started = time.perf_counter()
-    with Stop() if stop is None else nullcontext(stop) as stop, Run(config, quiet) as run:
+    listening = Stop() if stop is None else nullcontext(stop)
+    with listening as stop, Run(config, quiet) as run, kept(run.accelerator.device):
         stop.max_hours = config.train.max_hours
         state = resume_or_start(run)
         run.say(f"first step after {time.perf_counter() - started:.1f} s")
