@@ -1,4 +1,4 @@
-"""Copies of a recurrent layer's weights, within the graph: gradients reach the originals.
+"""What a GPU computes in, and copies of a recurrent layer's weights, whose gradients reach the originals.
 
 On a GPU torch keeps a layer's weights as views of one buffer, in the order that cuDNN wants. Copied one by
 one they would lie apart, and cuDNN would gather them anew in every call; so their buffer is copied whole.
@@ -11,6 +11,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 RECURRENT = 1  # place of the recurrent weights among a layer's: input, recurrent, and a bias of each
+
+
+def arithmetic(kind: str) -> None:
+    """How a GPU multiplies float32: ieee, or tf32, which torch would take for recurrent layers by itself."""
+    torch.backends.cudnn.rnn.fp32_precision = kind
+    torch.backends.cuda.matmul.fp32_precision = kind
 
 
 def cast(weights: list[Tensor], dtype: torch.dtype, mask: Tensor | None = None) -> list[Tensor]:

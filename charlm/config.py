@@ -311,9 +311,9 @@ class TrainConfig:
     gradients: Literal["fp32", "bf16"] = "fp32"
     """In which several GPUs average their gradients: bf16 sends half as much over a slow network between
     nodes, at 8 bits of precision. Processes on CPUs average in fp32, and say so."""
-    cuda_graph: bool = False
-    """Record a step once and replay it, on one GPU, not in fp16: for small models, whose kernels run shorter
-    than it takes to launch them. What it gains is not measured yet."""
+    cuda_graph: bool | None = None
+    """Record a step once and replay it: for one process on a GPU, and not for fp16. A small model's kernels
+    run shorter than it takes to launch them one by one. null: where it can be done."""
     threads: int | None = None
     """Threads of a process on a CPU; null: as many as the lanes and units of a step keep busy, at most all
     that torch would use (one per core, or OMP_NUM_THREADS)."""

@@ -193,8 +193,8 @@ class Doctor:
 def cudnn_kernels(config: Config, lanes: int) -> list[str]:
     """Which of cuDNN's recurrent kernels PyTorch asks for, layer by layer, with so many lanes at once.
 
-    From the rules in PyTorch's ATen/native/cudnn/RNN.cpp, not seen on a GPU yet; for GPUs of compute 7.0
-    and later; every layer is a module of its own. SMALL_H in brackets: in the forward pass only.
+    From the rules in PyTorch's ATen/native/cudnn/RNN.cpp, for GPUs of compute 7.0 and later and one layer
+    per call. SMALL_H in brackets: in the forward pass only.
     """
     model, half = config.model, config.train.precision == "fp16"
     hidden, kernels = model.hidden_size, []

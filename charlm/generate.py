@@ -10,6 +10,7 @@ from torch import Tensor
 
 from charlm.config import CharlmError, SampleConfig
 from charlm.model import Carry, CharLM
+from charlm.recorded import record
 from charlm.vocab import Vocab
 
 
@@ -34,7 +35,8 @@ def generate_ids(
         logits, carry = _read(model, vocab, config.prompt)
         logits = logits.expand(num_samples, -1)  # all samples read the same prompt
         carry = tuple(c.expand(-1, num_samples, -1).contiguous() for c in carry)
-        stepper = Stepper(model, carry) if steppable(model) else _PlainStep(model, carry)
+        on_gpu = model.device.type == "cuda"
+        stepper = (Stepper if steppable(model) else _RecordedStep if on_gpu else _PlainStep)(model, carry)
         ids = draw(_on_cpu(logits))
         yield ids.tolist()
         for _ in range(config.length - 1):
@@ -78,6 +80,29 @@ class _PlainStep:
     def step(self, ids: np.ndarray) -> np.ndarray:
         logits, self.carry = self.model.step(torch.from_numpy(ids).to(self.model.device), self.carry)
         return _on_cpu(logits)  # sync
+
+
+class _RecordedStep:
+    """What _PlainStep does, on a GPU, which is given all kernels of a step at once."""
+
+    @torch.inference_mode()
+    def __init__(self, model: CharLM, carry: Carry):
+        self.model, self.carry = model, tuple(c.clone() for c in carry)
+        self.ids = torch.zeros(carry[0].shape[1], dtype=torch.int64, device=model.device)
+        self.graph = record(self._run, model.device)
+        for state, value in zip(self.carry, carry, strict=True):
+            state.copy_(value)
+
+    def _run(self) -> None:
+        self.logits, after = self.model.step(self.ids, self.carry)
+        for state, value in zip(self.carry, after, strict=True):
+            state.copy_(value)
+
+    @torch.inference_mode()
+    def step(self, ids: np.ndarray) -> np.ndarray:
+        self.ids.copy_(torch.from_numpy(ids))
+        self.graph.replay()
+        return _on_cpu(self.logits)  # sync
 
 
 def _on_cpu(logits: Tensor) -> np.ndarray:

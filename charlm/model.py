@@ -3,6 +3,8 @@
 Shapes: B lanes on this rank, T window, V vocabulary, E embedding (V when one-hot), H hidden, L layers.
 The *carry* is the recurrent state handed from one window to the next: a tuple of [L, B, H] tensors, (h,) for
 rnn and gru, (h, c) for lstm; None stands for zeros.
+
+Windows lie in memory time first, as the kernels of the recurrent layers read them: [B, T, ·] below is a view.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.backends.cudnn import rnn
 
 from charlm.casting import cast
 from charlm.config import CharlmError, ModelConfig
@@ -78,6 +81,9 @@ class CharLM(nn.Module):
                 with torch.no_grad():  # gates lie in the order input, forget, cell, output
                     layer.bias_ih_l0[H : 2 * H] = config.forget_bias
                     layer.bias_hh_l0[H : 2 * H] = 0
+        # Layers with nothing between them can be one call: cuDNN works on several at a time then.
+        self.in_one_call = config.num_layers > 1 and config.norm == "none" and not config.residual
+        self.in_one_call &= not config.dropout and not config.weight_drop
         if config.tie_weights:
             nn.init.normal_(self.input.weight, std=H**-0.5)  # N(0, 1) would start with huge logits
             self.output.weight = self.input.weight
@@ -85,6 +91,19 @@ class CharLM(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.output.weight.device
+
+    def _apply(self, fn, recurse: bool = True) -> CharLM:
+        """Move or convert: as cuDNN wants the weights of one call, which is one buffer."""
+        super()._apply(fn, recurse)
+        if self.in_one_call and self.device.type == "cuda":
+            first, size = self.layers[0], self.config.hidden_size
+            weights = [w for layer in self.layers for w in layer._flat_weights]
+            mode = rnn.get_cudnn_mode(first.mode)
+            with torch.no_grad(), torch.cuda.device_of(weights[0]):
+                torch._cudnn_rnn_flatten_weight(
+                    weights, 4, first.input_size, mode, size, 0, len(self.layers), True, False
+                )
+        return self
 
     def zeros(self, lanes: int) -> Carry:
         """The carry at the start of a text: float32 [L, B, H] each."""
@@ -104,11 +123,16 @@ class CharLM(nn.Module):
         """
         if carry is None:
             carry = self.zeros(len(ids))
-        x = self.input_dropout(self.input(ids).to(self.compute_dtype))  # [B, T, E]
-        states = []
-        for i, layer in enumerate(self.layers):
+        x = self.input(ids.t()).transpose(0, 1)  # [B, T, E]
+        x = self.input_dropout(x.to(self.compute_dtype))
+        states, calls = [], [[layer] for layer in self.layers]
+        if self.in_one_call and x.is_cuda:
+            calls = [list(self.layers)]
+        for layers in calls:
+            i = len(states)
             read = self.between(self._normed(i, x)) if i else x
-            out, state = self._recur(layer, read, tuple(c[i : i + 1].contiguous() for c in carry))
+            state = tuple(c[i : i + len(layers)].contiguous() for c in carry)
+            out, state = self._recur(layers, read, state)
             x = self._joined(x, out)  # [B, T, H]
             states.append(state)
         joined = states[0] if len(states) == 1 else map(torch.cat, zip(*states, strict=True))
@@ -119,11 +143,14 @@ class CharLM(nn.Module):
             return self.output(x), carry  # [B, T, V]
         if targets is None:
             return F.linear(x, weight.to(x.dtype), bias.to(x.dtype)), carry
-        loss = cross_entropy(x.flatten(0, 1), weight, bias, targets.flatten(), reduction)
+        flat = x.transpose(0, 1).flatten(0, 1)  # as they lie in memory
+        loss = cross_entropy(flat, weight, bias, targets.t().flatten(), reduction)
         ar, tar = self.config.activation_reg, self.config.temporal_reg
         if self.training and (ar or tar) and reduction == "mean":
             loss = loss + activation_penalty(h, x, ar, tar)
-        return loss.view(targets.shape) if reduction == "none" else loss, tuple(c.detach() for c in carry)
+        if reduction == "none":
+            loss = loss.view(targets.t().shape).t()
+        return loss, tuple(c.detach() for c in carry)
 
     def _normed(self, i: int, x: Tensor) -> Tensor:
         """What a layer but the first reads: x, normalised in float32."""
@@ -133,26 +160,26 @@ class CharLM(nn.Module):
         """What a layer gives, with what reached it added where the widths are equal."""
         return out + x if self.config.residual and x.shape[-1] == out.shape[-1] else out
 
-    def _recur(self, layer: nn.RNNBase, x: Tensor, state: Carry) -> tuple[Tensor, Carry]:
-        """One layer over a window: x [B, T, E or H], state of [1, B, H] each."""
-        p, exact, weights = self.config.weight_drop, self.compute_dtype == torch.float32, None
-        mask = drawn(layer.weight_hh_l0, p) if self.training and p else None
+    def _recur(self, layers: list[nn.RNNBase], x: Tensor, state: Carry) -> tuple[Tensor, Carry]:
+        """Some layers over a window: x [B, T, E or H], state [layers, B, H] each. Several have no masks."""
+        first, p, exact = layers[0], self.config.weight_drop, self.compute_dtype == torch.float32
+        mask = drawn(first.weight_hh_l0, p) if self.training and p else None
+        weights = [w for layer in layers for w in layer._flat_weights]
         # Autocast would run cuDNN's recurrent layers in fp16, whatever it was asked for: cast by hand, in the
         # graph, so that gradients reach the float32 weights.
         if mask is not None or not exact:
-            weights = cast(layer._flat_weights, self.compute_dtype, mask)
+            weights = cast(weights, self.compute_dtype, mask)
         on_cpu = x.device.type == "cpu" and not torch.jit.is_tracing()  # which wants a layer as one node
-        if exact and layer.mode == "GRU" and on_cpu:
-            out, new = gru_window(layer, x, state[0], weights)
+        if exact and len(layers) == 1 and first.mode == "GRU" and on_cpu:
+            out, new = gru_window(first, x, state[0], weights)
             return out, (new,)
-        if weights is None:
-            out, new = layer(x, state if len(state) == 2 else state[0])
+        if exact and len(layers) == 1 and mask is None:
+            out, new = first(x, state if len(state) == 2 else state[0])
             return out, new if isinstance(new, tuple) else (new,)
         state = tuple(s.to(x.dtype) for s in state)
-        kernel = getattr(torch._VF, layer.mode.lower())
-        out, *new = kernel(
-            x, state if len(state) == 2 else state[0], weights, True, 1, 0.0, self.training, False, True
-        )
+        kernel = getattr(torch._VF, first.mode.lower())
+        options = (True, len(layers), 0.0, self.training, False, True)
+        out, *new = kernel(x, state if len(state) == 2 else state[0], weights, *options)
         return out, tuple(new)
 
     def step(self, ids: Tensor, carry: Carry) -> tuple[Tensor, Carry]:

@@ -7,11 +7,13 @@ from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from charlm import reduction
 from charlm.adam import AdamW
 from charlm.average import Average
+from charlm.casting import arithmetic
 from charlm.config import CharlmError, Config
 from charlm.lanes import Lanes
 from charlm.model import Carry, CharLM
@@ -61,9 +63,13 @@ class Parts:
             seed=config.train.seed,
             device=accelerator.device,
         )
-        self.recorded: Recorded | None = None  # the step, when train.cuda_graph is set
-        if config.train.cuda_graph and (self.world > 1 or accelerator.scaler is not None):
+        self.recorded: Recorded | None = None  # the step, with train.cuda_graph
+        alone = accelerator.distributed_type == DistributedType.NO and accelerator.scaler is None
+        if config.train.cuda_graph and not alone:
             raise CharlmError("train.cuda_graph=True: is for one process, and not for train.precision=fp16")
+        self.records = config.train.cuda_graph
+        if self.records is None:
+            self.records = alone and accelerator.device.type == "cuda"
         self.slices = config.train.accumulate  # that the lanes of this rank are worked off in
         torch.manual_seed(config.train.seed)
         self.model = CharLM(config.model, len(self.corpus.vocab))
@@ -91,9 +97,7 @@ class Parts:
             return
         if precision == "bf16":
             self.model.compute_dtype = torch.bfloat16
-        exact = "tf32" if precision == "tf32" else "ieee"
-        torch.backends.cudnn.rnn.fp32_precision = exact
-        torch.backends.cuda.matmul.fp32_precision = exact
+        arithmetic("tf32" if precision == "tf32" else "ieee")
 
     @property
     def judged(self) -> CharLM:
@@ -123,7 +127,7 @@ class Parts:
         lanes each rank has: so are the gradients, which accelerate averages.
         """
         carry = carry or self.model.zeros(len(x))
-        if not self.config.train.cuda_graph:
+        if not self.records:
             return self._forward_backward(x, y, carry)
         if self.recorded is None:
             self.recorded = Recorded(self._forward_backward, self.model, x, y, carry)

@@ -26,9 +26,7 @@ class Recorded:
     def __init__(self, step: Step, model: nn.Module, x: Tensor, y: Tensor, carry: Carry):
         self.step, self.model = step, model
         self.inputs = [t.clone(memory_format=torch.contiguous_format) for t in (x, y, *carry)]
-        self.graph = None
-        if x.is_cuda:
-            self._record(x.device)
+        self.graph = record(self._run, x.device) if x.is_cuda else None
 
     def __call__(self, x: Tensor, y: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Carry]:
         """The carry is overwritten by the next call, loss and norm are not."""
@@ -47,16 +45,21 @@ class Recorded:
         x, y, *carry = self.inputs
         self.outputs = self.step(x, y, tuple(carry))
 
-    def _record(self, device: torch.device) -> None:
-        random = torch.cuda.get_rng_state(device)
-        beside = torch.cuda.Stream(device)
-        beside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(beside):
-            for _ in range(WARM_UP):
-                self._run()
-        torch.cuda.current_stream(device).wait_stream(beside)
-        self.model.zero_grad(set_to_none=True)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self._run()
-        torch.cuda.set_rng_state(random, device)
+
+def record(run: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGraph:
+    """run() on a GPU, as one launch: replay() of the result does the same with the same tensors.
+
+    run works on tensors that stay where they are, and may not wait for the GPU. It runs a few times first.
+    """
+    random = torch.cuda.get_rng_state(device)
+    beside = torch.cuda.Stream(device)
+    beside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(beside):
+        for _ in range(WARM_UP):
+            run()
+    torch.cuda.current_stream(device).wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    torch.cuda.set_rng_state(random, device)
+    return graph

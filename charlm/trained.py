@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, overload
 import torch
 import yaml
 
+from charlm.casting import arithmetic
 from charlm.checkpoint import load_newest
 from charlm.config import CharlmError, Config, ModelConfig, SampleConfig, from_dict
 from charlm.generate import generate_ids
@@ -115,9 +116,11 @@ def open_trained(where: str, device: str | torch.device) -> tuple[CharLM, Vocab,
     """(model, vocabulary, config of the run) of a run directory, a model folder or a hub id.
 
     Of a run directory these are the best weights so far (model/), or those of the newest checkpoint when no
-    evaluation has chosen any. The config is the default one for a model without a run around it.
-    Raises CharlmError when there is no model.
+    evaluation has chosen any. The config is the default one for a model without a run around it. A GPU
+    multiplies in true float32 from here on. Raises CharlmError when there is no model.
     """
+    if torch.device(device).type == "cuda":
+        arithmetic("ieee")
     path = Path(where)
     if path.is_dir() and not (path / "config.json").exists():
         config = config_of(path)

@@ -11,6 +11,7 @@ from bench_rounds import (
     Rounds,
     Textbook,
     V,
+    device,
     finish,
     matrices_of,
     parser_of,
@@ -23,7 +24,7 @@ from torch import Tensor
 def textbook_sample(model: Textbook, streams: int, length: int) -> None:
     """The loop of the tutorials: a forward over one character, a softmax, a draw."""
     with torch.inference_mode():
-        ids, carry, drawn = torch.zeros(streams, 1, dtype=torch.long), None, []
+        ids, carry, drawn = torch.zeros(streams, 1, dtype=torch.long, device=device()), None, []
         for _ in range(length):
             logits, carry = model(ids, carry)
             ids = torch.multinomial(logits[:, -1].softmax(-1), 1)
@@ -32,8 +33,8 @@ def textbook_sample(model: Textbook, streams: int, length: int) -> None:
 
 def products(matrices: list[Tensor], streams: int, length: int) -> None:
     """The matrix products of so many steps and nothing else, into memory that is there already."""
-    x = [torch.ones(m.shape[1], streams) for m in matrices]
-    y = [torch.empty(m.shape[0], streams) for m in matrices]
+    x = [torch.ones(m.shape[1], streams, device=device()) for m in matrices]
+    y = [torch.empty(m.shape[0], streams, device=device()) for m in matrices]
     if streams == 1:
         x, y = [v[:, 0] for v in x], [v[:, 0] for v in y]
     product = torch.mv if streams == 1 else torch.mm
@@ -49,8 +50,9 @@ def sample_row(cell: str, layers: int, hidden: int, streams: int, length: int, r
     from charlm.generate import generate_ids
 
     vocab = Vocab("".join(map(chr, range(32, 127))) + "\n", unknown="error")
-    textbook = Textbook(cell, hidden, layers).eval()
+    textbook = Textbook(cell, hidden, layers).to(device()).eval()
     ours = CharLM(ModelConfig(cell=cell, embedding_size=E, hidden_size=hidden, num_layers=layers), V)
+    ours.to(device())
     # A step need not multiply by the first layer's input weights: with them a character picks a constant row.
     needed = [m for m in matrices_of(textbook) if m.shape[1] != E]
     config = SampleConfig(prompt="\n", length=length, temperature=1.0)

@@ -1,6 +1,6 @@
 """Training: the textbook loop, charlm's step, the whole train(), and the peak of matrix products.
 
-train() reads a prepared text, hands the carry on, logs every 20 steps or once a round, and takes as many
+train() reads a prepared text, hands the carry on, logs every 50 steps or once a round, and takes as many
 threads as it thinks right, --threads at most. Its first steps and its ending are not counted.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -38,28 +38,30 @@ from bench_rounds import (
 from torch import Tensor, nn
 
 WARM_UP = 5  # steps of train() that are not counted: the first ones find neither memory nor kernels ready
-LOG_EVERY = 20
+LOG_EVERY = 50
 SCORED = 20_000  # symbols of validation
-PHASES = ("input", "forward", "backward", "clip", "optimizer", "logging")
+PHASES = ("input", "replay", "forward", "backward", "clip", "optimizer", "logging", "rest")
 
 
-def plain_steps(model: nn.Module, optimizer, ids: Tensor, bptt: int, steps: int, textbook: bool) -> float:
-    """Characters/s of forward, backward, clipping and the optimizer; ids: int64[lanes, length]."""
-    carry, windows = None, (ids.shape[1] - 1) // bptt
-    low = torch.autocast("cuda", torch.bfloat16) if ids.is_cuda and textbook else nullcontext()
+def windows(ids: Tensor, bptt: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """x and y of so many steps; ids: int64[lanes, length]."""
+    count = (ids.shape[1] - 1) // bptt
+    for i in range(steps):
+        at = i % count * bptt
+        yield ids[:, at : at + bptt], ids[:, at + 1 : at + bptt + 1]
+
+
+def textbook_steps(model: Textbook, optimizer, ids: Tensor, bptt: int, steps: int) -> float:
+    """Characters/s of forward, backward, clipping and the optimizer, as tutorials write them."""
+    carry, low = None, torch.autocast("cuda", torch.bfloat16) if ids.is_cuda else nullcontext()
 
     def run() -> None:
         nonlocal carry
-        for i in range(steps):
-            at = i % windows * bptt
-            x, y = ids[:, at : at + bptt], ids[:, at + 1 : at + bptt + 1]
-            if textbook:
-                with low:
-                    logits, carry = model(x, carry)
-                    loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())
-                carry = tuple(c.detach() for c in carry) if isinstance(carry, tuple) else carry.detach()
-            else:
-                loss, carry = model(x, carry, y)
+        for x, y in windows(ids, bptt, steps):
+            with low:
+                logits, carry = model(x, carry)
+                loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())
+            carry = tuple(c.detach() for c in carry) if isinstance(carry, tuple) else carry.detach()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -68,29 +70,64 @@ def plain_steps(model: nn.Module, optimizer, ids: Tensor, bptt: int, steps: int,
     return timed(run, ids.shape[0] * bptt * steps)
 
 
+class Steps:
+    """charlm's step on its own: forward, backward and clipping, recorded or not, and the optimizer."""
+
+    def __init__(self, model, optimizer, ids: Tensor, bptt: int, recorded: bool):
+        self.model, self.optimizer, self.ids, self.bptt = model, optimizer, ids, bptt
+        self.parameters, self.carry, self.recorded = list(model.parameters()), model.zeros(len(ids)), recorded
+        self.step = None
+
+    def _step(self, x: Tensor, y: Tensor, carry):
+        loss, carry = self.model(x, carry, y)
+        loss.backward()
+        return loss.detach(), nn.utils.clip_grad_norm_(self.parameters, 1.0), carry
+
+    def __call__(self, steps: int) -> float:
+        """Characters/s. The first call records the step, whose memory is its own from then on."""
+        from charlm.recorded import Recorded
+
+        if self.step is None:
+            window = next(windows(self.ids, self.bptt, 1))
+            self.step = Recorded(self._step, self.model, *window, self.carry) if self.recorded else self._step
+
+        def run() -> None:
+            for x, y in windows(self.ids, self.bptt, steps):
+                _, _, self.carry = self.step(x, y, self.carry)
+                self.optimizer.step()
+                if not self.recorded:
+                    self.optimizer.zero_grad()
+
+        return timed(run, len(self.ids) * self.bptt * steps)
+
+
 def phases_of(run, steps: int) -> dict[str, float]:
     """Milliseconds per step of what charlm's step consists of, each waited for; run: a charlm.run.Run."""
-    spent, carry = dict.fromkeys(PHASES[:-1], 0.0), run.model.zeros(len(run.lanes.lanes))
+    spent, carry = {}, run.model.zeros(len(run.lanes.lanes))
     for _ in range(steps):
         sync()
-        times = [time.perf_counter()]
+        since = time.perf_counter()
 
-        def done(times=times) -> None:
+        def done(name: str) -> None:
+            nonlocal since
             sync()
-            times.append(time.perf_counter())
+            now = time.perf_counter()
+            spent[name], since = spent.get(name, 0.0) + (now - since) * 1000 / steps, now
 
         x, y = run.lanes.window(run.state.position)
-        done()
-        loss, carry = run.wrapped(x, carry, y)
-        done()
-        run.accelerator.backward(loss)
-        done()
-        nn.utils.clip_grad_norm_(run.parameters, 1.0)
-        done()
+        done("input")
+        if run.recorded is not None:
+            _, _, carry = run.recorded(x, y, carry)
+            done("replay")
+        else:
+            loss, carry = run.wrapped(x, carry, y)
+            done("forward")
+            run.accelerator.backward(loss)
+            done("backward")
+            nn.utils.clip_grad_norm_(run.parameters, 1.0)
+            done("clip")
         run.update()
-        done()
-        for name, began, ended in zip(spent, times, times[1:], strict=False):
-            spent[name] += (ended - began) * 1000 / steps
+        done("optimizer")
     return spent
 
 
@@ -129,7 +166,7 @@ def whole_train(config, steps: int, rounds: int, between: Callable[[int], None])
             speeds.append(units / (time.perf_counter() - began))
         if at < rounds:
             between(at)
-        elif not run.config.train.cuda_graph:
+        else:
             phases.update(phases_of(run, min(steps, 20)))
         sync()
         began = time.perf_counter()
@@ -145,18 +182,21 @@ def whole_train(config, steps: int, rounds: int, between: Callable[[int], None])
         train(config, quiet=True)
     finally:
         Run.advance, Run.log, Run.evaluate = plain
-    if phases:
-        phases["logging"] = statistics.median(logging) * 1000 / config.log.every
+    phases["logging"] = statistics.median(logging) * 1000 / config.log.every
     return speeds, phases, scoring[-1]
 
 
+def drawn(lanes: int, bptt: int) -> np.ndarray:
+    """The ids that are learnt: int64[lanes, 40 windows and one more]."""
+    return np.random.default_rng(0).integers(0, V, (lanes, 40 * bptt + 1))
+
+
 def config_of(cell: str, layers: int, hidden: int, lanes: int, bptt: int, steps: int, folder: Path):
-    """What train() is given, and the ids it learns: int64[lanes, 40 windows and one more]."""
+    """What train() is given."""
     from charlm.config import from_dict
 
-    ids = np.random.default_rng(0).integers(0, V, (lanes, 40 * bptt + 1))
     symbols = bytes(range(32, 127)) + b"\n" + bytes(160)
-    text = ids.astype(np.uint8).tobytes().translate(symbols)
+    text = drawn(lanes, bptt).astype(np.uint8).tobytes().translate(symbols)
     held = (text * (SCORED // len(text) + 1))[:SCORED]
     path = folder / f"{lanes}x{bptt}.txt"
     path.write_bytes(text + held)
@@ -174,11 +214,12 @@ def config_of(cell: str, layers: int, hidden: int, lanes: int, bptt: int, steps:
     }
     if device().type == "cuda":
         config["train"]["precision"] = "bf16"
-    return from_dict(config), torch.from_numpy(ids).to(device())
+    return from_dict(config)
 
 
 def train_row(cell: str, layers: int, hidden: int, lanes: int, bptt: int, args, folder: Path) -> dict:
     from charlm import CharLM
+    from charlm.memory import keep
     from charlm.optim import make_optimizer
     from charlm.parts import threads_for
 
@@ -186,25 +227,32 @@ def train_row(cell: str, layers: int, hidden: int, lanes: int, bptt: int, args, 
     textbook = Textbook(cell, hidden, layers).to(device())
     plain = torch.optim.AdamW(textbook.parameters(), lr=1e-3, fused=True)
     flops = 6 * sum(m.numel() for m in matrices_of(textbook))  # per character: forward 2, backward 4
-    # Steps for half a second at the peak, about one in truth, so that every way meets the same hour.
-    steps = args.steps or max(5, int(0.5 * matmul_peak(low) / flops / lanes / bptt))
     name = f"{cell} {layers} × {hidden}, {lanes} × {bptt}"
-    config, ids = config_of(cell, layers, hidden, lanes, bptt, steps * args.rounds + WARM_UP, folder)
-    config.train.cuda_graph, config.log.every = args.cuda_graph, min(LOG_EVERY, steps)
+    ids = torch.from_numpy(drawn(lanes, bptt)).to(device())
+    textbook_steps(textbook, plain, ids, bptt, 2)
+    # Steps for about a second, so that every way meets the same hour.
+    steps = args.steps or max(5, int(textbook_steps(textbook, plain, ids, bptt, 3) / lanes / bptt))
+    config = config_of(cell, layers, hidden, lanes, bptt, steps * args.rounds + WARM_UP, folder)
+    config.train.cuda_graph, config.log.every = False if args.eager else None, min(LOG_EVERY, steps)
     ours = CharLM(config.model, V).to(device())
     ours.compute_dtype = low
     optimizer = make_optimizer(ours, config.optim)
     own = threads_for(config, 1)
+    alone = Steps(ours, optimizer, ids, bptt, recorded=ids.is_cuda and not args.eager)
 
     def step() -> float:
         with threads(own):
-            return plain_steps(ours, optimizer, ids, bptt, steps, False)
+            return alone(steps)
 
-    ways = {
-        LIMIT: lambda: matmul_peak(low) / flops,
-        STEP: step,
-        TEXTBOOK: lambda: plain_steps(textbook, plain, ids, bptt, steps, True),  # last: train() comes next
-    }
+    def of_textbook() -> float:  # within train(), which keeps freed memory
+        keep(False)
+        try:
+            return textbook_steps(textbook, plain, ids, bptt, steps)
+        finally:
+            keep(True)
+
+    # train() comes next, and finds its memory where the step left it.
+    ways = {LIMIT: lambda: matmul_peak(low) / flops, TEXTBOOK: of_textbook, STEP: step}
     rounds = Rounds(name, ways, args.rounds)
 
     def between(number: int) -> None:
@@ -217,9 +265,8 @@ def train_row(cell: str, layers: int, hidden: int, lanes: int, bptt: int, args, 
     row = {"name": name, "cell": cell, "layers": layers, "hidden": hidden, "lanes": lanes, "bptt": bptt}
     row |= {"precision": config.train.precision, "steps": steps, "threads_of_charlm": own}
     row |= rounds.figures(flops) | {"scored_per_second": scored, "phases_ms": phases}
-    if phases:  # what the parts of a step do not account for
-        whole = lanes * bptt / row["characters_per_second"][WHOLE] * 1000
-        row["phases_ms"] = phases | {"rest": whole - sum(phases.values())}
+    whole = lanes * bptt / row["characters_per_second"][WHOLE] * 1000
+    phases["rest"] = whole - sum(phases.values())  # what the parts of a step do not account for
     return row
 
 
@@ -227,7 +274,7 @@ def main(words: list[str]) -> None:
     """Run the command."""
     parser = parser_of("train", __doc__, ["256x16x64", "512x64x64"], "HIDDENxLANESxWINDOW", 15)
     parser.add_argument("--steps", type=positive, help="steps in a round (about a second's)")
-    parser.add_argument("--cuda_graph", action="store_true", help="with train.cuda_graph")
+    parser.add_argument("--eager", action="store_true", help="on a GPU: launch every kernel of a step anew")
     args = parser.parse_args(words)
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory(prefix="charlm-bench-") as folder:
@@ -241,7 +288,8 @@ def main(words: list[str]) -> None:
     print(
         f"\nms per step of train(), each part waited for; scored: validation, characters/s\n{'':<27}", end=""
     )
-    print("".join(f"{name[:8]:>9}" for name in (*PHASES, "rest")) + f"{'scored':>10}")
+    shown = [name for name in PHASES if any(name in row["phases_ms"] for row in rows)]
+    print("".join(f"{name[:8]:>9}" for name in shown) + f"{'scored':>10}")
     for row in rows:
-        spent = "".join(f"{ms:>9.2f}" for ms in row["phases_ms"].values()) or " " * 63
+        spent = "".join(f"{row['phases_ms'].get(name, 0):>9.2f}" for name in shown)
         print(f"{row['name']:<27}{spent}{row['scored_per_second']:>10,.0f}")

@@ -6,10 +6,11 @@ from accelerate.state import AcceleratorState
 from helpers import ROOT, assert_same_state, changed, config_file, launched, losses, newest, small
 
 from charlm import CharLM
-from charlm.config import EvaluateConfig, ModelConfig
+from charlm.casting import arithmetic
+from charlm.config import EvaluateConfig, ModelConfig, SampleConfig
 from charlm.context import by_context
 from charlm.dynamic import evaluate_dynamic
-from charlm.generate import generate
+from charlm.generate import generate, generate_ids
 from charlm.lanes import Lanes, Position
 from charlm.parts import Parts
 from charlm.train import train
@@ -28,8 +29,9 @@ OPTIONS = {
 
 @pytest.fixture(autouse=True)
 def afresh():
-    """accelerate keeps the precision of a process's first run, and refuses another."""
+    """accelerate keeps the precision of a process's first run, and refuses another; torch keeps tf32."""
     AcceleratorState._reset_state(reset_partial_state=True)
+    arithmetic("ieee")
 
 
 def run(tmp_path, name: str, **train_options):
@@ -73,18 +75,41 @@ def test_in_bf16_the_recurrent_layers_compute_in_bf16(cell):
     assert losses_[1] == pytest.approx(losses_[0], rel=1e-2) and losses_[1] != losses_[0]
 
 
-def test_in_bf16_cudnn_finds_its_weights_in_one_piece(recwarn):
-    model = CharLM(ModelConfig(embedding_size=16, hidden_size=32), 50).cuda()
-    model.compute_dtype = torch.bfloat16
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cudnn_finds_its_weights_in_one_piece(recwarn, dtype, layers):
+    model = CharLM(ModelConfig(embedding_size=16, hidden_size=32, num_layers=layers), 50).cuda()
+    model.compute_dtype = dtype
     ids = torch.randint(0, 50, (8, 12), device="cuda")
     model(ids, None, ids)[0].backward()
     assert not [w for w in recwarn if "contiguous chunk" in str(w.message)]
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_in_one_call_are_those_one_by_one(cell, dtype):
+    config = ModelConfig(cell=cell, embedding_size=16, hidden_size=32, num_layers=3)
+    ids, told = torch.randint(0, 50, (8, 12), device="cuda"), []
+    for in_one_call in (True, False):
+        torch.manual_seed(0)
+        model = CharLM(config, 50)
+        assert model.in_one_call
+        model.in_one_call, model.compute_dtype = in_one_call, dtype
+        model.cuda()
+        loss, carry = model(ids, model(ids)[1], ids)
+        loss.backward()
+        told.append([loss, *carry, *(p.grad for p in model.parameters())])
+    for ours, theirs in zip(*told, strict=True):
+        assert ours.dtype == theirs.dtype
+        wide = 1e-5 if dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(ours, theirs, rtol=wide, atol=wide * theirs.abs().max().item())
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_recorded_step_trains_as_the_plain_one_does(tmp_path, precision):
-    plain = changed(run(tmp_path, "plain", precision=precision), model={"dropout": 0.0})
-    recorded = changed(plain, train={"cuda_graph": True})
+    plain = run(tmp_path, "plain", precision=precision, cuda_graph=False)
+    plain = changed(plain, model={"dropout": 0.0, "norm": "layer", "residual": True})
+    recorded = changed(plain, train={"cuda_graph": None, "accumulate": 2})
     recorded.run_dir = str(tmp_path / "recorded")
     train(plain, quiet=True)
     train(recorded, quiet=True)
@@ -92,10 +117,19 @@ def test_a_recorded_step_trains_as_the_plain_one_does(tmp_path, precision):
         assert ours == pytest.approx(theirs, rel=1e-4 if precision == "fp32" else 0.02), step
 
 
-def test_a_recorded_run_with_dropout_goes_on_where_it_was(tmp_path):
-    whole = run(tmp_path, "whole", cuda_graph=True)
+def test_a_step_is_recorded_where_it_can_be(tmp_path):
+    for precision, expected in (("bf16", True), ("fp32", True), ("fp16", False)):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        parts = Parts(run(tmp_path, precision, precision=precision))
+        parts.set_up(print)
+        assert parts.records is expected
+
+
+def test_a_recorded_run_with_all_that_draws_random_numbers_goes_on_where_it_was(tmp_path):
+    model = {"locked_dropout": True, "weight_drop": 0.1, "activation_reg": 1.0, "temporal_reg": 1.0}
+    whole = changed(run(tmp_path, "whole"), model=model)
     train(whole, quiet=True)
-    parted = run(tmp_path, "parted", cuda_graph=True, steps=20)
+    parted = changed(run(tmp_path, "parted", steps=20), model=model)
     train(parted, quiet=True)
     train(changed(parted, train={"steps": 40}), quiet=True)
     (_, ours), (_, theirs) = newest(parted.run_dir), newest(whole.run_dir)
@@ -104,8 +138,9 @@ def test_a_recorded_run_with_dropout_goes_on_where_it_was(tmp_path):
         torch.testing.assert_close(weight, theirs["model"][name], rtol=1e-3, atol=1e-4)
 
 
-def test_between_lines_of_the_log_a_step_waits_for_nothing(tmp_path):
-    parts = Parts(run(tmp_path, "run", precision="bf16"))
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_between_lines_of_the_log_a_step_waits_for_nothing(tmp_path, cuda_graph):
+    parts = Parts(run(tmp_path, "run", precision="bf16", cuda_graph=cuda_graph))
     parts.set_up(print)
     carry, position = None, Position()
     try:
@@ -118,6 +153,18 @@ def test_between_lines_of_the_log_a_step_waits_for_nothing(tmp_path):
             position = parts.lanes.after(position)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_a_gpu_draws_what_a_cpu_does(cell):
+    vocab = Vocab("abcdefg\n", unknown="error")
+    torch.manual_seed(0)
+    model = CharLM(ModelConfig(cell=cell, embedding_size=8, hidden_size=32, num_layers=2), len(vocab))
+    config = SampleConfig(prompt="abc", length=200, temperature=0.9)
+    on_cpu = list(generate_ids(model, vocab, config, 3))
+    on_gpu = list(generate_ids(model.cuda(), vocab, config, 3))
+    assert on_gpu == on_cpu
+    assert len({tuple(ids) for ids in on_cpu}) > 50
 
 
 def test_ids_that_stay_on_the_host_give_the_same_windows(monkeypatch):
@@ -139,6 +186,7 @@ def test_a_gpu_and_a_cpu_train_alike_in_fp32(tmp_path, monkeypatch):
     on_gpu = changed(run(tmp_path, "gpu"), model={"dropout": 0.0})
     train(on_gpu, quiet=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    AcceleratorState._reset_state(reset_partial_state=True)
     on_cpu = changed(run(tmp_path, "cpu"), model={"dropout": 0.0})
     train(on_cpu, quiet=True)
     for (step, ours), (_, theirs) in zip(losses(on_gpu.run_dir), losses(on_cpu.run_dir), strict=True):
@@ -152,16 +200,47 @@ def test_two_runs_are_equal_to_the_bit_in_fp32(tmp_path):
     assert_same_state(tmp_path / "a", tmp_path / "b")
 
 
-def test_gradients_are_averaged_in_bf16_over_nccl(tmp_path):
-    """One process per GPU, under torch's launcher: one is enough for the hook to be called."""
-    told = {}
-    for gradients in ("fp32", "bf16"):
-        config = run(tmp_path, gradients, gradients=gradients)
+@pytest.mark.parametrize("gradients", ["fp32", "bf16"])
+def test_a_run_under_torchs_launcher_saves_and_goes_on_over_nccl(tmp_path, gradients):
+    """With one GPU, where nothing is averaged; what checkpoints gather goes through NCCL all the same."""
+    whole = run(tmp_path, "whole", cuda_graph=False)
+    train(whole, quiet=True)
+    for steps in (20, 40):
+        config = run(tmp_path, "launched", gradients=gradients, steps=steps)
         words = ["torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
         launched(words, ROOT / "scripts" / "train.py", "--config", config_file(config))
-        told[gradients] = [loss for _, loss in losses(config.run_dir)]
-    assert told["bf16"] != told["fp32"]
-    assert told["bf16"] == pytest.approx(told["fp32"], rel=0.05)
+    told = [loss for _, loss in losses(config.run_dir)]
+    assert told == pytest.approx([loss for _, loss in losses(whole.run_dir)], rel=0.02)
+
+
+@pytest.mark.parametrize("gradients", ["fp32", "bf16"])
+def test_gradients_are_sent_in_the_dtype_asked_for(tmp_path, gradients):
+    """DistributedDataParallel over NCCL with one process, which averages with itself."""
+    import torch.distributed as dist
+
+    from charlm import reduction
+
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        config = ModelConfig(embedding_size=16, hidden_size=32, num_layers=2)
+        model = CharLM(config, 50).cuda()
+        ids = torch.randint(0, 50, (8, 12), device="cuda")
+        model(ids, None, ids)[0].backward()
+        plain = [p.grad.clone() for p in model.parameters()]
+        model.zero_grad()
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        reduction.options(gradients).register_comm_hook(wrapped)
+        reduction.settle(wrapped, "cuda")
+        wrapped(ids, None, ids)[0].backward()
+        low = [g.to(torch.bfloat16).float() for g in plain] if gradients == "bf16" else plain
+        for p, expected in zip(model.parameters(), low, strict=True):
+            torch.testing.assert_close(
+                p.grad, expected, rtol=1e-2 if gradients == "bf16" else 1e-5, atol=1e-7
+            )
+        exact = all(torch.equal(p.grad, p.grad.to(torch.bfloat16).float()) for p in model.parameters())
+        assert exact == (gradients == "bf16")
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])

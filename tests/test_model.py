@@ -419,6 +419,42 @@ def test_bf16_computes_near_fp32_and_its_gradients_are_float32(cell, nonlinearit
         assert (a - b).norm() <= tolerance * b.norm()
 
 
+@each_cell
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_in_one_call_are_those_one_by_one(cell, nonlinearity, dtype):
+    """As a GPU takes them, where nothing lies between layers."""
+    model = make(cell, nonlinearity, layers=3)
+    model.compute_dtype = dtype
+    assert model.in_one_call
+    x = torch.randn(B, T, E, generator=torch.Generator().manual_seed(3)).to(dtype)
+    states, told = some_carry(model), []
+    if (
+        dtype == torch.bfloat16
+        and cell == "lstm"
+        and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    ):
+        pytest.skip("torch's LSTM in bf16 is for CPUs with AVX-512")
+    for calls in ([list(model.layers)], [[layer] for layer in model.layers]):
+        model.zero_grad()
+        out, carry = x, []
+        for layers in calls:
+            at = slice(len(carry), len(carry) + len(layers))
+            out, new = model._recur(layers, out, tuple(c[at].contiguous() for c in states))
+            carry.extend(zip(*(c.unbind() for c in new), strict=True))
+        (out.float().square().sum() + sum(c.float().sum() for layer in carry for c in layer)).backward()
+        told.append([out, *sum(carry, ()), *(p.grad for p in model.layers.parameters())])
+    for ours, theirs in zip(*told, strict=True):
+        wide = 1e-5 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(ours, theirs, rtol=wide, atol=wide * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    "between", [{"dropout": 0.1}, {"weight_drop": 0.1}, {"norm": "rms"}, {"residual": True}, {"layers": 1}]
+)
+def test_layers_with_something_between_them_are_not_one_call(between):
+    assert make().in_one_call and not make(**between).in_one_call
+
+
 # files
 
 

@@ -1,10 +1,9 @@
 """The step that a GPU records, run from its fixed tensors on a CPU: the same training, to the bit."""
 
 import pytest
-from helpers import assert_same_state, changed, charlm, losses, small
+from helpers import ROOT, assert_same_state, changed, charlm, config_file, launched, losses, small
 
 from charlm.checkpoint import steps_of
-from charlm.config import CharlmError
 from charlm.lanes import Position
 from charlm.parts import Parts, threads_for
 from charlm.train import train
@@ -87,8 +86,9 @@ def test_the_threads_are_as_before_when_training_is_over(tmp_path, monkeypatch):
     assert ran.returncode == 1 and "train.threads=0: must be 1 or more" in ran.stderr
 
 
-def test_what_cannot_be_recorded_is_refused(tmp_path, monkeypatch):
-    parts = Parts(changed(small(tmp_path / "run", **OPTIONS), train={"cuda_graph": True}))
-    parts.world = 2
-    with pytest.raises(CharlmError, match=r"train\.cuda_graph=True: is for one process"):
-        parts.set_up(print)
+def test_what_cannot_be_recorded_is_refused(tmp_path):
+    config = changed(small(tmp_path / "run", **OPTIONS), train={"cuda_graph": True})
+    words = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = ROOT / "scripts" / "train.py"
+    with pytest.raises(AssertionError, match=r"train\.cuda_graph=True: is for one process"):
+        launched(words, script, "--config", config_file(config))
