@@ -1,4 +1,4 @@
-"""What to expect of training on GPUs: computed from a few figures and assumptions, not measured.
+"""What to expect of training on GPUs: computed from a few measured figures and assumptions.
 
 A step takes as long as its matrix products, or as its recurrence, which cannot go faster than the recurrent
 weights are read once per character and pass, whichever is longer; then the gradients are averaged. They all
@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from charlm.config import Config, load_config
 
-PEAK = 790e12  # FLOP/s: bf16 matrix products as measured on an H200
-USED = 0.6  # share of it that training reaches: charlm's target, an assumption
+PEAK = 790e12  # FLOP/s: bf16 matrix products as measured on an H100, and on an H200
+USED = 0.57  # share of it that training reached on an H100: 3 × LSTM 2048, 1,024 lanes × 256
 MEMORY = 4.8e12  # bytes/s of an H200, by its data sheet
-LAUNCH = 3e-6  # seconds that a step of the recurrence takes at least
+LAUNCH = 7e-6  # seconds that a step of a small recurrence took on an H100, each way
 GPUS = (1, 8, 64)
 NODE = 8  # GPUs
 WITHIN, BETWEEN = 300e9, 40e9  # bytes/s of an all-reduce on each GPU, in a node and across nodes: assumptions
 LANES = 512  # per GPU, where the batch is not the config's
 
 ASSUMED = (
-    f"computed, not measured: {PEAK / 1e12:.0f} TFLOP/s (bf16 products on an H200), {USED:.0%} of it used, "
+    f"computed, not measured: {PEAK / 1e12:.0f} TFLOP/s (bf16 products on an H100), {USED:.0%} of it used, "
     f"{MEMORY / 1e12:g} TB/s of memory,\n{LAUNCH * 1e6:g} µs per step of the recurrence, gradients in fp32 "
     f"at {WITHIN / 1e9:.0f} GB/s in a node of {NODE} GPUs, {BETWEEN / 1e9:.0f} GB/s across nodes"
 )

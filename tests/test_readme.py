@@ -52,6 +52,8 @@ OWN = "charlm train --run_dir runs/mine --data.source text --data.data_files 'bo
 LONGER = (
     "charlm train --config shakespeare --train.steps 8800 --model.output_dropout 0.3 --optim.average 0.998"
 )
+BEST = "charlm train --config shakespeare-best --train.precision bf16"
+EXCERPT = "charlm train --config enwik8-4mb --train.precision bf16"
 HERE = {
     "charlm train --help": Short(told="--model.hidden_size"),
     "charlm hello": Short(
@@ -68,7 +70,9 @@ HERE = {
     "charlm train --config shakespeare": Short(f"{TINY} {FILES} --sample.prompt the", "done: 2 steps"),
     LONGER: Short(f"{TINY} {FILES} --sample.prompt the --run_dir runs/longer", "done: 2 steps"),
     "charlm train --config shakespeare-best": Short(f"{TINY} {FILES} --sample.prompt the", "done: 2 steps"),
+    BEST: Short(f"{TINY} {FILES} --sample.prompt the --run_dir runs/best", "done: 2 steps"),
     "charlm train --config enwik8-4mb": Short(f"{TINY} {HELD} --data.data_files FILE", "done: 2 steps"),
+    EXCERPT: Short(f"{TINY} {HELD} --data.data_files FILE --run_dir runs/excerpt", "done: 2 steps"),
     "charlm train --config text8": Short(f"{TINY} {HELD} --data.data_files FILE", "done: 2 steps"),
     OWN: Short(f"{TINY} {HELD} --run_dir runs/own", "done: 2 steps"),
     "charlm completion bash": Short(told="complete -o default"),
@@ -97,6 +101,7 @@ BENCH_SCALING = "test_bench.py::test_scaling_measures_one_process_and_two"
 BENCH_TRAIN = "test_bench.py::test_train_gives_a_row_for_every_size_and_a_table"
 LAUNCHED = "test_ranks.py::test_accelerate_launch_from_the_folder_of_the_script"
 SMOKE = "test_slurm.py::test_hello_says_that_the_cluster_is_set_up_right"
+BENCH = "python scripts/bench.py"
 NODES = "test_slurm.py::test_two_nodes_train_as_one_process_does"
 REQUEUED = "test_slurm.py::test_usr1_saves_requeues_and_resumes_until_done"
 THERE = {
@@ -109,6 +114,10 @@ THERE = {
     "python scripts/bench.py prepare [FILE]": ("minutes", BENCH_PREPARE),
     "python scripts/bench.py prepare --runs 3": ("minutes", BENCH_PREPARE),
     "python scripts/bench.py train --cells lstm gru": ("minutes", BENCH_TRAIN),
+    f"{BENCH} train --sizes 256x16x64 512x64x64 1024x128x128 --rounds 5": ("a GPU", BENCH_TRAIN),
+    f"{BENCH} train --layers 2 --sizes 512x128x128 2048x512x128 --rounds 3": ("a GPU", BENCH_TRAIN),
+    f"{BENCH} sample --sizes 512x1 2048x1 2048x64 --length 400 --rounds 3": ("a GPU", BENCH_SAMPLE),
+    f"{BENCH} evaluate --sizes 512x32 2048x256 --rounds 3": ("a GPU", BENCH_EVALUATE),
     "python scripts/bench.py evaluate --cells lstm gru": ("minutes", BENCH_EVALUATE),
     "python scripts/bench.py sample --cells lstm gru": ("minutes", BENCH_SAMPLE),
     "python scripts/bench.py scaling": ("minutes", BENCH_SCALING),
