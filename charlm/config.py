@@ -226,6 +226,12 @@ class ModelConfig:
     forget_bias: float = 1.0
     """Bias that the forget gates of an lstm start with; torch's own start would be near 0."""
 
+    @property
+    def in_one_call(self) -> bool:
+        """Layers with nothing between them can be one call: cuDNN works on several at a time then."""
+        between = self.norm != "none" or self.residual or self.dropout or self.weight_drop
+        return self.num_layers > 1 and not between
+
     def __post_init__(self):
         _choices("model", self)
         _at_least("model", self, embedding_size=0, hidden_size=1, num_layers=1)
@@ -312,8 +318,8 @@ class TrainConfig:
     """In which several GPUs average their gradients: bf16 sends half as much over a slow network between
     nodes, at 8 bits of precision. Processes on CPUs average in fp32, and say so."""
     cuda_graph: bool | None = None
-    """Record a step once and replay it: for one process on a GPU, and not for fp16. A small model's kernels
-    run shorter than it takes to launch them one by one. null: where it can be done."""
+    """Record a step once and replay it: for one process without a launcher, on a GPU, and not for fp16. A
+    small model's kernels run shorter than it takes to launch them one by one. null: where it can be done."""
     threads: int | None = None
     """Threads of a process on a CPU; null: as many as the lanes and units of a step keep busy, at most all
     that torch would use (one per core, or OMP_NUM_THREADS)."""

@@ -20,6 +20,7 @@ from charlm.checkpoint import steps_of
 from charlm.config import CharlmError, Config
 from charlm.corpus import folder_of
 from charlm.lanes import Position
+from charlm.memory import kept
 from charlm.metrics import peak_memory
 from charlm.optim import learning_rate, set_learning_rate
 from charlm.parts import Parts, threads_for
@@ -58,11 +59,13 @@ class Doctor:
         if self.corpus():
             try:
                 self.parts.set_up(lambda text: self.tell("note", text))
-                self.steps()
+                with kept(self.parts.accelerator.device):
+                    self.steps()
             except CharlmError as error:
                 self.tell("config", str(error), ok=False)
             except torch.OutOfMemoryError as error:
                 mend = "lower train.batch_size or train.bptt, or raise train.accumulate"
+                mend += " (or train.cuda_graph=false)" if self.parts.records else ""
                 self.tell("memory", f"{str(error).splitlines()[0]} {mend}", ok=False)
         self.modes()
         self.failed = list(dict.fromkeys(gather_object(self.failed)))
@@ -193,14 +196,15 @@ class Doctor:
 def cudnn_kernels(config: Config, lanes: int) -> list[str]:
     """Which of cuDNN's recurrent kernels PyTorch asks for, layer by layer, with so many lanes at once.
 
-    From the rules in PyTorch's ATen/native/cudnn/RNN.cpp, for GPUs of compute 7.0 and later and one layer
-    per call. SMALL_H in brackets: in the forward pass only.
+    From the rules in PyTorch's ATen/native/cudnn/RNN.cpp, for GPUs of compute 7.0 and later. SMALL_H in
+    brackets: in the forward pass only.
     """
     model, half = config.model, config.train.precision == "fp16"
     hidden, kernels = model.hidden_size, []
     for layer in range(model.num_layers):
         width = (model.embedding_size or 1) if layer == 0 else hidden  # one-hot: seldom a multiple of 128
         fits = hidden <= 1024 and hidden % 128 == 0 and width % 128 == 0 and lanes % 8 == 0 and lanes <= 128
+        fits = fits and not model.in_one_call
         if half and fits and model.cell != "gru":
             kernels.append("PERSIST_STATIC")
         elif model.cell != "rnn" and hidden <= 192:

@@ -54,11 +54,10 @@ def evaluate_dynamic(
 
 def adapting(model: CharLM, ids: np.ndarray, rate: float, decay: float) -> Iterator[np.ndarray]:
     """What the predictions of each window cost: float32[WINDOW] in nats, the last one perhaps shorter."""
-    adapted = copy.deepcopy(model).eval()
+    adapted = copy.deepcopy(model).eval().to(model.device)  # which lays the copied weights out for cuDNN
     for module in adapted.modules():
         if isinstance(module, nn.RNNBase):
             module.train()  # cuDNN has a backward in training mode only; dropout lies outside of these layers
-            module.flatten_parameters()
     weights = list(adapted.parameters())
     trained = [p.detach().clone() for p in weights]
     step = torch.optim.Adam(

@@ -13,6 +13,8 @@ from charlm.model import Carry, CharLM
 from charlm.recorded import record
 from charlm.vocab import Vocab
 
+WORTH_RECORDING = 10  # symbols: a recording takes as long as about so many of them
+
 
 def generate_ids(
     model: CharLM, vocab: Vocab, config: SampleConfig, num_samples: int = 1
@@ -35,8 +37,10 @@ def generate_ids(
         logits, carry = _read(model, vocab, config.prompt)
         logits = logits.expand(num_samples, -1)  # all samples read the same prompt
         carry = tuple(c.expand(-1, num_samples, -1).contiguous() for c in carry)
-        on_gpu = model.device.type == "cuda"
-        stepper = (Stepper if steppable(model) else _RecordedStep if on_gpu else _PlainStep)(model, carry)
+        kind = Stepper if steppable(model) else _PlainStep
+        if model.device.type == "cuda" and config.length > WORTH_RECORDING:
+            kind = _RecordedStep
+        stepper = kind(model, carry)
         ids = draw(_on_cpu(logits))
         yield ids.tolist()
         for _ in range(config.length - 1):

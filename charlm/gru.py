@@ -56,7 +56,7 @@ class _Window(torch.autograd.Function):
         torch.mul(at_n, r, out=of_a)
         torch.mul(of_a, a_n * (1 - r), out=of_r)
         torch.mul(z * (1 - z), states[:-1] - n, out=of_z)
-        g = grad_out.transpose(0, 1).contiguous()  # becomes the gradient at every h'
+        g = grad_out.transpose(0, 1).clone(memory_format=torch.contiguous_format)  # becomes that at every h'
         views = zip(
             g.unbind(),
             z.unbind(),

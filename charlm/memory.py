@@ -1,4 +1,4 @@
-"""Freed memory stays with the process while it trains on a CPU.
+"""Freed memory stays with the process while it trains or evaluates on a CPU.
 
 A step frees what the next one asks for again. glibc's malloc gives large blocks back to the system at once,
 which clears every page of them before it gives them again: an LSTM of 512 units with 64 lanes × 64 characters

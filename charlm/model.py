@@ -81,9 +81,7 @@ class CharLM(nn.Module):
                 with torch.no_grad():  # gates lie in the order input, forget, cell, output
                     layer.bias_ih_l0[H : 2 * H] = config.forget_bias
                     layer.bias_hh_l0[H : 2 * H] = 0
-        # Layers with nothing between them can be one call: cuDNN works on several at a time then.
-        self.in_one_call = config.num_layers > 1 and config.norm == "none" and not config.residual
-        self.in_one_call &= not config.dropout and not config.weight_drop
+        self.in_one_call = config.in_one_call
         if config.tie_weights:
             nn.init.normal_(self.input.weight, std=H**-0.5)  # N(0, 1) would start with huge logits
             self.output.weight = self.input.weight
@@ -95,9 +93,10 @@ class CharLM(nn.Module):
     def _apply(self, fn, recurse: bool = True) -> CharLM:
         """Move or convert: as cuDNN wants the weights of one call, which is one buffer."""
         super()._apply(fn, recurse)
-        if self.in_one_call and self.device.type == "cuda":
+        weights = [w for layer in self.layers for w in layer._flat_weights]
+        flat = torch.backends.cudnn.is_acceptable(weights[0]) and torch._use_cudnn_rnn_flatten_weight()
+        if self.in_one_call and flat:
             first, size = self.layers[0], self.config.hidden_size
-            weights = [w for layer in self.layers for w in layer._flat_weights]
             mode = rnn.get_cudnn_mode(first.mode)
             with torch.no_grad(), torch.cuda.device_of(weights[0]):
                 torch._cudnn_rnn_flatten_weight(
@@ -178,7 +177,7 @@ class CharLM(nn.Module):
             return out, new if isinstance(new, tuple) else (new,)
         state = tuple(s.to(x.dtype) for s in state)
         kernel = getattr(torch._VF, first.mode.lower())
-        options = (True, len(layers), 0.0, self.training, False, True)
+        options = (True, len(layers), 0.0, first.training, False, True)
         out, *new = kernel(x, state if len(state) == 2 else state[0], weights, *options)
         return out, tuple(new)
 

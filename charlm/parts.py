@@ -66,7 +66,9 @@ class Parts:
         self.recorded: Recorded | None = None  # the step, with train.cuda_graph
         alone = accelerator.distributed_type == DistributedType.NO and accelerator.scaler is None
         if config.train.cuda_graph and not alone:
-            raise CharlmError("train.cuda_graph=True: is for one process, and not for train.precision=fp16")
+            raise CharlmError(
+                "train.cuda_graph=True: is for one process without a launcher, and not for fp16; leave it out"
+            )
         self.records = config.train.cuda_graph
         if self.records is None:
             self.records = alone and accelerator.device.type == "cuda"

@@ -51,15 +51,18 @@ def record(run: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGr
 
     run works on tensors that stay where they are, and may not wait for the GPU. It runs a few times first.
     """
-    random = torch.cuda.get_rng_state(device)
-    beside = torch.cuda.Stream(device)
-    beside.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(beside):
-        for _ in range(WARM_UP):
+    with torch.cuda.device(device):
+        random = torch.cuda.get_rng_state(device)
+        beside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(WARM_UP):
+                run()
+        torch.cuda.current_stream().wait_stream(beside)
+        # By default torch records on a stream of the GPU it recorded on first, and forbids other threads (one
+        # reads the next window) what would only be wrong in this one.
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
             run()
-    torch.cuda.current_stream(device).wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    torch.cuda.set_rng_state(random, device)
+        torch.cuda.empty_cache()  # of the first runs
+        torch.cuda.set_rng_state(random, device)
     return graph

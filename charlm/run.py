@@ -270,9 +270,10 @@ class Run(Parts):
         if isinstance(error, OSError) and error.errno in _DISK:
             raise CharlmError(f"{self.dir}: cannot be written ({error.strerror}); {safe}") from error
         if isinstance(error, RuntimeError) and re.search(_MEMORY, str(error)):
+            plain = "or set train.cuda_graph=false, " if self.records else ""
             raise CharlmError(
                 f"{str(error).strip().splitlines()[0]} Raise train.accumulate: the same training in slices; "
-                f"or lower train.batch_size, train.bptt or model.hidden_size; {safe}"
+                f"{plain}or lower train.batch_size, train.bptt or model.hidden_size; {safe}"
             ) from error
         if isinstance(error, RuntimeError) and self.world > 1 and re.search(_LOST, str(error)):
             raise CharlmError(

@@ -101,7 +101,8 @@ class Trained(NamedTuple):
 def load(run: str | Path, device: str | torch.device | None = None) -> Trained:
     """Open a run directory (its best weights so far), a model/ folder, or a model on the Hub, 'user/name'.
 
-    device: such as 'cpu' or 'cuda:1'; None takes a GPU if there is one. The model is in evaluation mode.
+    device: such as 'cpu' or 'cuda:1'; None takes a GPU if there is one, which multiplies in true float32 from
+    here on (torch's own choice for recurrent layers is tf32). The model is in evaluation mode.
     Raises CharlmError when there is no model, or no such device.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -116,8 +117,8 @@ def open_trained(where: str, device: str | torch.device) -> tuple[CharLM, Vocab,
     """(model, vocabulary, config of the run) of a run directory, a model folder or a hub id.
 
     Of a run directory these are the best weights so far (model/), or those of the newest checkpoint when no
-    evaluation has chosen any. The config is the default one for a model without a run around it. A GPU
-    multiplies in true float32 from here on. Raises CharlmError when there is no model.
+    evaluation has chosen any. The config is the default one for a model without a run around it.
+    Raises CharlmError when there is no model.
     """
     if torch.device(device).type == "cuda":
         arithmetic("ieee")

@@ -20,7 +20,7 @@ LANES = 512  # per GPU, where the batch is not the config's
 
 ASSUMED = (
     f"computed, not measured: {PEAK / 1e12:.0f} TFLOP/s (bf16 products on an H100), {USED:.0%} of it used, "
-    f"{MEMORY / 1e12:g} TB/s of memory,\n{LAUNCH * 1e6:g} µs per step of the recurrence, gradients in fp32 "
+    f"{MEMORY / 1e12:g} TB/s of memory,\n{LAUNCH * 1e6:g} µs per step of a recurrence, gradients in fp32 "
     f"at {WITHIN / 1e9:.0f} GB/s in a node of {NODE} GPUs, {BETWEEN / 1e9:.0f} GB/s across nodes"
 )
 

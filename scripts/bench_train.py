@@ -244,9 +244,12 @@ def train_row(cell: str, layers: int, hidden: int, lanes: int, bptt: int, args, 
         with threads(own):
             return alone(steps)
 
-    def of_textbook() -> float:  # within train(), which keeps freed memory
+    def of_textbook() -> float:  # within train(), which keeps freed memory on a CPU
+        if ids.is_cuda:
+            return textbook_steps(textbook, plain, ids, bptt, steps)
         keep(False)
         try:
+            textbook_steps(textbook, plain, ids, bptt, 1)  # the heap finds its size
             return textbook_steps(textbook, plain, ids, bptt, steps)
         finally:
             keep(True)

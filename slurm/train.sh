@@ -43,7 +43,7 @@ hold=(env "--block-signal=USR1,TERM")
 # shellcheck disable=SC2016
 srun --kill-on-bad-exit=1 --gpu-bind=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${hold[@]}" bash -c '
   [ "$0" = held ] || trap "" USR1 TERM
-  export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+  [ "$SLURM_NTASKS" = 1 ] || export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
   exec charlm train "$@"' "${hold:+held}" "$@" &
 srun=$!
 while kill -0 "$srun" 2>/dev/null; do wait "$srun"; done # a signal interrupts the wait

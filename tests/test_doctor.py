@@ -98,9 +98,15 @@ def test_precision_on_a_cpu_is_told_as_it_is(config):
 @pytest.mark.parametrize(
     ("model", "precision", "lanes", "kernels"),
     [
-        ({"hidden_size": 1024, "embedding_size": 128, "num_layers": 2}, "fp16", 64, ["PERSIST_STATIC"] * 2),
+        ({"hidden_size": 1024, "embedding_size": 128, "num_layers": 2}, "fp16", 64, ["STANDARD"] * 2),
         (
-            {"hidden_size": 1024, "embedding_size": 64, "num_layers": 2},
+            {"hidden_size": 1024, "embedding_size": 128, "num_layers": 2, "dropout": 0.1},
+            "fp16",
+            64,
+            ["PERSIST_STATIC"] * 2,
+        ),
+        (
+            {"hidden_size": 1024, "embedding_size": 64, "num_layers": 2, "dropout": 0.1},
             "fp16",
             64,
             ["STANDARD", "PERSIST_STATIC"],

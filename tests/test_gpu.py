@@ -155,6 +155,17 @@ def test_between_lines_of_the_log_a_step_waits_for_nothing(tmp_path, cuda_graph)
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_a_step_is_recorded_while_windows_are_read_on_the_host(tmp_path, monkeypatch):
+    told = []
+    for name in ("there", "ahead"):
+        config = run(tmp_path, name)
+        train(config, quiet=True)
+        told.append(losses(config.run_dir))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    for (step, ours), (_, theirs) in zip(*told, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4), step
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 def test_a_gpu_draws_what_a_cpu_does(cell):
     vocab = Vocab("abcdefg\n", unknown="error")
@@ -243,12 +254,13 @@ def test_gradients_are_sent_in_the_dtype_asked_for(tmp_path, gradients):
         dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-def test_dynamic_evaluation_and_by_context_are_those_of_the_cpu(cell):
+def test_dynamic_evaluation_and_by_context_are_those_of_the_cpu(cell, dropout):
     """cuDNN has a backward in training mode only."""
     vocab = Vocab("abcdefg", unknown="error")
     torch.manual_seed(0)
-    config = ModelConfig(cell=cell, embedding_size=8, hidden_size=16, num_layers=2, dropout=0.5)
+    config = ModelConfig(cell=cell, embedding_size=8, hidden_size=16, num_layers=2, dropout=dropout)
     model, ids = CharLM(config, len(vocab)), vocab.encode("abcdefgfeadbc" * 40)
     told, rows = [], []
     for device in ("cpu", "cuda"):

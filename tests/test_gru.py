@@ -44,6 +44,16 @@ def test_values_and_every_gradient_equal_nn_gru(dtype, atol, lanes, steps):
         torch.testing.assert_close(a, b, rtol=0, atol=atol * max(1, b.abs().max().item()))
 
 
+def test_the_gradient_that_comes_in_is_left_as_it_was():
+    """It may be another layer's too, and lies time first, as the window does."""
+    layer, x, h = layer_and_input(torch.float64)
+    out, last = gru_window(layer, x, h)
+    g = torch.randn(T, B, H, dtype=torch.float64).transpose(0, 1)
+    before = g.clone()
+    torch.autograd.grad((out, last), (x, h), (g, torch.randn_like(last)))
+    assert torch.equal(g, before)
+
+
 def test_gradcheck():
     layer, x, h = layer_and_input(torch.float64)
 

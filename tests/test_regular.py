@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import losses, small
 
 from charlm.config import CharlmError, ModelConfig
@@ -113,6 +114,25 @@ def test_ar_and_tar_are_in_the_gradient_and_not_in_the_loss(ar, tar):
 
 
 # between the layers
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_gradients_through_layers_that_are_added_to_what_they_read(cell):
+    model = tiny(cell=cell, residual=True, embedding_size=6, num_layers=3)
+    told = []
+    for by_hand in (False, True):
+        model.zero_grad()
+        if by_hand:
+            x = model.input(IDS)
+            for layer in model.layers:
+                x = layer(x)[0] + x
+            loss = F.cross_entropy(model.output(x).flatten(0, 1), IDS.flip(0).flatten())
+        else:
+            loss, _ = model(IDS, None, IDS.flip(0))
+        loss.backward()
+        told.append([loss.detach(), *(p.grad for p in model.parameters())])
+    for ours, theirs in zip(*told, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("residual", [False, True])
