@@ -94,7 +94,7 @@ def _show_shapes(config: Config, vocab: Vocab, x: torch.Tensor) -> None:
         return ", ".join(str(list(t.shape)) if torch.is_tensor(t) else shape(t) for t in tensors)
 
     print(f"ids       {list(x.shape)}  (lanes, window)")
-    stages = (("one-hot", model.input), ("recurrent", model.layers[0]), ("logits", model.output))
+    stages = (("one-hot", model.input_dropout), ("recurrent", model.layers[0]), ("logits", model.output))
     for name, module in stages:
         module.register_forward_hook(lambda _, __, out, name=name: print(f"{name:<9} {shape(out)}"))
     with torch.no_grad():
