@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reaso
 ONE = ("--nodes=1", "--gpus-per-node=1", "--ntasks-per-node=1", "--cpus-per-task=1")
 TWO = ("--nodes=2", *ONE[1:])
 # Long enough to be interrupted; a step takes about a millisecond.
-LONG = {"model": {"hidden_size": 48}, "train": {"steps": 100_000, "bptt": 24}, "log": {"every": 100}}
+LONG = {"model": {"hidden_size": 48}, "train": {"steps": 10_000_000, "bptt": 24}, "log": {"every": 100}}
 
 
 @pytest.fixture(scope="module")
