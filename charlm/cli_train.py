@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from dataclasses import asdict
 
 from charlm.config import parse
@@ -15,13 +16,19 @@ ABOUT = "Beside the fields of a config: --json prints how it ended, as JSON, ins
 
 def run(argv: list[str]) -> None:
     """charlm train."""
-    with Stop() as stop:  # before torch is imported: a signal in the seconds that takes ends nothing either
+    with ExitStack() as listening:
+        # Before torch is imported: a signal in the seconds that takes ends nothing either.
+        stop = listening.enter_context(Stop())
         parser = Words("charlm train", add_help=False)
         parser.add_argument("--json", action="store_true")
         args, words = parser.parse_known_args(argv)
         config = parse(words, "charlm train", description=ABOUT)
         from charlm.train import train
 
-        summary = train(config, stop=stop, quiet=args.json)
+        try:
+            summary = train(config, stop=stop, quiet=args.json)
+        except Exception:
+            listening.pop_all()  # go on listening: slurm ends the others of a crash, which are to say why
+            raise
     if args.json and os.environ.get("RANK", "0") == "0":
         print(json.dumps(asdict(summary), default=str, ensure_ascii=False))

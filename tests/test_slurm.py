@@ -70,7 +70,7 @@ class Desk:
 
         def seen() -> bool:
             state = self.cluster.state(job)
-            assert state in ("PENDING", "RUNNING", "COMPLETING"), f"{state}\n{self.log(job)}"
+            assert state in ("PENDING", "RUNNING", "SIGNALING", "COMPLETING"), f"{state}\n{self.log(job)}"
             return condition()
 
         self.cluster.until(seen, seconds)
