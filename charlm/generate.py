@@ -13,7 +13,7 @@ from charlm.model import Carry, CharLM
 from charlm.recorded import record
 from charlm.vocab import Vocab
 
-WORTH_RECORDING = 10  # symbols: a recording takes as long as about so many of them
+WORTH_RECORDING = 10  # symbols: a recording runs the step four times, and has to pay
 
 
 def generate_ids(

@@ -81,7 +81,6 @@ class CharLM(nn.Module):
                 with torch.no_grad():  # gates lie in the order input, forget, cell, output
                     layer.bias_ih_l0[H : 2 * H] = config.forget_bias
                     layer.bias_hh_l0[H : 2 * H] = 0
-        self.in_one_call = config.in_one_call
         if config.tie_weights:
             nn.init.normal_(self.input.weight, std=H**-0.5)  # N(0, 1) would start with huge logits
             self.output.weight = self.input.weight
@@ -95,7 +94,7 @@ class CharLM(nn.Module):
         super()._apply(fn, recurse)
         weights = [w for layer in self.layers for w in layer._flat_weights]
         flat = torch.backends.cudnn.is_acceptable(weights[0]) and torch._use_cudnn_rnn_flatten_weight()
-        if self.in_one_call and flat:
+        if self.config.in_one_call and flat:
             first, size = self.layers[0], self.config.hidden_size
             mode = rnn.get_cudnn_mode(first.mode)
             with torch.no_grad(), torch.cuda.device_of(weights[0]):
@@ -125,7 +124,7 @@ class CharLM(nn.Module):
         x = self.input(ids.t()).transpose(0, 1)  # [B, T, E]
         x = self.input_dropout(x.to(self.compute_dtype))
         states, calls = [], [[layer] for layer in self.layers]
-        if self.in_one_call and x.is_cuda:
+        if self.config.in_one_call and x.is_cuda:
             calls = [list(self.layers)]
         for layers in calls:
             i = len(states)

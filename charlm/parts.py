@@ -49,6 +49,12 @@ class Parts:
         )
         self.main = self.accelerator.is_main_process
         self.world = self.accelerator.num_processes
+        alone = self.accelerator.distributed_type == DistributedType.NO
+        self.recordable = alone and self.accelerator.scaler is None
+        self.records = config.train.cuda_graph  # are steps recorded?
+        if self.records is None:
+            self.records = self.recordable and cuda
+        self.recorded: Recorded | None = None  # the step, from the first one on
 
     def set_up(self, say: Callable[[str], None]) -> None:
         """Build all but the accelerator. say: tells a line to people."""
@@ -63,15 +69,10 @@ class Parts:
             seed=config.train.seed,
             device=accelerator.device,
         )
-        self.recorded: Recorded | None = None  # the step, with train.cuda_graph
-        alone = accelerator.distributed_type == DistributedType.NO and accelerator.scaler is None
-        if config.train.cuda_graph and not alone:
+        if config.train.cuda_graph and not self.recordable:
             raise CharlmError(
                 "train.cuda_graph=True: is for one process without a launcher, and not for fp16; leave it out"
             )
-        self.records = config.train.cuda_graph
-        if self.records is None:
-            self.records = alone and accelerator.device.type == "cuda"
         self.slices = config.train.accumulate  # that the lanes of this rank are worked off in
         torch.manual_seed(config.train.seed)
         self.model = CharLM(config.model, len(self.corpus.vocab))

@@ -425,7 +425,7 @@ def test_layers_in_one_call_are_those_one_by_one(cell, nonlinearity, dtype):
     """As a GPU takes them, where nothing lies between layers."""
     model = make(cell, nonlinearity, layers=3)
     model.compute_dtype = dtype
-    assert model.in_one_call
+    assert model.config.in_one_call
     x = torch.randn(B, T, E, generator=torch.Generator().manual_seed(3)).to(dtype)
     states, told = some_carry(model), []
     if (
@@ -452,7 +452,7 @@ def test_layers_in_one_call_are_those_one_by_one(cell, nonlinearity, dtype):
     "between", [{"dropout": 0.1}, {"weight_drop": 0.1}, {"norm": "rms"}, {"residual": True}, {"layers": 1}]
 )
 def test_layers_with_something_between_them_are_not_one_call(between):
-    assert make().in_one_call and not make(**between).in_one_call
+    assert make().config.in_one_call and not make(**between).config.in_one_call
 
 
 # files

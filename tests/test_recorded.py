@@ -4,6 +4,7 @@ import pytest
 from helpers import ROOT, assert_same_state, changed, charlm, config_file, launched, losses, small
 
 from charlm.checkpoint import steps_of
+from charlm.config import CharlmError
 from charlm.lanes import Position
 from charlm.parts import Parts, threads_for
 from charlm.train import train
@@ -92,3 +93,12 @@ def test_what_cannot_be_recorded_is_refused(tmp_path):
     script = ROOT / "scripts" / "train.py"
     with pytest.raises(AssertionError, match=r"train\.cuda_graph=True: is for one process"):
         launched(words, script, "--config", config_file(config))
+
+
+def test_memory_that_ends_before_there_is_a_step_is_told_too(tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 5 GiB.")
+
+    monkeypatch.setattr("charlm.parts.Lanes", full)
+    with pytest.raises(CharlmError, match=r"Tried to allocate 5 GiB.*train\.accumulate"):
+        train(small(tmp_path / "run"), quiet=True)
