@@ -5,39 +5,41 @@ The public names load on first use, so that `charlm --help` never waits for torc
     import charlm
     charlm.load("runs/stdlib").generate(prompt="import ")
     from charlm import CharLM, Config, Corpus, Lanes, Vocab, load_config, prepare
-    from charlm.train import train  # likewise charlm.evaluate.evaluate, charlm.generate.generate
+    from charlm.training.loop import train
+    from charlm.evaluation.evaluate import evaluate
+    from charlm.sampling.generate import generate
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the same names, for editors and type checkers
-    from charlm.config import CharlmError as CharlmError
-    from charlm.config import Config as Config
-    from charlm.config import load_config as load_config
-    from charlm.corpus import Corpus as Corpus
-    from charlm.lanes import Lanes as Lanes
-    from charlm.model import CharLM as CharLM
-    from charlm.prepared import prepare as prepare
-    from charlm.scoring import Score as Score
-    from charlm.trained import Trained as Trained
-    from charlm.trained import load as load
-    from charlm.vocab import Vocab as Vocab
+    from charlm.config.fields import Config as Config
+    from charlm.config.parse import load_config as load_config
+    from charlm.corpus.prepared import Corpus as Corpus
+    from charlm.corpus.prepared import prepare as prepare
+    from charlm.corpus.vocabulary import Vocab as Vocab
+    from charlm.errors import CharlmError as CharlmError
+    from charlm.evaluation.surprisal import Score as Score
+    from charlm.model.char_lm import CharLM as CharLM
+    from charlm.training.lanes import Lanes as Lanes
+    from charlm.training.trained import Trained as Trained
+    from charlm.training.trained import load as load
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "CharLM": "model",
-    "CharlmError": "config",
-    "Config": "config",
-    "Corpus": "corpus",
-    "Lanes": "lanes",
-    "Score": "scoring",
-    "Trained": "trained",
-    "Vocab": "vocab",
-    "load": "trained",
-    "load_config": "config",
-    "prepare": "prepared",
+    "CharLM": "model.char_lm",
+    "CharlmError": "errors",
+    "Config": "config.fields",
+    "Corpus": "corpus.prepared",
+    "Lanes": "training.lanes",
+    "Score": "evaluation.surprisal",
+    "Trained": "training.trained",
+    "Vocab": "corpus.vocabulary",
+    "load": "training.trained",
+    "load_config": "config.parse",
+    "prepare": "corpus.prepared",
 }
 __all__ = sorted(_HOME)
 

@@ -1,5 +1,5 @@
 """python -m charlm: the same as the console command."""
 
-from charlm.cli import main
+from charlm.commands.cli import main
 
 main()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from pathlib import Path
 
 COMMANDS = ("prepare", "train", "evaluate", "sample", "scaling")
 
@@ -24,7 +25,8 @@ def main(words: list[str]) -> None:
         return
     if not words or words[0] not in COMMANDS:
         sys.exit(f"bench.py {' '.join(words[:1])}: name one of the commands {', '.join(COMMANDS)}")
-    import_module(f"bench_{words[0]}").main(words[1:])
+    sys.path.insert(0, str(Path(__file__).parent / "bench"))
+    import_module(words[0]).main(words[1:])
 
 
 if __name__ == "__main__":

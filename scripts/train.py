@@ -2,7 +2,7 @@
 
 import sys
 
-from charlm.cli import main
+from charlm.commands.cli import main
 
 if __name__ == "__main__":
     main(["train", *sys.argv[1:]])

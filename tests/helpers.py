@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from charlm.checkpoint import folder_of, load_checkpoint, steps_of
-from charlm.config import Config, from_dict, to_yaml
+from charlm.config.fields import Config
+from charlm.config.parse import from_dict, to_yaml
+from charlm.training.checkpoint import folder_of, load_checkpoint, steps_of
 
 torch.set_num_threads(1)  # models this small are slower on two threads, and far slower on a busy machine
 
@@ -104,8 +105,8 @@ def launched(launcher: list[str], *words, **options) -> str:
 
 RANKS = """
 import os, socket, sys
-from charlm.cli import main
-import charlm.train  # once for all
+from charlm.commands.cli import main
+import charlm.training.loop  # once for all
 
 processes, words, last = int(sys.argv[1]), sys.argv[3:], sys.argv[2].split()
 with socket.create_server(("127.0.0.1", 0)) as free:

@@ -6,15 +6,15 @@ from accelerate.state import AcceleratorState
 from helpers import ROOT, assert_same_state, changed, config_file, launched, losses, newest, small
 
 from charlm import CharLM
-from charlm.casting import arithmetic
-from charlm.config import EvaluateConfig, ModelConfig, SampleConfig
-from charlm.context import by_context
-from charlm.dynamic import evaluate_dynamic
-from charlm.generate import generate, generate_ids
-from charlm.lanes import Lanes, Position
-from charlm.parts import Parts
-from charlm.train import train
-from charlm.vocab import Vocab
+from charlm.config.fields import EvaluateConfig, ModelConfig, SampleConfig
+from charlm.corpus.vocabulary import Vocab
+from charlm.evaluation.by_context import by_context
+from charlm.evaluation.dynamic import evaluate_dynamic
+from charlm.model.device import set_float32_precision
+from charlm.sampling.generate import generate, generate_ids
+from charlm.training.lanes import Lanes, Position
+from charlm.training.loop import train
+from charlm.training.setup import Parts
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,7 +31,7 @@ OPTIONS = {
 def afresh():
     """accelerate keeps the precision of a process's first run, and refuses another; torch keeps tf32."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    arithmetic("ieee")
+    set_float32_precision("ieee")
 
 
 def run(tmp_path, name: str, **train_options):
@@ -230,7 +230,7 @@ def test_gradients_are_sent_in_the_dtype_asked_for(tmp_path, gradients):
     """DistributedDataParallel over NCCL with one process, which averages with itself."""
     import torch.distributed as dist
 
-    from charlm import reduction
+    from charlm.training import distributed as reduction
 
     dist.init_process_group("nccl", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:

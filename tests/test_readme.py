@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 from helpers import ROOT
 
-from charlm.cli import main
+from charlm.commands.cli import main
 
 READMES = [ROOT / "README.md", ROOT / "slurm" / "README.md"]
 PROGRAMS = (

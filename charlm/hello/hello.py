@@ -1,0 +1,104 @@
+"""The classroom's toy, on the same path as Wikipedia: an RNN of 3 units learns "hello" in ten steps.
+
+Seed 123, vocabulary h e l o, input "hell", target "ello", one-hot input, nn.RNN then nn.Linear, Adam with
+learning rate 0.1. The loss shown is the sum over the window of four characters, as in the lecture notebook.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from charlm.config.fields import Config
+from charlm.config.parse import load_config
+from charlm.corpus.prepared import prepare
+from charlm.corpus.vocabulary import Vocab
+from charlm.errors import CharlmError
+from charlm.hello.drawing import Panel, draw, panel
+from charlm.model.char_lm import CharLM
+from charlm.training.lanes import Lanes, Position
+from charlm.training.loop import train
+
+
+def hello(
+    explain: bool = False, debug: bool = False, figure: str | Path | None = None
+) -> list[tuple[str, float]]:
+    """Run configs/hello.yaml, printing a line per step; returns (predicted string, summed loss) of each.
+
+    Nothing is left on the disk but the figure. explain: show vocabulary, one-hot matrix, weights and model
+    first. debug: show the shapes at every stage. figure: an SVG of the model before and after training.
+    """
+    lines: list[tuple[str, float]] = []
+    panels: list[Panel] = []
+    with tempfile.TemporaryDirectory() as folder:
+        config = load_config(
+            "hello", f"run_dir={folder}/run", f"data.dir={folder}/data", "log.wandb=disabled"
+        )
+        corpus = prepare(config)
+        x, y = Lanes(corpus["train"], config.train.batch_size, config.train.bptt).window(Position())
+
+        def watch(step: int, model: CharLM, loss: float) -> None:
+            if step == 0 and explain:
+                _explain(model, corpus.vocab, x)
+            if step == 0:
+                panels.append(panel("before training", model, x, y))
+            with torch.no_grad():
+                predicted = corpus.vocab.decode(model(x)[0].argmax(-1)[0].tolist())
+            lines.append((predicted, loss * x.numel()))
+            print(f"predicted string: {predicted}, epoch: {step + 1}, loss: {lines[-1][1]:.3f}")
+
+        if debug:
+            _show_shapes(config, corpus.vocab, x)
+        summary = train(config, quiet=True, watch=watch)
+        if figure is not None:
+            trained = CharLM.from_pretrained(summary.run_dir / "model")
+            panels.append(panel(f"after {summary.step} steps", trained, x, y))
+            texts = [[corpus.vocab.characters[i] for i in ids[0].tolist()] for ids in (x, y)]
+            _write(Path(figure), draw(panels, *texts, corpus.vocab))
+    return lines
+
+
+def _write(path: Path, svg: str) -> None:
+    try:
+        path.write_text(svg, encoding="utf-8")
+    except OSError as error:
+        raise CharlmError(f"--figure {path}: cannot be written ({error.strerror})") from error
+    print(f"the figure is in {path}")
+
+
+def _explain(model: CharLM, vocab: Vocab, x: torch.Tensor) -> None:
+    print("index ↔ character:", ", ".join(f"{i} ↔ {c}" for i, c in enumerate(vocab.characters)))
+    print(f"input {vocab.decode(x[0].tolist())!r} as indices: {x[0].tolist()}")
+    print("as one-hot rows:")
+    for i, row in zip(x[0].tolist(), model.input(x)[0].int().tolist(), strict=True):
+        print(f"  {vocab.characters[i]}  {row}")
+    layer = model.layers[0]
+    print("weights, as the lecture writes them (torch stores the transpose):")
+    for name, weight in (
+        ("W_xh", layer.weight_ih_l0),
+        ("W_hh", layer.weight_hh_l0),
+        ("W_hy", model.output.weight),
+    ):
+        print(f"  {name} {weight.shape[1]}×{weight.shape[0]}")
+    print(model)
+
+
+def _show_shapes(config: Config, vocab: Vocab, x: torch.Tensor) -> None:
+    """Send one window through a fresh model and print the shape that leaves each stage."""
+    state = torch.get_rng_state()
+    model = CharLM(config.model, len(vocab))
+    torch.set_rng_state(state)
+
+    def shape(out) -> str:
+        tensors = out if isinstance(out, tuple) else (out,)
+        return ", ".join(str(list(t.shape)) if torch.is_tensor(t) else shape(t) for t in tensors)
+
+    print(f"ids       {list(x.shape)}  (lanes, window)")
+    stages = (("one-hot", model.input_dropout), ("recurrent", model.layers[0]), ("logits", model.output))
+    for name, module in stages:
+        module.register_forward_hook(lambda _, __, out, name=name: print(f"{name:<9} {shape(out)}"))
+    with torch.no_grad():
+        _, carry = model(x)
+    print(f"carry     {shape(carry)}  (layers, lanes, hidden)")

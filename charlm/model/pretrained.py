@@ -1,0 +1,118 @@
+"""A model folder: config.json, model.safetensors and vocab.json, written and read."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from charlm.config.fields import ModelConfig
+from charlm.corpus.vocabulary import Vocab
+from charlm.errors import CharlmError
+from charlm.files import replace
+from charlm.model.char_lm import CharLM
+
+FORMAT = {"format": "charlm model", "version": 1}
+FILES = ("config.json", "model.safetensors", "vocab.json")
+
+
+def save_model(model: CharLM, folder: str | Path, vocab: Vocab, **about) -> None:
+    """Write the model for load_model. about: plain values kept in config.json (figures, say)."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    vocab.save(folder / "vocab.json")
+    weights = save(weights_of(model), {"format": "pt"})
+    described = FORMAT | {"vocab_size": model.vocab_size, "model": vars(model.config)} | about
+    described["weights_sha256"] = sha256(weights).hexdigest()
+    replace(folder / "config.json", json.dumps(described, indent=2) + "\n")
+    replace(folder / "model.safetensors", weights)
+
+
+def load_model(name: str | Path, device: str | torch.device = "cpu", **hub) -> CharLM:
+    """Load a folder that save_model wrote (a run's model/), or a model id on the Hugging Face Hub.
+
+    Its vocabulary is model.vocab. The model is in evaluation mode. hub: for snapshot_download.
+    Raises CharlmError for files that are missing, damaged or do not fit each other.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download  # here, because it takes long to import
+
+        try:
+            folder = Path(snapshot_download(str(name), allow_patterns=list(FILES), **hub))
+        except Exception as error:
+            told = " ".join(str(error).split())  # in one line
+            raise CharlmError(f"{name}: neither a folder nor a model that the Hub gives ({told})") from error
+    model = _from_config(folder / "config.json")
+    path = folder / "model.safetensors"
+    try:
+        weights = load_file(path)
+    except Exception as error:
+        raise CharlmError(f"{path}: cannot be read: {error}") from error
+    load_weights(model, weights, path)
+    vocab = Vocab.load(folder)
+    if len(vocab) != model.vocab_size:
+        raise CharlmError(f"{folder}: vocab.json has {len(vocab)} symbols, the model {model.vocab_size}")
+    model.vocab = vocab
+    return model.to(device).eval()
+
+
+def _from_config(path: Path) -> CharLM:
+    """A fresh model of the sizes in a config.json."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if {k: about.get(k) for k in FORMAT} != FORMAT:
+            raise CharlmError("not a model of this version of charlm")
+        return CharLM(ModelConfig(**about["model"]), about["vocab_size"])
+    except Exception as error:
+        raise CharlmError(f"{path}: cannot be read as a model: {error}") from error
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter once, by name, as contiguous copies on the CPU.
+
+    Copies, because cuDNN keeps the weights of a layer as views of one buffer, of which a file of tensors
+    would keep the first only; once, because tied weights have two names.
+    """
+    return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in model.named_parameters()}
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str | Path) -> None:
+    """Copy weights into the parameters of the same names.
+
+    Raises CharlmError, naming the differences, when names or shapes differ.
+    """
+    own = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    theirs = {name: tuple(w.shape) for name, w in weights.items()}
+    if own != theirs:
+        names = [n for n in sorted(own.keys() | theirs.keys()) if own.get(n) != theirs.get(n)]
+        told = "; ".join(f"{n}: the model has {own.get(n)}, the file {theirs.get(n)}" for n in names[:4])
+        raise CharlmError(f"{where}: the weights do not fit the model: {told}")
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(weights[name])
+
+
+def write(run_dir: Path, model: CharLM, vocab: Vocab, step: int, figures: dict | None) -> None:
+    """Write model/. figures: of its validation. Raises CharlmError when the disk does not take it."""
+    folder = run_dir / "model"
+    try:
+        model.save_pretrained(folder, vocab, step=step, validation=figures)
+    except OSError as error:
+        raise CharlmError(f"{folder}: cannot be written ({error.strerror})") from error
+
+
+def held(run_dir: Path, vocab: Vocab) -> dict | None:
+    """Step and figures of the weights in model/, by its config.json; None where a file is missing or torn."""
+    folder = run_dir / "model"
+    try:
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        digest = sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        whole = digest == about["weights_sha256"] and Vocab.load(folder) == vocab
+        return {"step": about["step"], "validation": about["validation"]} if whole else None
+    except (OSError, ValueError, KeyError, TypeError, CharlmError):
+        return None

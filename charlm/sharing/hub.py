@@ -1,0 +1,94 @@
+"""A model to the Hugging Face Hub: the folder that training left, its card completed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from charlm.config.parse import config_of
+from charlm.errors import CharlmError, UsageError
+from charlm.files import replace
+from charlm.model.char_lm import CharLM
+from charlm.model.pretrained import FILES
+from charlm.sharing.model_card import NAME, model_card
+
+CARD = "README.md"
+
+
+def ready(run: str | Path, name: str, license: str | None = None, language: list[str] = ()) -> Path:
+    """The model/ folder of a run, or a model folder itself, its card completed for the Hub.
+
+    license, language: for the head of the card, as the Hub names them (mit, apache-2.0; en, de).
+    Raises CharlmError when there is no model, it cannot be loaded, or the name is none.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UsageError(f"{name}: not a name on the Hub: {str(error).splitlines()[0]}") from None
+    if name.count("/") != 1:
+        raise UsageError(f"{name}: name the owner too, as in user/{name}")
+    folder = Path(run)
+    if not folder.is_dir():
+        raise CharlmError(f"{folder}: no such run directory or model folder")
+    if not (folder / "config.json").exists():
+        if not (folder / "model" / "config.json").exists():
+            raise CharlmError(
+                f"{folder}: holds no model yet; training writes model/ when it evaluates, and at its end"
+            )
+        folder /= "model"
+    model = CharLM.from_pretrained(folder)  # what cannot be loaded is not sent
+    path = folder / CARD
+    if path.exists():
+        text = path.read_text(encoding="utf-8")
+    else:
+        has_run = folder.name == "model" and (folder.parent / "config.yaml").exists()
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = config_of(folder.parent) if has_run else None
+        figures = {"validation": about.get("validation")}
+        text = model_card(model, model.vocab, config, None, figures, about.get("step"))
+    replace(path, _completed(text, name, license, list(language)))
+    return folder
+
+
+def _completed(text: str, name: str, license: str | None, language: list[str]) -> str:
+    """A card with its name on the Hub and what only its owner knows; what is not given stays."""
+    known = ModelCard(text, ignore_metadata_errors=True)
+    if license:
+        known.data.license = license
+    if language:
+        known.data.language = language[0] if len(language) == 1 else language
+    return str(known).replace(f'charlm.load("{NAME}")', f'charlm.load("{name}")')
+
+
+def upload(folder: Path, name: str, private: bool = False, message: str | None = None) -> str:
+    """Send the files of a model to the Hub, in one commit; returns its URL. The only call of the Hub.
+
+    Raises CharlmError when there is no token, no right to write, or no network.
+    """
+    if get_token() is None:
+        raise CharlmError("no token of the Hugging Face Hub: `hf auth login` stores one, or set HF_TOKEN")
+    api = HfApi(library_name="charlm")
+    try:
+        api.create_repo(name, private=private or None, exist_ok=True)
+        sent = api.upload_folder(
+            repo_id=name,
+            folder_path=folder,
+            allow_patterns=[CARD, *FILES],
+            commit_message=message or "Model trained with charlm",
+        )
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        why = {
+            401: "the token is not valid",
+            403: "the token has no right to write there",
+            404: "not found, or the token has no right to see it",
+        }.get(status, "the Hub refuses")
+        told = " ".join((error.server_message or str(error)).split())
+        raise CharlmError(f"{name}: {why} ({status}: {told})") from error
+    except Exception as error:  # of whichever library speaks for huggingface_hub: no network, a timeout
+        raise CharlmError(f"{name}: was not sent: {type(error).__name__}: {error}") from error
+    return str(sent.commit_url)

@@ -1,0 +1,222 @@
+"""Checkpoints: the whole state of a run, written atomically, verified when read, nothing in them executable.
+
+runs/<name>/checkpoints/step-00001000/
+    manifest.json           size and sha256 of every other file
+    facts.json              step, position, best figures, wandb id, config, …
+    model.safetensors  optimizer.safetensors  carry.safetensors  random.safetensors  losses.safetensors
+    average.safetensors     with optim.average: the averaged weights
+    vocab.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from charlm.corpus.vocabulary import Vocab
+from charlm.errors import CharlmError, CharlmWarning
+from charlm.files import sync_folder, write_synced
+
+FORMAT = {"format": "charlm checkpoint", "version": 2}
+NEEDED = {"facts.json", "vocab.json", "model.safetensors"}
+
+
+class DamagedCheckpoint(CharlmError):
+    """A checkpoint with a file missing, truncated or changed."""
+
+
+def folder_of(run_dir: str | Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return Path(run_dir) / "checkpoints" / f"step-{step:08d}"
+
+
+def steps_of(run_dir: str | Path) -> list[int]:
+    """Steps of the checkpoints in a run directory, oldest first."""
+    return sorted(
+        int(p.name[5:]) for p in (Path(run_dir) / "checkpoints").glob("step-*") if p.name[5:].isdigit()
+    )
+
+
+def save_checkpoint(
+    run_dir: str | Path,
+    step: int,
+    facts: dict,
+    tensors: dict[str, dict[str, Tensor]],
+    vocab: Vocab,
+    *,
+    keep: int,
+    best_step: int | None = None,
+) -> Path:
+    """Write a checkpoint, then delete old ones: all but the newest `keep` and that of best_step.
+
+    tensors: file name → name → tensor. Raises CharlmError when it cannot be written; the ones before are
+    untouched then.
+    """
+    folder = folder_of(run_dir, step)
+    partial = folder.with_name(f".{folder.name}.partial")
+    old = folder.with_name(f".{folder.name}.old")
+    try:
+        for left in folder.parent.glob(".step-*"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        partial.mkdir(parents=True)
+        files = {f"{name}.safetensors": save(group) for name, group in tensors.items()}
+        files["facts.json"] = json.dumps(facts, indent=2).encode()
+        files["vocab.json"] = json.dumps(vocab.to_dict(), ensure_ascii=False).encode()
+        listed = {n: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in files.items()}
+        for name, content in files.items():
+            write_synced(partial / name, content)
+        write_synced(partial / "manifest.json", json.dumps(FORMAT | {"files": listed}, indent=2))
+        sync_folder(partial)
+        if folder.exists():  # a damaged one of the same step, or one written again
+            os.rename(folder, old)
+        os.rename(partial, folder)
+        sync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        before = steps_of(run_dir)
+        safe = (
+            f"step {before[-1]} is safe in {folder_of(run_dir, before[-1])}"
+            if before
+            else "there is none before"
+        )
+        raise CharlmError(f"{folder}: cannot be written ({error.strerror or error}); {safe}") from error
+    # A later step can only be a damaged one that was passed over: it is not counted, nor deleted.
+    for other in [s for s in steps_of(run_dir) if s <= step][:-keep]:
+        if other != best_step:
+            gone = folder_of(run_dir, other)
+            hidden = gone.with_name(f".{gone.name}.old")
+            os.rename(gone, hidden)  # a kill while deleting leaves no half of it under its name
+            shutil.rmtree(hidden, ignore_errors=True)
+    return folder
+
+
+class Saver:
+    """Writes checkpoints beside the training, one after the other.
+
+    Training waits for no disk then, but for one that is slower than checkpoints come. What goes wrong is
+    raised by the next save(), or by wait(). A process that leaves without wait() waits for none: what was on
+    its way is lost then, the checkpoint before is whole.
+    """
+
+    def __init__(self):
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, *args, **kwargs) -> None:
+        """save_checkpoint, when the one before is written. The tensors must be copies."""
+        self.wait()
+        self._thread = Thread(target=self._write, args=(args, kwargs), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def _write(self, args: tuple, kwargs: dict) -> None:
+        try:
+            save_checkpoint(*args, **kwargs)
+        except BaseException as error:  # for the thread that trains
+            self._error = error
+
+    def join(self) -> None:
+        """Until all are on the disk, or have failed."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def wait(self) -> None:
+        """join(), and raise what went wrong."""
+        self.join()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+
+def load_checkpoint(folder: str | Path) -> tuple[dict, dict[str, dict[str, Tensor]], Vocab]:
+    """(facts, tensors, vocabulary) of a checkpoint, every file compared with its sha256.
+
+    Raises DamagedCheckpoint, naming the file.
+    """
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        known = {k: manifest[k] for k in FORMAT} == FORMAT
+        listed = {str(name): (said["bytes"], said["sha256"]) for name, said in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(f"{folder / 'manifest.json'}: {error!r}") from error
+    if not known:
+        raise DamagedCheckpoint(f"{folder}: not a checkpoint of this version of charlm")
+    unlisted = {p.name for p in folder.iterdir()} | NEEDED
+    unlisted -= {"manifest.json", *listed}
+    if unlisted:
+        raise DamagedCheckpoint(f"{folder / 'manifest.json'}: does not list {', '.join(sorted(unlisted))}")
+    files = {}
+    for name, (size, digest) in listed.items():
+        try:
+            files[name] = (folder / name).read_bytes()
+        except OSError as error:
+            raise DamagedCheckpoint(f"{folder / name}: {error.strerror or error}") from error
+        if len(files[name]) != size:
+            raise DamagedCheckpoint(f"{folder / name}: {len(files[name])} bytes, should be {size}")
+        if hashlib.sha256(files[name]).hexdigest() != digest:
+            raise DamagedCheckpoint(f"{folder / name}: its sha256 is not the one in manifest.json")
+    tensors = {Path(n).stem: load(b) for n, b in files.items() if n.endswith(".safetensors")}
+    return json.loads(files["facts.json"]), tensors, Vocab.from_dict(json.loads(files["vocab.json"]))
+
+
+def load_newest(
+    run_dir: str | Path, together: Callable[[list], list] = list, here: str = ""
+) -> tuple[dict, dict[str, dict[str, Tensor]], Vocab] | None:
+    """The newest whole checkpoint of a run, or None when it has none.
+
+    A damaged one is passed over with a warning. Raises CharlmError when all are damaged: starting anew is
+    for the user to decide.
+    together: of several processes that load the same one, joins what each says, the main process first. They
+    try those that the main one sees, and pass over one that is damaged for any. here: names this process.
+    """
+    steps = together([steps_of(run_dir)])[0]
+    for step in reversed(steps):
+        loaded, damage = None, []
+        try:
+            loaded = load_checkpoint(folder_of(run_dir, step))
+        except DamagedCheckpoint as error:
+            damage = [f"{error}{here}"]
+        damage = together(damage)
+        if not damage:
+            return loaded
+        warnings.warn(f"damaged checkpoint passed over: {damage[0]}", CharlmWarning, stacklevel=2)
+    if steps:
+        shared = "; all processes must see the same folder" if here else ""
+        raise CharlmError(
+            f"{run_dir}: none of its {len(steps)} checkpoint(s) is whole; delete {run_dir} to start anew, "
+            f"or name another run_dir{shared}"
+        )
+    return None
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as '<parameter>/<key>' → tensor, copied to the CPU."""
+    return {
+        f"{name}/{key}": value.detach().to("cpu", copy=True).contiguous()
+        for name, p in model.named_parameters()
+        for key, value in optimizer.state.get(p, {}).items()
+    }
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of optimizer_tensors. Raises CharlmError when the parameters are others."""
+    parameters = dict(model.named_parameters())
+    for name, value in tensors.items():
+        parameter, _, key = name.rpartition("/")
+        if parameter not in parameters:
+            raise CharlmError(
+                f"the checkpoint's optimizer knows a parameter {parameter} that the model has not"
+            )
+        p = parameters[parameter]
+        optimizer.state[p][key] = value.to(p.device)

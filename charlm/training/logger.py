@@ -1,0 +1,234 @@
+"""What a run tells: metrics.jsonl always, Weights & Biases if wanted, a bar on a terminal or lines."""
+
+from __future__ import annotations
+
+import json
+import netrc
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlparse
+
+from tqdm import tqdm
+
+from charlm.config.fields import Config
+from charlm.config.parse import flatten
+from charlm.errors import CharlmError
+from charlm.files import replace
+
+
+def read_records(lines: Iterable[bytes]) -> Iterator[dict]:
+    """The records in lines of metrics.jsonl, each with an int "step" and a float "time".
+
+    Whatever is not a record is skipped: a last line without its newline, which is half written, or a line
+    of something else.
+    """
+    for line in lines:
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else None
+            if isinstance(record["step"], int) and float(record["time"]):
+                yield record
+        except (ValueError, KeyError, TypeError):
+            continue
+
+
+def wandb_mode(choice: str) -> tuple[str, str]:
+    """(online | offline | disabled, why) for log.wandb. Never asks, never waits longer than 3 seconds."""
+    modes = ("online", "offline", "disabled")
+    if choice != "auto":
+        return choice, "log.wandb"
+    if os.environ.get("WANDB_MODE"):
+        mode = os.environ["WANDB_MODE"]
+        mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
+        if mode not in modes:
+            raise CharlmError(f"WANDB_MODE={mode}: choose one of {', '.join(modes)}")
+        return mode, "WANDB_MODE"
+    url = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(url.hostname):
+        return "disabled", "no account found; log.wandb=offline records for a later `wandb sync`"
+    try:
+        port = url.port or (80 if url.scheme == "http" else 443)
+        socket.create_connection((url.hostname, port), timeout=3).close()
+    except (OSError, ValueError):
+        return "offline", f"{url.hostname} cannot be reached; `wandb sync` later"
+    return "online", "account found"
+
+
+def _in_netrc(host: str | None) -> bool:
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _patience(mode: str) -> float:
+    """Seconds that wandb has at the end for the rest; by itself it would wait for days.
+
+    Offline it waits for this machine alone, which may be busy.
+    """
+    return float(os.environ.get("WANDB_FINISH_TIMEOUT", 60 if mode == "online" else 600))
+
+
+class Logger:
+    """Tells the figures of a run. On ranks other than the main one every method does nothing."""
+
+    def __init__(self, config: Config, accelerator, *, quiet: bool = False):
+        self.config, self.accelerator = config, accelerator
+        self.main = accelerator.is_main_process
+        self.quiet = quiet or not self.main
+        self.path = Path(config.run_dir) / "metrics.jsonl"
+        self.mode, self.why = wandb_mode(config.log.wandb)
+        self.bar = self.run = self.file = None
+        self.told = 0  # records so far: the number of the next one, here and at wandb
+        self.known = 0  # records that wandb had when it was opened
+
+    def open(self, step: int, run_id: str) -> None:
+        """Begin at a step: figures of later steps, told by a process that was killed, are dropped."""
+        if self.main:
+            lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+            records = [record for record in read_records(lines) if record["step"] <= step]
+            replace(self.path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+            self.told = len(records)
+            self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
+            self.say(f"wandb: {self.mode} ({self.why})")
+        if self.mode != "disabled":
+            self._open_wandb(run_id)
+        if self.main:
+            for number, record in enumerate(records):  # what wandb has not got: all, of an offline run
+                self._to_wandb(number, record)
+        steps, terminal = self.config.train.steps, sys.stderr.isatty()
+        self.bar = tqdm(
+            total=steps, initial=step, unit="step", dynamic_ncols=True, disable=self.quiet or not terminal
+        )
+
+    def _to_wandb(self, number: int, record: dict) -> None:
+        """Record n is n at wandb too, so that no restart loses or doubles one.
+
+        Online, wandb knows how many it has. An offline run always begins anew, so it is told all from the
+        first: the newest one holds the whole curve, and the ones before are removed in close().
+        """
+        if self.run is not None and number >= self.known:
+            told = {name: value for name, value in record.items() if name != "time"}
+            with self._given_up():
+                self.run.log(told | {"_timestamp": record["time"]}, step=number)
+
+    @contextmanager
+    def _given_up(self) -> Iterator[None]:
+        """When wandb breaks down, the run goes on without it."""
+        try:
+            yield
+        except Exception as error:  # its process has ended, say
+            self.say(
+                f"wandb: given up ({type(error).__name__} {error}); the figures are in {self.path}, "
+                f"and wandb has them all when the run is resumed"
+            )
+            self.run = None
+
+    def _open_wandb(self, run_id: str) -> None:
+        options = {"id": run_id, "mode": self.mode, "dir": self.config.run_dir}
+        if self.mode == "online":  # an offline run holds all, and takes the place of what was synced
+            options["resume"] = "allow"
+        options["name"] = Path(self.config.run_dir).name
+        if self.main:
+            import wandb
+
+            os.environ.setdefault("WANDB__SERVICE_WAIT", "600")  # 30 s are few on a busy machine
+            options["settings"] = wandb.Settings(
+                console="off",
+                silent=True,
+                init_timeout=90 if self.mode == "online" else 600,
+                finish_timeout=_patience(self.mode),
+            )
+        try:
+            self.accelerator.init_trackers(self.config.log.project, flatten(self.config), {"wandb": options})
+        except Exception as error:  # of wandb, pydantic, the network: whatever it is, it is wandb's
+            message = " ".join(str(error).split())
+            if self.config.log.wandb != "auto":
+                raise CharlmError(
+                    f"log.wandb={self.mode}: Weights & Biases does not start ({message}); "
+                    f"try log.wandb=offline or disabled"
+                ) from error
+            self.mode = "disabled"
+            self.say(f"wandb: disabled, because it does not start ({message})")
+            return
+        if self.main:
+            self.run = self.accelerator.get_tracker("wandb", unwrap=True)
+            self.run.define_metric("*", step_metric="step")
+            self.known = self.run.step
+            if self.mode == "online":
+                self.say(f"wandb: {self.run.url}")
+
+    def say(self, text: str) -> None:
+        """A line for people, above the bar."""
+        if not self.quiet:
+            try:
+                tqdm.write(text, file=sys.stdout)
+                sys.stdout.flush()
+            except BrokenPipeError:  # who read it has gone (`| head`): training has not
+                self.quiet = True
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+
+    def figures(self, step: int, values: dict) -> None:
+        """One record: a line of metrics.jsonl and a wandb point."""
+        if self.main:
+            record = {"step": step} | values | {"time": round(time.time(), 3)}
+            self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._to_wandb(self.told, record)
+            self.told += 1
+
+    def summary(self, values: dict) -> None:
+        """Figures that stand for the whole run."""
+        if self.run is not None:
+            with self._given_up():
+                self.run.summary.update(values)
+
+    def sync(self) -> None:
+        """Wait until the records are on the disk."""
+        if self.main:
+            os.fsync(self.file.fileno())
+
+    def advance(self) -> None:
+        """One step done."""
+        self.bar.update()
+
+    def training(self, step: int, values: dict, seconds_left: float) -> None:
+        """The figures of the last steps: a record, and the bar's tail or a line."""
+        self.figures(step, values)
+        speed = values["characters_per_second"]
+        short = f"loss {values['loss']:.3f}  bpc {values['bpc']:.3f}  {speed / 1000:.1f}k chars/s"
+        if self.bar is not None and not self.bar.disable:
+            self.bar.set_postfix_str(short)
+        elif not self.quiet:
+            left = tqdm.format_interval(seconds_left)
+            self.say(f"step {step}/{self.config.train.steps}  {short}  {left} left")
+
+    def close(self, failed: bool = False, at_once: bool = False) -> None:
+        """Finish the bar, the file and the wandb run; failed marks the run so at wandb.
+
+        at_once: wandb is left as it is; it has all figures when the run is resumed.
+        """
+        if self.bar is not None:
+            self.bar.close()
+        if self.file is not None:
+            self.file.close()
+        if self.run is not None and not at_once:
+            with self._given_up():
+                self._finish_wandb(failed)
+        if not failed:  # else others may hang in the process group
+            self.accelerator.state.destroy_process_group()
+
+    def _finish_wandb(self, failed: bool) -> None:
+        now, started = Path(self.run.dir).parent, time.monotonic()
+        self.run.finish(exit_code=int(failed))
+        patience = _patience(self.mode)
+        if self.mode == "online" and time.monotonic() - started >= patience:
+            self.say(f"wandb: the server did not take the rest in {patience:g} s; later: wandb sync {now}")
+        if self.mode == "offline":
+            for before in now.parent.glob(f"offline-run-*-{self.run.id}"):
+                if before.name != now.name:
+                    shutil.rmtree(before, ignore_errors=True)

@@ -1,0 +1,147 @@
+"""The optimizer, and the learning rate at a step: a pure function, so that there is no schedule to save."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from charlm.config.fields import OptimConfig
+from charlm.model.char_lm import CharLM
+
+
+def learning_rate(step: int, optim: OptimConfig, steps: int) -> float:
+    """Learning rate of a step (0 is the first) in a run of `steps`.
+
+    Linear warm-up to optim.learning_rate, then cosine (Loshchilov & Hutter 2017), linear or no decay to
+    final_ratio of it at the last step.
+    """
+    if step < optim.warmup_steps:
+        return optim.learning_rate * (step + 1) / optim.warmup_steps
+    last = steps - 1 - optim.warmup_steps
+    done = min(1.0, (step - optim.warmup_steps) / last) if last > 0 else 1.0 if steps > 1 else 0.0
+    fall = {"constant": 0.0, "linear": done, "cosine": (1 - math.cos(math.pi * done)) / 2}[optim.schedule]
+    return optim.learning_rate * (1 - (1 - optim.final_ratio) * fall)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """The same learning rate for every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Matrices that are multiplied decay; biases and the embedding do not. Without decay: one group."""
+    if not weight_decay:
+        return [{"params": list(model.parameters()), "weight_decay": 0.0}]
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    parameters = list(model.parameters())
+    decays = [p for p in parameters if p.ndim > 1 and id(p) not in embeddings]
+    others = [p for p in parameters if p.ndim <= 1 or id(p) in embeddings]
+    groups = [{"params": decays, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: nn.Module, optim: OptimConfig) -> AdamW:
+    """AdamW, or Adam, which is the same without decay."""
+    groups = parameter_groups(model, optim.weight_decay)
+    return AdamW(groups, lr=optim.learning_rate, betas=optim.betas, eps=optim.eps)
+
+
+# AdamW by torch's fused kernel and nothing else: what torch.optim.AdamW(fused=True) computes, to the bit.
+#
+# torch.optim's own classes import torch's compiler in their first call, which takes longer than all the rest of
+# a start, and ask in every step what might be asked of them. State and groups have the same names, so that
+# checkpoints fit both.
+
+
+class AdamW(torch.optim.Optimizer):
+    """Decoupled weight decay (Loshchilov & Hutter 2019) on Adam (Kingma & Ba 2015); without decay it is Adam.
+
+    groups: of parameters of one device, each group with its weight_decay. A parameter without a gradient is
+    passed over, and state is made with the first gradient.
+    """
+
+    _step_supports_amp_scaling = True  # torch's gradient scaler leaves skipping a step to the kernel then
+
+    def __init__(self, groups: list[dict], lr: float, betas: tuple[float, float], eps: float):
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    def add_param_group(self, param_group: dict) -> None:
+        """A group of parameters; what it does not say is as everywhere."""
+        self.param_groups.append(self.defaults | param_group)
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None) -> None:
+        """One update of all parameters, one kernel per group."""
+        scale, overflow = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            some = [p for p in group["params"] if p.grad is not None]
+            if not some:
+                continue
+            states = [self.state[p] or self._begin(p) for p in some]
+            moments, squares, steps = ([s[k] for s in states] for k in ("exp_avg", "exp_avg_sq", "step"))
+            torch._foreach_add_(steps, 1)
+            torch._fused_adamw_(
+                some,
+                [p.grad for p in some],
+                moments,
+                squares,
+                [],
+                steps,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+                grad_scale=scale,
+                found_inf=overflow,
+            )
+            if overflow is not None:
+                torch._foreach_sub_(steps, [overflow] * len(steps))
+
+    def _begin(self, p: torch.Tensor) -> dict[str, torch.Tensor]:
+        state = self.state[p]
+        state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+        return state
+
+
+# A moving average of the weights, which is what is evaluated, sampled and kept (Polyak & Juditsky 1992).
+#
+# The last weights of a run jitter around where they are heading; their average does not. A young average would
+# still be full of the first weights, so that its decay rises with the steps: min(decay, (1 + n) / (10 + n))
+# after n steps.
+
+
+class Average:
+    """The exponential moving average of a model's weights, in a model of its own."""
+
+    def __init__(self, model: CharLM, decay: float):
+        """Begins with the weights of the moment. Takes random numbers of torch."""
+        self.decay = decay
+        self.model = CharLM(model.config, model.vocab_size).to(model.device).eval()
+        self.model.compute_dtype = model.compute_dtype
+        self._into = [p.requires_grad_(False) for p in self.model.parameters()]
+        self.begin(model)
+
+    @torch.no_grad()
+    def begin(self, model: CharLM) -> None:
+        """Begin anew from the weights of a model."""
+        torch._foreach_copy_(self._into, list(model.parameters()))
+
+    @torch.no_grad()
+    def update(self, model: CharLM, step: int) -> None:
+        """Take the weights after a step in; 1 is the first."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._into, list(model.parameters()), 1 - decay)

@@ -1,0 +1,423 @@
+"""The commands as users type them: what they print, where errors go, and with which code they end."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from helpers import MIXED, charlm, command, config_file, environment, files_of, small
+
+from charlm import __version__
+from charlm.commands.cli import COMMANDS, main
+from charlm.config.parse import to_yaml
+from charlm.corpus.prepared import prepare
+from charlm.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run whose vocabulary spells rare characters in bytes."""
+    config = small(
+        tmp_path_factory.mktemp("cli") / "run",
+        vocab={"unknown": "bytes", "coverage": 0.9},
+        train={"steps": 40},
+        evaluate={"lanes": 3, "context": 20},
+    )
+    train(config, quiet=True)
+    return config
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory):
+    """A run with a closed vocabulary."""
+    config = small(tmp_path_factory.mktemp("closed") / "run", train={"steps": 2})
+    train(config, quiet=True)
+    return config
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command in this process; returns its stdout. Sampling sets one thread; that is undone."""
+
+    def run(*words) -> str:
+        threads = torch.get_num_threads()
+        try:
+            main([str(w) for w in words])
+        finally:
+            torch.set_num_threads(threads)
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refused(run, capsys):
+    """Run a command that must fail with 1 or 2; returns what it says after 'charlm: error: '."""
+
+    def refused(*words) -> str:
+        with pytest.raises(SystemExit) as left:
+            run(*words)
+        said = left.value.code  # a text is printed to stderr by Python, which exits with 1
+        if said == 2:
+            said = capsys.readouterr().err.removesuffix("\n")
+        assert said.startswith("charlm: error: ")
+        return said.removeprefix("charlm: error: ")
+
+    return refused
+
+
+# help and usage
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], []])
+def test_help_and_version_answer_at_once(words):
+    """They import nothing that takes long to import."""
+    ran = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "charlm", *words], capture_output=True, encoding="utf-8"
+    )
+    assert ran.returncode == 0
+    if words == ["--version"]:
+        assert ran.stdout == f"charlm {__version__}\n"
+    else:
+        assert all(f"  {name} " in ran.stdout for name in COMMANDS)
+    lines = ran.stderr.splitlines()[1:]
+    imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines}
+    assert "charlm" in imported
+    assert not imported & {"torch", "datasets", "wandb", "accelerate", "numpy", "pyarrow", "jsonargparse"}
+
+
+def test_a_command_that_is_not_one_is_named_with_those_that_are(refused):
+    said = refused("trian")
+    assert "'trian'" in said and all(name in said for name in COMMANDS)
+
+
+def test_train_help_shows_what_every_field_is(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["train", "--help"])
+    assert left.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for told in (
+        "--config",
+        "--model.hidden_size",
+        "Units per recurrent layer.",
+        "Lanes over all processes: contiguous streams of text that are read side by side.",
+        "Largest norm of the gradient; null for no clipping.",
+        "Weights & Biases. auto: online with an account that can be reached",
+    ):
+        assert told in said
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([name, "--help"])
+    assert left.value.code == 0
+    assert f"charlm {name}" in capsys.readouterr().out
+
+
+def test_print_config_shows_every_value_and_trains_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        main(["train", "--config", "hello", "--train.steps", "3", "--print_config"])
+    assert left.value.code == 0
+    tree = yaml.safe_load(capsys.readouterr().out)
+    assert tree["train"]["steps"] == 3 and tree["model"]["hidden_size"] == 3
+    assert tree["log"]["project"] == "charlm" and tree["evaluate"]["lanes"] == 32  # defaults too
+    assert list(tmp_path.iterdir()) == []
+
+
+# errors
+
+
+def test_words_that_mean_nothing_are_told_in_one_line_on_stderr_and_end_with_2(tmp_path):
+    """A real process: no traceback, nothing on stdout, nothing left behind."""
+    ran = charlm("train", "--model.hiden_size=3", cwd=tmp_path)
+    assert ran.returncode == 2 and ran.stdout == ""
+    assert ran.stderr == "charlm: error: unknown option --model.hiden_size; did you mean model.hidden_size?\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["train", "prepare"])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--config", "stdlip"], "did you mean stdlib?"),
+        (["--train.bptt=0"], "train.bptt=0: must be 1 or more"),
+        (["--train.steps=many"], "train.steps"),
+        (["--model.dropout=1"], "model.dropout=1.0: must be at least 0 and below 1"),
+        (["--data.source=text", "--data.data_files=/no/such.txt"], "/no/such.txt"),
+    ],
+)
+def test_values_that_cannot_be_are_named(refused, tmp_path, monkeypatch, name, words, told):
+    monkeypatch.chdir(tmp_path)
+    said = refused(name, *words)
+    assert told in said
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".lock" and p.name != ".lock"]
+
+
+def test_ctrl_c_ends_sampling_with_130_after_what_was_streamed(finished):
+    """A real process. What arrives before the signal shows that characters come as they are drawn."""
+    words = command("sample", finished.run_dir, "--prompt", "The ", "--length", "100000000")
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(words, env=environment(), **options)
+    arrived = process.stdout.read(400)
+    assert arrived.startswith(b"The ") and process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert said == b"charlm: stopped by Ctrl-C\n"
+
+
+def test_a_reader_that_has_enough_is_no_error(finished):
+    """charlm sample … | head -c 10"""
+    words = command("sample", finished.run_dir, "--length", "20000")
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    process.stdout.read(10)
+    process.stdout.close()
+    said = process.stderr.read()
+    process.wait(600)
+    assert said == b""
+
+
+# prepare
+
+
+def test_prepare_reports_the_corpus_and_prepares_once(run, tmp_path):
+    config = small(tmp_path / "run", vocab={"unknown": "bytes", "coverage": 0.9})
+    told = run("prepare", "--config", config_file(config))
+    (folder,) = (p for p in (tmp_path / "data").iterdir() if p.is_dir())
+    corpus = prepare(config)
+    for expected in (
+        str(folder),
+        f"symbols      {len(corpus.vocab)}: ",
+        f"{corpus.splits['train']['characters']:,}",
+        "validation",
+        "test",
+        "spelled in bytes: ",
+        "unigram",
+        "-gram, Witten-Bell",
+        "xz -9e",
+    ):
+        assert expected in told
+    total = sum(size["characters"] for size in corpus.splits.values())
+    assert total == len(MIXED)
+    before = files_of(tmp_path / "data")
+    assert run("prepare", "--config", config_file(config)) == told
+    assert files_of(tmp_path / "data") == before
+    assert not (tmp_path / "run").exists()
+
+
+# evaluate
+
+
+def evaluated(run, *words) -> dict:
+    return json.loads(run("evaluate", *words, "--json"))
+
+
+def test_evaluate_scores_the_test_split_unless_another_is_named(run, finished):
+    test, validation = (evaluated(run, finished.run_dir, *w) for w in ([], ["--split", "validation"]))
+    assert test["text"] == "test" and validation["text"] == "validation"
+    assert test == evaluated(run, finished.run_dir, "--split", "test")
+    assert test["bpc"] != validation["bpc"]
+
+
+def test_evaluate_prints_what_json_holds(run, finished):
+    told, figures = run("evaluate", finished.run_dir), evaluated(run, finished.run_dir)
+    assert told == (
+        f"test: {figures['nats_per_character']:.4f} nats/char, {figures['bpc']:.4f} bpc, "
+        f"{figures['bpb']:.4f} bpb, perplexity {figures['perplexity']:.6g}\n"
+        f"over {figures['characters']:,} characters, {figures['bytes']:,} bytes "
+        f"({figures['lanes']} lanes, {figures['context']} characters of warm-up context)\n"
+    )
+
+
+def test_evaluate_of_a_file_is_evaluate_of_the_same_text(run, finished, tmp_path):
+    corpus = prepare(finished)
+    (tmp_path / "text.txt").write_bytes(corpus.vocab.decode_bytes(corpus["test"]))
+    of_file = evaluated(run, finished.run_dir, "--text", tmp_path / "text.txt")
+    assert of_file.pop("text") == str(tmp_path / "text.txt")
+    assert of_file == {k: v for k, v in evaluated(run, finished.run_dir).items() if k != "text"}
+
+
+def test_evaluate_says_its_protocol_and_takes_another(run, finished):
+    three = evaluated(run, finished.run_dir)
+    one = evaluated(run, finished.run_dir, "--lanes", "1")
+    cold = evaluated(run, finished.run_dir, "--context", "0")
+    assert (three["lanes"], three["context"]) == (3, 20)
+    assert (one["lanes"], one["context"]) == (1, 0) and (cold["lanes"], cold["context"]) == (3, 0)
+    assert one["characters"] == three["characters"] == cold["characters"]
+    assert abs(three["bpc"] - one["bpc"]) < 0.02 * one["bpc"]
+    assert len({figures["bpc"] for figures in (one, three, cold)}) == 3
+
+
+@pytest.mark.parametrize("words", [["evaluate"], ["sample", "--length", "30"]])
+def test_a_config_names_its_run(run, finished, words):
+    name, *options = words
+    by_config = run(name, "--config", config_file(finished), *options)
+    assert by_config == run(name, finished.run_dir, *options)
+
+
+@pytest.mark.parametrize("name", ["evaluate", "sample"])
+def test_a_run_or_a_config_and_not_both(refused, finished, name):
+    expected = "name a run directory, or --config for its config"
+    assert refused(name) == expected
+    assert refused(name, finished.run_dir, "--config", config_file(finished)) == expected
+
+
+@pytest.mark.parametrize("name", ["evaluate", "sample"])
+def test_a_run_that_is_not_there_is_named(refused, tmp_path, name):
+    missing = tmp_path / "missing"
+    assert refused(name, missing) == f"{missing}: no such run directory, model folder or hub id"
+    assert "missing" in refused(name, "missing")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert f"{empty}: holds neither a model/ nor a checkpoint" in refused(name, empty)
+    never = small(tmp_path / "never")
+    assert str(tmp_path / "never") in refused(name, "--config", config_file(never))
+
+
+def test_what_evaluate_cannot_read_is_named(refused, finished, closed, tmp_path):
+    assert "no split 'tset' (it has train, validation, test)" in refused(
+        "evaluate", finished.run_dir, "--split", "tset"
+    )
+    assert "gone.txt: No such file or directory" in refused(
+        "evaluate", finished.run_dir, "--text", "gone.txt"
+    )
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"good \xff bad")
+    assert f"{bad}: byte 5 is not UTF-8" in refused("evaluate", finished.run_dir, "--text", bad)
+    bad.write_text("The X", encoding="utf-8")
+    said = refused("evaluate", closed.run_dir, "--text", bad)
+    assert str(bad) in said and "'X' (U+0058 LATIN CAPITAL LETTER X) at position 4" in said
+    bad.write_text("")
+    assert "the file is empty" in refused("evaluate", finished.run_dir, "--text", bad)
+    assert "evaluate.lanes=0" in refused("evaluate", finished.run_dir, "--lanes", "0")
+
+
+def test_evaluate_dynamic_prints_the_plain_figure_and_beside_it_the_one_of_adapting_weights(run, finished):
+    words = (finished.run_dir, "--dynamic", "--dynamic_rate", "0.01")
+    weights = files_of(f"{finished.run_dir}/model")
+    told, figures = run("evaluate", *words), evaluated(run, *words)
+    adapted, plain = figures.pop("dynamic"), evaluated(run, finished.run_dir, "--lanes", "1")
+    assert figures == plain and adapted["nats_per_character"] < plain["nats_per_character"]
+    first, protocol, second, how = told.splitlines()
+    assert first.startswith(f"test: {plain['nats_per_character']:.4f} nats/char") and "(1 lane, " in protocol
+    assert second.startswith(f"dynamic: {adapted['nats_per_character']:.4f} nats/char")
+    assert how.startswith("a step at rate 0.01 after every 32 characters, decay 0.001")
+    still = evaluated(run, finished.run_dir, "--dynamic", "--dynamic_rate", "0")
+    assert still["dynamic"]["bpc"] == pytest.approx(plain["bpc"], rel=1e-6)
+    assert files_of(f"{finished.run_dir}/model") == weights
+
+
+def test_evaluate_by_context_shows_the_rows_that_json_holds(run, finished):
+    words = (finished.run_dir, "--by_context", "--max_characters", "100")
+    told, figures = run("evaluate", *words), evaluated(run, *words)
+    rows = figures.pop("by_context")
+    assert figures == evaluated(run, finished.run_dir, "--max_characters", "100")
+    assert figures["symbols"] == 99
+    assert [r["characters_from"] for r in rows] == [1, 2, 4, 8, 16, 32]
+    assert [line.split()[0] for line in told.splitlines()[-6:]] == ["1", "2", "4", "8", "16", "32"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--dynamic", "--lanes", "4"], "--dynamic reads the text in one lane"),
+        (["--dynamic", "--dynamic_rate", "-1"], "--dynamic_rate -1.0: must be 0 or more, such as "),
+        (["--dynamic", "--dynamic_decay", "2"], "--dynamic_decay 2.0: must be from 0 to 1, such as "),
+        (["--dynamic_rate", "1e-3"], "--dynamic_rate and --dynamic_decay are for --dynamic: add it"),
+        (["--dynamic", "--by_context"], "not allowed with argument --dynamic"),
+        (["--max_characters", "1"], "--max_characters 1: must be 2 or more"),
+        (["--lanes", "-3"], "evaluate.lanes=-3: must be 1 or more"),
+        (["--context", "-1"], "evaluate.context=-1: must be 0 or more"),
+    ],
+)
+def test_options_of_evaluate_that_cannot_be_are_named(refused, finished, words, told):
+    assert told in refused("evaluate", finished.run_dir, *words)
+
+
+def test_evaluate_refuses_a_corpus_with_another_vocabulary(refused, finished, tmp_path):
+    config = small(finished.run_dir, vocab={"coverage": 0.5, "unknown": "bytes"})
+    path = tmp_path / "other.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    said = refused("evaluate", "--config", path)
+    ours, theirs = len(prepare(config).vocab), len(prepare(finished).vocab)
+    assert f"its vocabulary ({ours} symbols) does not fit the model ({theirs} symbols)" in said
+
+
+# sample
+
+
+def test_a_seed_decides_a_sample(run, finished):
+    words = ("sample", finished.run_dir, "--prompt", "The quick", "--length", "60")
+    first = run(*words, "--seed", "7")
+    assert first.startswith("The quick") and first.endswith("\n") and len(first) > 20
+    assert run(*words, "--seed", "7") == first != run(*words, "--seed", "8")
+
+
+def test_several_samples_have_seeds_one_apart(run, finished):
+    words = ("sample", finished.run_dir, "--prompt", "The ", "--length", "25")
+    several = run(*words, "--seed", "3", "--num_samples", "3")
+    alone = [run(*words, "--seed", str(seed)) for seed in (3, 4, 5)]
+    assert several == "".join(f"--- sample {i + 1}, seed {3 + i} ---\n{text}" for i, text in enumerate(alone))
+
+
+def test_options_not_given_come_from_the_config_of_the_run(run, finished):
+    assert run("sample", finished.run_dir) == run(
+        "sample",
+        finished.run_dir,
+        "--prompt",
+        "The ",
+        "--length",
+        "20",
+        "--temperature",
+        "0.8",
+        "--seed",
+        "0",
+    )
+
+
+@pytest.mark.parametrize("prompt", ["🦊 🎉", "ß\u0301", "\0", "", "終わり", "a\r\nb"])
+def test_any_prompt_works_and_comes_back(run, finished, prompt):
+    told = run("sample", finished.run_dir, "--prompt", prompt, "--length", "5", "--temperature", "0")
+    assert told.startswith(prompt) and told.endswith("\n")
+    told.encode("utf-8")  # no half of a character
+
+
+def test_a_prompt_outside_a_closed_vocabulary_is_named_and_nothing_is_printed(refused, closed, capsys):
+    said = refused("sample", closed.run_dir, "--prompt", "The 🎉")
+    assert said.startswith("'🎉' (U+1F389 PARTY POPPER) at position 4 is not in the closed vocabulary")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--num_samples", "0"], "num_samples=0: must be 1 or more"),
+        (["--temperature", "-1"], "sample.temperature=-1.0: must be 0 or more"),
+        (["--top_p", "2"], "sample.top_p=2.0"),
+        (["--top_k", "0"], "sample.top_k=0: must be 1 or more"),
+        (["--length", "0"], "sample.length=0: must be 1 or more"),
+        (["--device", "tpu9"], "device tpu9: "),
+    ],
+)
+def test_options_of_sample_that_cannot_be_are_named(refused, finished, words, told):
+    assert told in refused("sample", finished.run_dir, *words)
+
+
+def test_a_model_folder_samples_without_its_run(run, finished, tmp_path):
+    (tmp_path / "alone").mkdir()
+    for path, content in files_of(f"{finished.run_dir}/model").items():
+        (tmp_path / "alone" / path).write_bytes(content)
+    words = ("--prompt", "The ", "--length", "20", "--temperature", "0.8")
+    assert run("sample", tmp_path / "alone", *words) == run("sample", finished.run_dir, *words)
+
+
+def test_a_run_without_a_model_yet_samples_from_its_checkpoint(run, tmp_path):
+    config = small(tmp_path / "run", train={"steps": 5, "max_hours": 1e-9})
+    train(config, quiet=True)
+    assert not (tmp_path / "run" / "model").exists()
+    assert run("sample", config.run_dir, "--prompt", "The ", "--length", "5").startswith("The ")

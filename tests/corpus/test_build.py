@@ -1,0 +1,1216 @@
+"""charlm.corpus.build with prepared, passes, kernels and layout: exact, restartable, in shards, and checked."""
+
+import io
+import itertools
+import json
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+import datasets
+import numba
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import reference
+from helpers import charlm as run
+from helpers import command, environment
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from test_corpus import (  # noqa: F401 - site is a fixture
+    bytes_of,
+    config,
+    folders,
+    jsonl,
+    limited,
+    parquet,
+    refused,
+    sha_of,
+    site,
+    text_of,
+    tree_of,
+    written,
+)
+
+import charlm.commands.cli
+import charlm.corpus.batches
+import charlm.corpus.build
+import charlm.corpus.id_writer
+import charlm.corpus.prepared
+import charlm.corpus.readers
+import charlm.corpus.textfile
+from charlm.config.fields import Config
+from charlm.config.parse import from_dict
+from charlm.corpus import baselines as floors
+from charlm.corpus import kernels
+from charlm.corpus.batches import Source
+from charlm.corpus.build import Build
+from charlm.corpus.count_encode import Text
+from charlm.corpus.prepared import (
+    Corpus,
+    folder_of,
+    merge,
+    prepare,
+    prepare_shard,
+    verify,
+)
+from charlm.corpus.vocabulary import END, Vocab
+from charlm.errors import CharlmError
+from charlm.files import Journal
+
+KINDS = [pa.string(), pa.large_string(), pa.binary(), pa.large_binary()]
+
+
+# kernels: what is UTF-8
+
+
+@numba.njit(nogil=True)
+def _accepted(count, utf8, offsets, route, counts, ascii_counts, touched, out):
+    """Whether each row, alone, is UTF-8 to the compiled loop."""
+    for row in range(len(offsets) - 1):
+        out[row] = count(utf8, offsets[row : row + 2], route, False, counts, ascii_counts, touched) < 0
+
+
+def accepted(utf8: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """bool[rows]: which rows are UTF-8 to kernels.count."""
+    out = np.zeros(len(offsets) - 1, bool)
+    tables = (np.zeros((1, END + 256), np.int64), np.zeros((1, 4, 256), np.int64))
+    touched = np.zeros((1, (END >> 8) + 1), bool)
+    _accepted(kernels.count, utf8, offsets, np.zeros(1, np.uint8), *tables, touched, out)
+    return out
+
+
+def strict(row: bytes) -> int | None:
+    """The first byte that Python's decoder refuses."""
+    try:
+        row.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start
+    return None
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_every_short_sequence_is_refused_exactly_when_python_refuses_it(width):
+    """All 256, 65,536 and 16,777,216 of them."""
+    numbers = np.arange(256**width, dtype=">u4")
+    utf8 = numbers.view(np.uint8).reshape(-1, 4)[:, 4 - width :].ravel()
+    got = accepted(utf8, np.arange(len(numbers) + 1, dtype=np.int64) * width)
+    one = [[chr(c).encode() for c in codes] for codes in (range(128), range(128, 2048))]
+    three = [chr(c).encode() for c in range(2048, 65536) if not 0xD800 <= c < 0xE000]
+    ways = {1: [[one[0]]], 2: [[one[0]] * 2, [one[1]]], 3: [[one[0]] * 3, one, one[::-1], [three]]}[width]
+    want = np.zeros(256**width, bool)
+    for way in ways:
+        for parts in itertools.product(*way):
+            want[int.from_bytes(b"".join(parts), "big")] = True
+    assert np.array_equal(got, want)
+
+
+def _join(rows: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    return np.frombuffer(b"".join(rows), np.uint8), np.cumsum([0, *map(len, rows)])
+
+
+def test_longer_sequences_are_refused_exactly_when_python_refuses_them():
+    """Around every border of table 3-7, and at random, in the open and between ASCII of every stride."""
+    draw = random.Random(2)
+    edges = [0x00, 0x41, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0, 0xC1, 0xC2, 0xDF, 0xE0]
+    edges += [0xED, 0xEF, 0xF0, 0xF1, 0xF3, 0xF4, 0xF5, 0xF7, 0xF8, 0xFF]
+    rows = [
+        bytes([lead, *rest])
+        for lead in range(0xF0, 256)
+        for rest in itertools.product(edges[1:13:2], repeat=3)
+    ]
+    rows += [bytes(draw.choices(edges, k=draw.randint(4, 9))) for _ in range(20_000)]
+    rows += [chr(c).encode() for c in range(0x10000, 0x110000, 61)]
+    whole = [r for r in rows if strict(r) is None]
+    for before, after in ((0, 0), (31, 1), (32, 0), (33, 40), (127, 2), (128, 3), (129, 31), (161, 130)):
+        some = draw.sample(rows, 3000) + draw.sample(whole, 300)
+        padded = [b"a" * before + r + b"b" * after for r in some]
+        want = [strict(r) is None for r in padded]
+        assert sum(want) > 100 and accepted(*_join(padded)).tolist() == want
+
+
+# kernels: counts and ids, against the reference
+
+
+class InMemory:
+    """Arrays of Arrow as a file whose parts they are."""
+
+    name = "arrays in memory"
+
+    def __init__(self, arrays: list[pa.Array]):
+        self.arrays = arrays
+
+    def parts(self):
+        for number, array in enumerate(self.arrays):
+            yield number, len(array), array.nbytes
+
+    def ends(self, part):
+        return None
+
+    def read(self, part):
+        yield self.arrays[part]
+
+
+def built(made: Config, arrays: list[pa.Array]) -> Corpus:
+    """The corpus of these arrays: through the passes, the layout and the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        source = {"train": Source(made.data, [InMemory(arrays)])}
+        source["train"].until(made.data.max_documents, made.data.max_characters, made.vocab.bytes_only)
+        patch.setattr(charlm.corpus.build, "open_sources", lambda *_: source)
+        return prepare(made)
+
+
+def hashed(i: int, seed: int) -> int:
+    mask = 2**64 - 1
+    z = (i + (seed + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+def expected(documents: list[bytes], made: Config) -> tuple[Vocab, dict[str, list[int]]]:
+    """What a corpus holds, by reference.py: vocabulary, and the ids of every split."""
+    data, raw, end = made.data, made.vocab.bytes_only, made.vocab.end_of_document
+    shares = {s: getattr(data, s) for s in ("validation", "test") if getattr(data, s)}
+    streams = {"train": documents}
+    if shares and data.split_by == "document":
+        order, taken = sorted(range(len(documents)), key=lambda i: hashed(i, data.seed)), 0
+        for split, share in shares.items():
+            more = max(1, round(len(documents) * share))
+            streams[split] = [documents[i] for i in sorted(order[taken : taken + more])]
+            taken += more
+        streams["train"] = [documents[i] for i in sorted(order[taken:])]
+    counts = np.zeros(END + 1, np.int64)
+    glue = [data.separator.encode()]
+    for some in streams.values():
+        between = [] if end else glue * (len(some) - 1)
+        for code, times in reference.count([*some, *between], raw).items():
+            counts[code] += times
+    vocab = Vocab.from_counts(counts, made.vocab)
+    ids = {split: reference.encode(some, vocab, data.separator) for split, some in streams.items()}
+    if shares and data.split_by == "character":
+        units: list[bytes | None] = []
+        for number, document in enumerate(documents):
+            for text in ([] if end or not number else glue) + [document]:
+                units += [bytes([b]) for b in text] if raw else [c.encode() for c in text.decode()]
+            units += [None] * end
+        low, share, ids = 0, Fraction(0), {}
+        begins = {}
+        for split in reversed(shares):
+            share += Fraction(str(shares[split]))
+            begins[split] = math.floor(len(units) * (1 - share))
+        begins["train"] = 0
+        high = len(units)
+        plain = Vocab(vocab.characters, vocab.byte_symbols, unknown=vocab.unknown)
+        for split in begins:
+            low = begins[split]
+            part = [[vocab.end] if u is None else reference.encode([u], plain) for u in units[low:high]]
+            ids[split], high = [i for unit in part for i in unit], low
+    return vocab, ids
+
+
+stretches = st.one_of(
+    st.text(st.sampled_from("ab\n\r\0é中😀\u0301\ufeff\U0010ffff"), max_size=9),
+    st.sampled_from([31, 32, 33, 64, 127, 128, 129, 160, 300]).map(lambda n: ("abc\n" * 99)[:n]),
+)
+texts = st.lists(stretches, max_size=4).map("".join)
+vocabularies = st.sampled_from(
+    [
+        {},
+        {"max_size": 247},
+        {"coverage": 0.7},
+        {"bytes_only": True},
+        {"characters": "ab\ncé|中"},
+        {"max_size": 249, "end_of_document": True},
+        {"bytes_only": True, "end_of_document": True},
+        {"end_of_document": True},
+    ]
+)
+
+
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@given(
+    documents=st.lists(st.one_of(texts, texts, st.none()), min_size=1, max_size=9),
+    kind=st.sampled_from(KINDS),
+    chunk=st.integers(1, 5),
+    offset=st.integers(0, 3),
+    batch=st.sampled_from([1, 2, 5, 31, 33, 130, 4 << 20]),
+    piece=st.sampled_from([1, 7, 100, 8 << 20]),
+    workers=st.integers(1, 3),
+    vocab=vocabularies,
+    separator=st.sampled_from(["", "\n", "|é", "—😀"]),
+    held_out=st.sampled_from([{}, {"validation": 0.3}, {"validation": 0.2, "test": 0.25}]),
+    split_by=st.sampled_from(["document", "character"]),
+    seed=st.integers(0, 5),
+)
+@example(
+    ["a" * 31 + "é" + "b" * 128 + "中" + "c" * 32, None, "😀" * 40],
+    pa.string(),
+    2,
+    1,
+    33,
+    7,
+    2,
+    {},
+    "—😀",
+    {"validation": 0.2, "test": 0.25},
+    "character",
+    1,
+)
+@example(
+    ["é" * 5, "", "x", None, "中"],
+    pa.large_binary(),
+    1,
+    2,
+    1,
+    1,
+    3,
+    {"max_size": 247},
+    "|é",
+    {"validation": 0.2, "test": 0.25},
+    "document",
+    0,
+)
+def test_a_corpus_is_what_the_reference_says(
+    documents, kind, chunk, offset, batch, piece, workers, vocab, separator, held_out, split_by, seed
+):
+    """Any text, any kind of column, slices with an offset, nulls; whatever the pieces and the threads."""
+    rows = [None if d is None else d.encode() for d in documents]
+    padded = [b"before"] * offset + rows + [b"\xff after"]
+    array = pa.array(padded, pa.binary() if "large" not in str(kind) else pa.large_binary())
+    if "string" in str(kind):
+        array = pa.Array.from_buffers(
+            kind, len(array), array.buffers()
+        )  # bytes outside the slice are no text
+    array = array[offset : offset + len(rows)]
+    arrays = [array[low : low + chunk] for low in range(0, len(array), chunk)]
+    data = {"source": "literal", "text": "x", "separator": separator, "split_by": split_by, "seed": seed}
+    data |= {"validation": 0, "test": 0, "workers": workers} | held_out
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charlm.corpus.readers, "BATCH", batch)
+        patch.setattr(charlm.corpus.readers, "PIECE", piece)
+        made = from_dict({"data": data | {"dir": folder}, "vocab": vocab})
+        try:
+            corpus = built(made, arrays)
+        except CharlmError as error:
+            assert re.search("the text is empty|cannot be split|split would hold", str(error)), error
+            assert folders(Path(folder)) == []
+            return
+        vocabulary, ids = expected([r or b"" for r in rows], made)
+        assert corpus.vocab == vocabulary
+        assert set(ids) == set(corpus.splits)
+        for split in ids:
+            assert corpus[split].tolist() == ids[split], split
+            assert corpus.splits[split]["bytes"] == len(vocabulary.decode_bytes(corpus[split]))
+        corpus.verify()
+
+
+def test_compiled_loops_and_numba_switched_off_agree(tmp_path):
+    """NUMBA_DISABLE_JIT=1: the loops run in plain Python."""
+    file = written(tmp_path / "a.txt", "naïve café 中文😀\r\n" * 30 + "x" * 300)
+    words = ["prepare", "--data.source", "text", "--data.data_files", file, "--data.split_by", "character"]
+    done = run(*words, "--data.dir", tmp_path / "plain", env=environment(NUMBA_DISABLE_JIT="1"))
+    assert done.returncode == 0, done.stderr
+    (plain,) = (tmp_path / "plain").glob("a-*")
+    made = config(tmp_path, "text", data_files=file, split_by="character", validation=0.05, test=0.05)
+    assert sha_of(Corpus(plain)) == sha_of(prepare(made))
+
+
+# bad UTF-8
+
+
+def not_checked(rows: list[bytes | None], wide: bool = False) -> pa.Array:
+    """Bytes that call themselves text."""
+    binary = pa.array(rows, pa.large_binary() if wide else pa.binary())
+    return pa.Array.from_buffers(pa.large_string() if wide else pa.string(), len(rows), binary.buffers())
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("split_by", ["document", "character"])
+def test_bytes_that_are_not_utf8_deep_in_a_later_piece(tmp_path, monkeypatch, wide, split_by):
+    monkeypatch.setattr(charlm.corpus.readers, "PIECE", 900)
+    monkeypatch.setattr(charlm.corpus.readers, "BATCH", 300)
+    rows = [f"row {i} é".encode() * 7 for i in range(120)]
+    rows[83] = ("é" * 401).encode() + b"\xe4\xb8x" + b"tail"  # longer than BATCH
+    pq.write_table(pa.table({"text": not_checked(rows, wide)}), tmp_path / "a.parquet", row_group_size=11)
+    made = config(
+        tmp_path,
+        "parquet",
+        data_files=str(tmp_path / "a.parquet"),
+        split_by=split_by,
+        validation=0.1,
+        test=0.1,
+    )
+    refused(tmp_path, made, "row 83, byte 802 is not UTF-8 (invalid continuation byte)", "a.parquet")
+
+
+@settings(max_examples=40)
+@given(
+    good=st.lists(texts, min_size=0, max_size=5),
+    bad=st.binary(max_size=6),
+    lead=texts,
+    batch=st.sampled_from([1, 3, 7, 33, 4 << 20]),
+)
+@example([], b"\x80" * 6, "", 1)
+@example(["a"], b"\xf0\x9f\x98", "é" * 20, 7)
+def test_what_python_refuses_is_refused_by_row_and_byte(good, bad, lead, batch):
+    row = lead.encode() + bad
+    byte = strict(row)
+    rows = [g.encode() for g in good] + [row, b"end"]
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charlm.corpus.readers, "BATCH", batch)
+        data = {"source": "literal", "text": "x", "validation": 0, "test": 0, "dir": folder}
+        made = from_dict({"data": data})
+        if byte is None:
+            assert bytes_of(built(made, [not_checked(rows)])) == b"\n".join(rows)
+        else:
+            with pytest.raises(CharlmError, match=rf"row {len(good)}, byte {byte} is not UTF-8"):
+                built(made, [not_checked(rows)])
+            assert folders(Path(folder)) == []
+
+
+def test_a_long_row_of_continuation_bytes_is_refused_at_once(tmp_path):
+    refusing = not_checked([b"\x80" * (9 << 20)])
+    pq.write_table(pa.table({"text": refusing}), tmp_path / "a.parquet")
+    refused(
+        tmp_path,
+        config(tmp_path, "parquet", data_files=str(tmp_path / "a.parquet")),
+        "row 0, byte 0 is not UTF-8",
+    )
+
+
+# workers and shards: the same bytes
+
+
+def pieces_of(path: Path, n: int, seed: int = 3) -> str:
+    """A parquet file of n row groups and about a thousand bytes in each; no two are alike."""
+    draw = random.Random(seed)
+    words = ["the", "naïve", "中文", "😀", "Быстрая", "\r\n", "fox", "", "a" * 40]
+    rows = ["".join(f"{word} " for word in draw.choices(words, k=draw.randint(20, 60))) for _ in range(n * 7)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"text": rows}), path, row_group_size=7)
+    return str(path)
+
+
+HELD_OUT = {"validation": 0.1, "test": 0.07}
+MANNERS = [{"split_by": "document"}, {"split_by": "character"}]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a corpus; of corpus.json what does not tell the time."""
+    files = {p.name: p.read_bytes() for p in folder.iterdir()}
+    info = json.loads(files.pop("corpus.json"))
+    return files | {"corpus.json": {k: v for k, v in info.items() if k not in ("seconds", "passes")}}
+
+
+@pytest.mark.parametrize("manner", MANNERS)
+@pytest.mark.parametrize("vocab", [{"max_size": 250}, {"end_of_document": True}])
+def test_any_number_of_workers_and_shards_gives_the_same_bytes(tmp_path, monkeypatch, manner, vocab):
+    monkeypatch.setattr(charlm.corpus.readers, "PIECE", 1 << 10)
+    file = pieces_of(tmp_path / "a.parquet", 5)
+
+    def made(name: str, **data) -> Config:
+        return config(tmp_path / name, "parquet", vocab, data_files=file, **HELD_OUT, **manner, **data)
+
+    whole = contents(prepare(made("w1", workers=1)).folder)
+    assert {"train.npy", "validation.npy", "test.npy", "vocab.json", "corpus.json"} == set(whole)
+    for workers in (2, 5):
+        assert contents(prepare(made(f"w{workers}", workers=workers)).folder) == whole
+    for shards in (1, 2, 3, 7):  # of 5 pieces
+        shared = made(f"s{shards}")
+        parts = random.Random(shards).sample(range(shards), shards)
+        for part in parts + parts[:2]:
+            assert "counted" in prepare_shard(shared, part, shards)
+        assert merge(shared, shards) is None
+        for part in parts[::-1] + parts[:1]:
+            assert "encoded" in prepare_shard(shared, part, shards)
+        assert contents(merge(shared, shards).folder) == whole, shards
+        assert folders(tmp_path / f"s{shards}") == [folder_of(shared).name]
+
+
+def test_shards_as_commands_at_once_and_twice(tmp_path):
+    """Two machines, each of which is started twice; the merge, and words that say what comes next."""
+    file = [pieces_of(tmp_path / f"{i}.parquet", 1, i) for i in range(6)]
+    words = [
+        "prepare",
+        "--data.source",
+        "parquet",
+        "--data.data_files",
+        json.dumps(file),
+        "--data.dir",
+        tmp_path / "data",
+    ]
+
+    def at_once(*kinds: tuple[str, str]) -> list[tuple[int, str, str]]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment()}
+        started = [subprocess.Popen(command(*words, *kind), **pipes) for kind in kinds]
+        return [(p.returncode, out, err) for p in started for out, err in [p.communicate(timeout=300)]]
+
+    early = run(*words, "--merge", "2")
+    assert early.returncode == 1 and "2 of 2 shards are not counted yet: 0, 1;" in early.stderr
+    assert early.stderr.count("\n") == 1 and "the same command with --shard I/2" in early.stderr
+    for code, out, err in at_once(*[("--shard", f"{i}/2") for i in (0, 1, 1)]):
+        assert code == 0 and re.fullmatch(
+            r"shard [01] of 2 is counted\. .*the same command with --merge 2\n", out
+        ), err
+    chosen = run(*words, "--merge", "2")
+    assert chosen.returncode == 0 and "every --shard I/2 again, then --merge 2" in chosen.stdout
+    assert run(*words, "--shard", "1/2").stdout.startswith("shard 1 of 2 is encoded. ")
+    late = run(*words, "--merge", "2")
+    assert late.returncode == 1 and "1 of 2 shards are not encoded yet: 0;" in late.stderr
+    assert [code for code, _, _ in at_once(("--shard", "0/2"), ("--shard", "1/2"))] == [0, 0]
+    joined = run(*words, "--merge", "2")
+    made = config(tmp_path / "one", "parquet", data_files=file, validation=0.05, test=0.05)
+    one = prepare(made)
+    folder = tmp_path / "data" / one.folder.name
+    assert joined.returncode == 0 and joined.stdout == Corpus(folder).report() + "\n"
+    assert contents(folder) == contents(one.folder)
+    assert [p.name for p in (tmp_path / "data").iterdir()] == [folder.name]
+    made.data.dir = str(tmp_path / "data")
+    assert prepare_shard(made, 1, 2) == f"{folder} is prepared already"
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ("--shard 4/4", "--shard 4/4: give a number from 0"),
+        ("--shard x", "--shard x: give a number from 0"),
+        ("--shard 1", "--shard 1: give"),
+        ("--shard=-1/2", "--shard -1/2: give"),
+        ("--shard 0/0", "--shard 0/0: give"),
+        ("--shard 0.5/2", "--shard 0.5/2: give"),
+        ("--shard", "--shard: expected one argument"),
+        ("--merge 0", "--merge 0: give the number of shards"),
+        ("--merge two", "--merge two: give the number of shards"),
+        ("--shard 0/2 --verify", "not allowed with"),
+        ("--merge 2 --shard 0/2", "not allowed with"),
+        ("--verify --merge 2", "not allowed with"),
+    ],
+)
+def test_wrong_words_are_refused_in_one_line(tmp_path, capfd, words, told):
+    data = ["--data.source", "literal", "--data.text", "hello", "--data.dir", str(tmp_path / "data")]
+    with pytest.raises(SystemExit) as ended:
+        charlm.commands.cli.main(["prepare", *data, *words.split()])
+    out, err = capfd.readouterr()
+    message = err or str(ended.value.code)
+    assert (
+        out == "" and told in message and message.count("\n") <= 1 and message.startswith("charlm: error: ")
+    )
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_source_that_changed_between_shards_is_refused(tmp_path, monkeypatch):
+    """Counted of one text, encoded of another: of a hub dataset or a URL the fingerprint would not tell."""
+    monkeypatch.setattr(charlm.corpus.readers, "PIECE", 1 << 10)
+    file = tmp_path / "a.parquet"
+    made = config(tmp_path, "parquet", data_files=pieces_of(file, 4))
+    prepare_shard(made, 0, 2)
+    found = folder_of(made)
+    pieces_of(file, 4, seed=4)
+    assert folder_of(made) != found  # of a local file the fingerprint tells
+    monkeypatch.setattr(charlm.corpus.prepared, "folder_of", lambda _: found)
+    with pytest.raises(
+        CharlmError, match=r"is not what another shard found: .* delete .*\.shards-2 and begin"
+    ):
+        prepare_shard(made, 1, 2)
+
+
+# processes that are killed
+
+
+CHILD = """
+import json, sys
+import charlm.corpus.id_writer, charlm.corpus.batches
+from charlm.config.parse import from_dict
+from charlm.corpus.prepared import prepare, prepare_shard
+charlm.corpus.readers.PIECE, charlm.corpus.readers.BATCH, charlm.corpus.id_writer.TELL_EVERY = 1 << 10, 1 << 9, 0.0
+made, shards = from_dict(json.loads(sys.argv[1])), list(map(int, sys.argv[2:]))
+prepare_shard(made, *shards) if shards else prepare(made)
+"""
+
+
+class Children:
+    """Processes that prepare a corpus, in many small pieces."""
+
+    def __init__(self):
+        self.all: list[subprocess.Popen] = []
+
+    def start(self, made: Config, *shards: int) -> subprocess.Popen:
+        words = [sys.executable, "-c", CHILD, tree_of(made), *map(str, shards)]
+        self.all.append(subprocess.Popen(words, env=environment()))
+        return self.all[-1]
+
+    def kill(self, process: subprocess.Popen) -> bool:
+        """kill -9. False when it was done before."""
+        process.kill()
+        return process.wait() != 0
+
+
+@pytest.fixture
+def nursery():
+    made = Children()
+    yield made
+    for process in made.all:
+        process.kill()
+        process.wait()
+
+
+def small_pieces(patch: pytest.MonkeyPatch) -> None:
+    """As in those processes: the plan of a build depends on it."""
+    patch.setattr(charlm.corpus.readers, "PIECE", 1 << 10)
+    patch.setattr(charlm.corpus.readers, "BATCH", 1 << 9)
+
+
+@pytest.mark.parametrize("manner", [MANNERS[0], pytest.param(MANNERS[1], marks=pytest.mark.slow)])
+def test_killed_again_and_again_it_ends_as_if_undisturbed(tmp_path, nursery, manner):
+    """kill -9 at random moments of both passes, of the one that works and the one that waits."""
+    file = pieces_of(tmp_path / "a.parquet", 60)
+    made = config(tmp_path, "parquet", data_files=file, workers=2, **HELD_OUT, **manner)
+    other = config(tmp_path / "other", "parquet", data_files=file, **HELD_OUT, **manner)
+    undisturbed = contents(prepare(other).folder)
+    draw, kills, seen = random.Random(7), 0, set()
+    partial = folder_of(made).with_name(f".{folder_of(made).name}.partial")
+
+    def reached() -> list:
+        files = [partial / name for name in ("counts-0.log", "encoded-0.json")]
+        return [(p.stat().st_size, p.stat().st_mtime_ns) if p.exists() else None for p in files]
+
+    for attempt in range(6):
+        before, both = reached(), [nursery.start(made), nursery.start(made)]
+        if attempt % 4:  # a little further than the one before; else at any moment, the first included
+            until(
+                lambda before=before, both=both: (
+                    reached() != before or any(p.poll() is not None for p in both)
+                )
+            )
+        time.sleep(draw.uniform(0, 0.4))
+        for pid in draw.sample(both, 2):
+            kills += nursery.kill(pid)
+        seen |= {p.name for p in partial.glob("*")}
+        if folder_of(made).exists():
+            break
+    assert kills >= 3 and "counts-0.log" in seen, (kills, seen)
+    corpus = prepare(made)
+    held = contents(corpus.folder)
+    assert {name: held[name] for name in undisturbed} == undisturbed
+    assert folders(tmp_path) == [folder_of(made).name]
+
+
+def until(condition, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.001)
+
+
+class Spy:
+    """Notes which pieces a pass reads. It reads them all the same."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, name: str):
+        self.firsts: list[int] = []
+        inner = getattr(Text, name)
+
+        def noted(text, piece, *rest):
+            self.firsts.append(piece.first)
+            return inner(text, piece, *rest)
+
+        patch.setattr(Text, name, noted)
+
+
+def test_a_counted_piece_is_not_counted_again(tmp_path, nursery, monkeypatch):
+    small_pieces(monkeypatch)
+    made = config(tmp_path, "parquet", data_files=pieces_of(tmp_path / "a.parquet", 400), workers=2)
+    partial = folder_of(made).with_name(f".{folder_of(made).name}.partial")
+    log = partial / "counts-0.log"
+    pid = nursery.start(made)
+    until(lambda: log.exists() and log.stat().st_size > 20_000)
+    assert nursery.kill(pid)
+    assert not (partial / "layout.npz").exists(), "it was done counting: make the file larger"
+    counted = sum(1 for _ in Journal.read(log))
+    spy = Spy(monkeypatch, "count")
+    prepare(made)
+    assert counted > 10 and len(spy.firsts) == 400 - counted and min(spy.firsts) == 7 * counted
+
+
+def test_an_encoded_piece_is_not_encoded_again(tmp_path, nursery, monkeypatch):
+    small_pieces(monkeypatch)
+    made = config(tmp_path, "parquet", data_files=pieces_of(tmp_path / "a.parquet", 400), workers=2)
+    partial = folder_of(made).with_name(f".{folder_of(made).name}.partial")
+    safe = partial / "encoded-0.json"
+    pid = nursery.start(made)
+    until(lambda: safe.exists() and json.loads(safe.read_text())["pieces"] > 0)
+    assert nursery.kill(pid)
+    done = json.loads(safe.read_text())["pieces"]
+    assert 0 < done < 400, "it was done encoding: make the file larger"
+    count, encode = Spy(monkeypatch, "count"), Spy(monkeypatch, "encode")
+    corpus = prepare(made)
+    assert count.firsts == [] and len(encode.firsts) == 400 - done and min(encode.firsts) == 7 * done
+    corpus.verify()
+    verify(made)
+
+
+@pytest.mark.parametrize("ids", ["counted", "encoded"])
+def test_a_shard_killed_in_either_pass_and_run_again(tmp_path, nursery, monkeypatch, ids):
+    small_pieces(monkeypatch)
+    file = pieces_of(tmp_path / "a.parquet", 300)
+    made = config(tmp_path, "parquet", data_files=file, workers=2, **HELD_OUT)
+    partial = folder_of(made).with_name(f".{folder_of(made).name}.shards-2")
+    if ids == "encoded":
+        for shard in range(2):
+            prepare_shard(made, shard, 2)
+        merge(made, 2)
+    watched = partial / {"counted": "counts-1.log", "encoded": "encoded-1.json"}[ids]
+    pid = nursery.start(made, 1, 2)
+    until(lambda: watched.exists() and (ids == "encoded" or watched.stat().st_size > 9000))
+    assert nursery.kill(pid), "it was done before it was ended: make the file larger"
+    with pytest.raises(CharlmError, match=rf"shards are not {ids} yet: 0, 1; the same command with --shard"):
+        merge(made, 2)
+    prepare_shard(made, 0, 2)
+    with pytest.raises(
+        CharlmError, match=rf"1 of 2 shards are not {ids} yet: 1; the same command with --shard"
+    ):
+        merge(made, 2)
+    assert ids in prepare_shard(made, 1, 2)
+    if ids == "counted":
+        assert merge(made, 2) is None
+        for shard in range(2):
+            prepare_shard(made, shard, 2)
+    corpus = merge(made, 2)
+    other = config(tmp_path / "other", "parquet", data_files=file, **HELD_OUT)
+    assert contents(corpus.folder) == contents(prepare(other).folder)
+
+
+@pytest.mark.slow
+def test_shards_that_start_together_make_one_folder(tmp_path, nursery):
+    for round_ in range(1):
+        file = pieces_of(tmp_path / f"{round_}.parquet", 9)
+        made = config(tmp_path, "parquet", data_files=file, workers=1)
+        partial = folder_of(made).with_name(f".{folder_of(made).name}.shards-4")
+        assert [p.wait() for p in [nursery.start(made, shard, 4) for shard in range(4)]] == [0] * 4
+        missing = [i for i in range(4) if not (partial / f"counts-{i}.log").exists()]
+        assert missing == [] and (partial / "plan.txt").exists(), f"round {round_}"
+
+
+@pytest.mark.parametrize("tail", [b"", b"\1" * 9, b"\0" * 64, b"\xff" * 40, "half", "flipped"])
+def test_a_torn_journal(tmp_path, tail):
+    """Of a killed process, or of a machine that went down: whole records are kept, what follows them goes."""
+    path, records = tmp_path / "a.log", [b"one", b"two" * 999, b"three"]
+    with Journal(path) as journal:
+        for record in records:
+            journal.append(record)
+        assert len(journal) == 3
+    content = path.read_bytes()
+    if tail == "half":
+        path.write_bytes(content[:-2])
+    elif tail == "flipped":
+        path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+    else:
+        path.write_bytes(content + tail)
+    kept = records if isinstance(tail, bytes) else records[:2]
+    assert list(Journal.read(path)) == kept
+    with Journal(path) as journal:
+        assert len(journal) == len(kept)
+        journal.append(b"four")
+    assert list(Journal.read(path)) == [*kept, b"four"]
+
+
+@pytest.mark.parametrize("damage", ["zeros", "cut", "garbage"])
+def test_a_build_goes_on_from_a_torn_journal(tmp_path, monkeypatch, damage):
+    small_pieces(monkeypatch)
+    file = pieces_of(tmp_path / "a.parquet", 20)
+    made = config(tmp_path, "parquet", data_files=file, workers=2)
+    log = folder_of(made).with_name(f".{folder_of(made).name}.partial") / "counts-0.log"
+    log.parent.parent.mkdir()
+    ended = Build(made, folder_of(made))
+    ended.open()
+    ended.count()
+    content = log.read_bytes()
+    log.write_bytes(
+        {"zeros": content + bytes(4096), "cut": content[:-3], "garbage": content + b"\xfe" * 99}[damage]
+    )
+    other = config(tmp_path / "other", "parquet", data_files=file)
+    assert contents(prepare(made).folder) == contents(prepare(other).folder)
+
+
+def test_a_partial_folder_of_another_text_is_begun_anew(tmp_path, monkeypatch):
+    small_pieces(monkeypatch)
+    file = pieces_of(tmp_path / "a.parquet", 9)
+    made = config(tmp_path, "parquet", data_files=file)
+    partial = folder_of(made).with_name(f".{folder_of(made).name}.partial")
+    partial.parent.mkdir()
+    other = config(tmp_path, "parquet", data_files=pieces_of(tmp_path / "b.parquet", 9, 5))
+    Build(other, folder_of(made)).open()
+    with Journal(partial / "counts-0.log") as journal:
+        for _ in range(9):
+            journal.append(b"of another text")
+    written(partial / "train.npy", b"of another text")
+    corpus = prepare(made)
+    assert corpus.info["documents"] == 63
+    verify(made)
+
+
+# parquet, read where it is
+
+
+def arrow_files() -> list[Path]:
+    """What `datasets` keeps in its cache, over all tests."""
+    return sorted(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow"))
+
+
+@pytest.mark.parametrize("sizes", [[3, 2], [1, 100], [100, 1], [5]])
+def test_parquet_makes_no_arrow_cache(tmp_path, monkeypatch, sizes):
+    """Several files, of several row groups, or of one that is longer than all others."""
+    small_pieces(monkeypatch)
+    before, texts, files = arrow_files(), [], []
+    for number, size in enumerate(sizes):
+        some = [f"{number} {row} naïve 中文\r\n" * (row % 5) for row in range(103)]
+        pq.write_table(
+            pa.table({"n": range(103), "text": some}), tmp_path / f"{number}.parquet", row_group_size=size
+        )
+        texts, files = texts + some, [*files, str(tmp_path / f"{number}.parquet")]
+    corpus = prepare(config(tmp_path, "parquet", data_files=files, separator="|"))
+    assert text_of(corpus) == "|".join(texts)
+    assert corpus.info["documents"] == len(texts)
+    assert arrow_files() == before
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        "train[10%:50%]+train[70%:]",
+        "train[:3]+train[3:3]+train[-2:]",
+        "train[5:90]",
+        "train[-30%:-10%]",
+        "train",
+    ],
+)
+@pytest.mark.parametrize("source", ["parquet", "json"])
+def test_slices_are_those_of_datasets(tmp_path, monkeypatch, split, source):
+    small_pieces(monkeypatch)
+    texts = [f"{row} é" * (row % 4) for row in range(97)]
+    file = str(tmp_path / f"a.{source}")
+    if source == "json":
+        jsonl(Path(file), texts)
+    else:
+        pq.write_table(pa.table({"text": texts}), file, row_group_size=11)
+    want = datasets.load_dataset(source, data_files=file, split=split, cache_dir=str(tmp_path / "cache"))[
+        "text"
+    ]
+    made = config(tmp_path, source, {"end_of_document": True}, data_files=file, split=split)
+    corpus = prepare(made)
+    ids = corpus["train"]
+    ends = np.flatnonzero(ids == corpus.vocab.end)
+    assert [corpus.vocab.decode(part) for part in np.split(ids, ends + 1)[:-1]] == list(want)
+    assert corpus.info["documents"] == len(want)
+
+
+def test_columns_that_look_alike(tmp_path):
+    """A nested column with the same leaf, a column with a dot in its name, and both at once."""
+    nested = pa.array([{"text": "inner", "b": "leaf"}] * 2)
+    tables = {
+        "nested": {"a": nested, "text": ["one", "twö"]},
+        "dotted": {"text.en": ["no", "not"], "text": ["one", "twö"], "text.de": ["nein", "nicht"]},
+        "both": {"a": nested, "a.text": ["no", "not"], "text": ["one", "twö"]},
+    }
+    for name, columns in tables.items():
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+
+    def read(name: str, column: str) -> str:
+        file = str(tmp_path / f"{name}.parquet")
+        return text_of(prepare(config(tmp_path, "parquet", data_files=file, text_column=column)))
+
+    assert [read(name, "text") for name in tables] == ["one\ntwö"] * 3
+    assert read("dotted", "text.en") == "no\nnot" and read("both", "a.text") == "no\nnot"
+    with pytest.raises(CharlmError, match=r"'a\.text' is not a column of .* \(columns: a, text\)"):
+        read("nested", "a.text")
+
+
+def test_two_columns_of_one_name(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    made = config(tmp_path, "parquet", data_files=str(tmp_path / "a.parquet"))
+    refused(tmp_path, made, "data.text_column='text'", "more than one column of that name")
+
+
+def test_a_file_that_will_not_do_is_named_among_many(tmp_path):
+    good = [parquet(tmp_path / "in" / f"{n}.parquet", [n]) for n in "ac"]
+    lacks = parquet(tmp_path / "in" / "b.parquet", ["b"], "body")
+    made = config(tmp_path, "parquet", data_files=str(tmp_path / "in" / "*"))
+    refused(tmp_path, made, f"'text' is not a column of {lacks} (columns: body)")
+    other = written(tmp_path / "in" / "b.parquet", "text\nno parquet\n")
+    refused(tmp_path, made, f"{other}: datasets cannot read it", "magic bytes")
+    assert all(Path(file).exists() for file in good)
+
+
+NOT_TEXT = {
+    "int64": pa.array([1, 2]),
+    "list<element: string>": pa.array([["a"], ["b"]]),
+    "dictionary<": pa.array(["a", "b"]).dictionary_encode(),
+    "struct<x: string>": pa.array([{"x": "a"}] * 2),
+    "double": pa.array([0.5, 1.5]),
+    "date32": pa.array([0, 1], pa.date32()),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_TEXT)
+def test_a_column_of_another_type(tmp_path, kind):
+    file = parquet(tmp_path / "a.parquet", NOT_TEXT[kind])
+    refused(
+        tmp_path,
+        config(tmp_path, "parquet", data_files=file),
+        "data.text_column='text'",
+        file,
+        f"holds {kind}",
+    )
+
+
+def test_streaming_gives_the_same_bytes_and_keeps_nothing(tmp_path, site, monkeypatch):  # noqa: F811
+    small_pieces(monkeypatch)
+    root, url = site
+    files = [f"{url}/{Path(pieces_of(root / f'{i}.parquet', n, i)).name}" for i, n in enumerate((4, 7))]
+    made = {
+        s: config(tmp_path / str(s), "parquet", data_files=files, streaming=s, **HELD_OUT)
+        for s in (True, False)
+    }
+    downloads = Path(datasets.config.DOWNLOADED_DATASETS_PATH)
+    before = sorted(downloads.rglob("*"))
+    streamed = prepare(made[True])
+    assert sorted(downloads.rglob("*")) == before
+    downloaded = prepare(made[False])
+    assert len(sorted(downloads.rglob("*"))) > len(before)
+    assert streamed.folder.name == downloaded.folder.name  # how it is read does not decide the content
+    assert contents(streamed.folder) == contents(downloaded.folder)
+    local = config(
+        tmp_path / "l", "parquet", data_files=[str(root / f"{i}.parquet") for i in range(2)], **HELD_OUT
+    )
+    assert sha_of(prepare(local)) == sha_of(streamed)
+    verify(made[True])
+
+
+@pytest.mark.parametrize("source", ["json", "text", "csv"])
+def test_streaming_of_anything_but_parquet_is_refused(tmp_path, source):
+    file = written(tmp_path / "a", "text\nx\n" if source == "csv" else '{"text": "x"}\n')
+    made = config(tmp_path, source, data_files=file, streaming=True)
+    refused(tmp_path, made, "data.streaming=True", "not made of parquet files", "data.streaming=false")
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path):
+    """Its footer, cut or overwritten; a page of its data."""
+    file = Path(pieces_of(tmp_path / "a.parquet", 6))
+    whole = file.read_bytes()
+    made = config(tmp_path, "parquet", data_files=str(file))
+    for damaged in (whole[:-1], whole[:1000], whole[:-60] + b"\xff" * 52 + whole[-8:]):
+        file.write_bytes(damaged)
+        refused(tmp_path, made, str(file), "datasets cannot read it")
+    begin = pq.ParquetFile(io.BytesIO(whole)).metadata.row_group(2).column(0)
+    at = begin.dictionary_page_offset or begin.data_page_offset
+    file.write_bytes(whole[:at] + b"\xff" * 40 + whole[at + 40 :])
+    with pytest.raises(CharlmError, match=re.escape(f"{file}: datasets cannot read it")):
+        prepare(made)
+    file.write_bytes(whole)
+    assert prepare(made).info["documents"] == 42
+
+
+# other bad input
+
+
+def test_a_million_empty_documents(tmp_path):
+    """And one that is not."""
+    rows = 1_000_003
+    texts = pa.concat_arrays([pa.array([""] * (rows - 1)), pa.array(["aé"])])
+    file = parquet(tmp_path / "a.parquet", texts)
+    corpus = prepare(config(tmp_path, "parquet", data_files=file, validation=0, separator="."))
+    assert bytes_of(corpus) == b"." * (rows - 1) + "aé".encode()
+    assert corpus.info["documents"] == rows
+    ended = prepare(
+        config(tmp_path, "parquet", {"end_of_document": True}, data_files=file, split_by="character")
+    )
+    assert ended.info["symbols"] == rows + 2 and ended.info["characters"] == 2
+    nothing = parquet(tmp_path / "b.parquet", texts[:-1])
+    with pytest.raises(CharlmError, match="the text is empty"):
+        prepare(config(tmp_path, "parquet", data_files=nothing, validation=0.05))
+
+
+def test_no_row_at_all(tmp_path):
+    file = parquet(tmp_path / "a.parquet", pa.array([], pa.string()))
+    for held_out in ({}, HELD_OUT):
+        refused(tmp_path, config(tmp_path, "parquet", data_files=file, **held_out), file, "the text is empty")
+
+
+def test_a_corpus_of_one_character(tmp_path):
+    made = config(tmp_path, "literal", text="a" * 1234, split_by="character", **HELD_OUT)
+    corpus = prepare(made)
+    assert corpus.vocab.characters == ("a",) and not corpus["train"].any()
+    assert corpus.info["floors"]["unigram"]["bpc"] > 0 and corpus.info["coverage"] == 1
+    assert "'a' (U+0061 LATIN SMALL LETTER A)" in corpus.report()
+    refused(
+        tmp_path / "b", config(tmp_path / "b", "literal", text="a"), "the train split would hold 1 symbols"
+    )
+
+
+def every_character(n: int) -> str:
+    return "".join(map(chr, [*range(0x20, 0xD800), *range(0xE000, 0x110000)][:n]))
+
+
+def test_more_symbols_than_16_bits_hold(tmp_path):
+    made = config(tmp_path, "literal", text=every_character(66_001) * 2)
+    refused(tmp_path, made, "symbols and ids hold 65,535", "set vocab.max_size", "vocab.coverage")
+    made.vocab.max_size = 65_535
+    corpus = prepare(made)
+    assert len(corpus.vocab) == 65_535 and corpus["train"].dtype == np.uint16
+    assert text_of(corpus) == made.data.text and 0 < corpus.info["fallback_rate"] < 1
+    most = config(tmp_path, "literal", {"unknown": "error"}, text=every_character(65_535))
+    assert prepare(most)["train"].max() == 65_534
+
+
+@pytest.mark.parametrize("size", [150 << 20, pytest.param(1 << 30, marks=pytest.mark.slow)])
+def test_a_document_of_many_megabytes_in_one_row(tmp_path, size):
+    unit = "naïve 中文 😀, plain and simple and long enough.\n".encode()
+    text = unit * (size // len(unit))
+    table = pa.table({"text": pa.array(["first", None, "last"], pa.large_string())})
+    table = table.set_column(0, "text", pa.array([b"first", text, b"last"], pa.large_binary()))
+    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False)
+    del table
+    made = config(tmp_path, "parquet", data_files=str(tmp_path / "a.parquet"), separator="|")
+    corpus = prepare(made)
+    assert corpus.info["documents"] == 3 and corpus.info["bytes"] == len(text) + 11
+    ids = corpus["train"]
+    for at in (0, 1 << 22, len(ids) // 2, len(ids) - 3000):
+        part = corpus.vocab.decode_bytes(ids[at : at + 2000])
+        assert part in b"first|" + unit * 90 or part in unit * 90 + b"|last", at
+    assert corpus.vocab.decode_bytes(ids[-6:]) == b"\n|last"
+    histogram = Counter(unit.decode())
+    sizes = np.bincount(ids, minlength=len(corpus.vocab))
+    for character, times in histogram.items():
+        at = corpus.vocab.characters.index(character)
+        extra = "first|last|".count(character)
+        assert sizes[at] == times * (size // len(unit)) + extra, character
+
+
+def test_a_disk_that_fills_up_in_either_pass(tmp_path):
+    """The command says so in a line, leaves no half-written array, and goes on when there is room."""
+    file = pieces_of(tmp_path / "a.parquet", 40)
+    made = config(tmp_path, "parquet", data_files=file, validation=0.05, test=0.05)
+    words = ["prepare", "--data.source", "parquet", "--data.data_files", file, "--data.dir", made.data.dir]
+    for room in (600, 20_000):  # too little for the counts, then for the ids
+        done = run(*words, preexec_fn=limited(room))
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert f"{folder_of(made)}: cannot be written (File too large)" in done.stderr
+        assert not list(tmp_path.rglob("*.npy"))
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    assert [p.name for p in Path(made.data.dir).iterdir()] == [folder_of(made).name]
+
+
+# --verify
+
+
+@pytest.mark.parametrize("source", ["parquet", "text", "json", "csv"])
+def test_verify_finds_a_changed_source_under_a_finished_corpus(tmp_path, source):
+    """As long as before, with the same time of change: neither the fingerprint nor datasets' cache tells."""
+    path = tmp_path / "in" / f"a.{source}"
+
+    def write(word: str) -> None:
+        text = word * 99
+        if source == "parquet":
+            parquet(path, [text, "b"])
+        else:
+            written(
+                path, {"text": text, "json": f'{{"text": "{text}"}}\n', "csv": f"text,n\n{text},1\n"}[source]
+            )
+
+    write("hello")
+    made = config(tmp_path, source, data_files=str(path), split_by="character", validation=0.2)
+    before = path.stat()
+    corpus = prepare(made)
+    verify(made)
+    arrow = arrow_files()
+    for word in ("hullo", "ollhe"):  # another letter; the same letters in another order
+        write(word)
+        assert path.stat().st_size == before.st_size
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert folder_of(made) == corpus.folder
+        with pytest.raises(
+            CharlmError, match=rf"is not what {re.escape(str(corpus.folder))} was made of: .*delete"
+        ):
+            verify(made)
+    write("hello")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    verify(made)
+    assert arrow_files() == arrow
+    assert not list(Path(datasets.config.HF_DATASETS_CACHE).glob("charlm-verify-*"))
+
+
+def test_verify_as_a_command(tmp_path):
+    file = pieces_of(tmp_path / "a.parquet", 3)
+    words = [
+        "prepare",
+        "--data.source",
+        "parquet",
+        "--data.data_files",
+        file,
+        "--data.dir",
+        tmp_path / "data",
+    ]
+    none = run(*words, "--verify")
+    assert none.returncode == 1 and "no corpus of this config is prepared" in none.stderr
+    corpus = prepare(config(tmp_path, "parquet", data_files=file, validation=0.05, test=0.05))
+    good = run(*words, "--verify")
+    assert (
+        good.returncode == 0 and good.stdout == f"{corpus.folder}: as it was made, and as its text is now\n"
+    )
+    path = corpus.folder / "train.npy"
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 1
+    path.write_bytes(content)
+    bad = run(*words, "--verify")
+    assert bad.returncode == 1 and "train.npy: sha256" in bad.stderr and bad.stderr.count("\n") == 1
+
+
+# Ctrl-C
+
+SLOW = """
+import sys
+import charlm.corpus.id_writer, charlm.commands.cli, charlm.corpus.batches
+charlm.corpus.readers.PIECE, charlm.corpus.readers.BATCH, charlm.corpus.id_writer.TELL_EVERY = 1 << 10, 1 << 9, 0.0
+charlm.commands.cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("stage", ["counts-0.log", "encoded-0.json"])
+def test_ctrl_c_ends_the_command_and_the_next_goes_on(tmp_path, monkeypatch, stage):
+    small_pieces(monkeypatch)
+    file = pieces_of(tmp_path / "a.parquet", 500)
+    made = config(tmp_path, "parquet", data_files=file, validation=0.05, test=0.05)
+    partial = folder_of(made).with_name(f".{folder_of(made).name}.partial")
+    words = ["prepare", "--data.source", "parquet", "--data.data_files", file, "--data.dir", made.data.dir]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment()}
+    process = subprocess.Popen([sys.executable, "-c", SLOW, *words], **pipes)
+    until(lambda: (partial / stage).exists() and (partial / stage).stat().st_size > 0)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err
+    assert out == "" and err == "charlm: stopped by Ctrl-C\n"
+    assert partial.is_dir() and not folder_of(made).exists()
+    count = Spy(monkeypatch, "count")
+    corpus = prepare(made)
+    assert len(count.firsts) < 500
+    other = config(tmp_path / "other", "parquet", data_files=file, validation=0.05, test=0.05)
+    assert contents(corpus.folder) == contents(prepare(other).folder)
+
+
+# what a person reads
+
+
+def test_the_report_has_every_line_in_80_columns(tmp_path):
+    """Of a corpus with the sizes of Wikipedia and the longest names there are."""
+    long = ["\ufdfd", "\U0001f93b", "\u1f87", "\U0001242b", "\ufbf9"]
+    text = "".join(c * (20 - i) for i, c in enumerate([*long, "a", "\n", "é", "中"])) * 9
+    vocab = {"max_size": 245}
+    corpus = prepare(config(tmp_path, "literal", vocab, text=text, split_by="character", **HELD_OUT))
+    info = corpus.info
+    report = corpus.report()
+    for words in (
+        f"{info['documents']:,} documents",
+        f"{info['characters']:,} characters",
+        f"{info['bytes']:,} bytes",
+        f"symbols      {len(corpus.vocab):,}",
+        f"{100 * info['coverage']:.6g} % of the characters",
+        f"{info['left_out_characters']:,} characters, spelled in bytes: {100 * info['fallback_rate']:.3g} %",
+        "most frequent",
+        "first left out",
+        "ARABIC LIGATURE BISMILLAH",
+        "floors on validation",
+        "unigram",
+        "-gram, Witten-Bell",
+        "xz",
+        f"in {info['seconds']:.1f} s",
+    ):
+        assert words in report, words
+    for split, size in corpus.splits.items():
+        assert re.search(
+            rf"^  {split} +cut +{size['characters']:,} +{size['bytes']:,} ", report, re.MULTILINE
+        )
+    info |= {
+        "documents": 6_407_814,
+        "characters": 19_876_543_210,
+        "bytes": 20_876_543_210,
+        "seconds": 12345.678,
+    }
+    info["passes"] = {"count": 4321.5, "encode": 5432.5, "join": 1234.5, "floors": 123.4}
+    wide = corpus.report()
+    assert "count 4321.5 s (5 MB/s)" in wide
+    assert "join 1234.5 s" in wide and "20,876,543,210 bytes" in wide
+    for line in report.splitlines()[1:] + wide.splitlines()[1:]:  # the first is the folder
+        assert len(line) <= 80, line
+
+
+def test_the_floors_of_corpus_json_are_those_of_its_arrays(tmp_path):
+    texts = [f"{n} der naïve Fuchs 中文 {n * n}\n" for n in range(400)]
+    file = jsonl(tmp_path / "a.jsonl", texts)
+    corpus = prepare(config(tmp_path, "json", {"max_size": 260}, data_files=file, **HELD_OUT))
+    counts = {s: np.bincount(corpus[s], minlength=len(corpus.vocab)) for s in ("train", "validation")}
+    assert corpus.info["floors"] == {
+        "unigram": floors.unigram(counts["train"], counts["validation"], corpus.vocab),
+        "ngram": floors.ngram(corpus["train"], corpus["validation"], corpus.vocab),
+        "xz": floors.xz(corpus["validation"], corpus.vocab),
+    }
+
+
+def test_help_and_print_config(capfd):
+    with pytest.raises(SystemExit) as ended:
+        charlm.commands.cli.main(["prepare", "--help"])
+    told = capfd.readouterr().out
+    assert not ended.value.code
+    for words in ("--shard I/N", "--merge N", "--verify", "--data.streaming", "--data.workers"):
+        assert words in told, words
+    with pytest.raises(SystemExit) as ended:
+        charlm.commands.cli.main(["prepare", "--data.workers", "3", "--print_config"])
+    assert not ended.value.code and "workers: 3" in capfd.readouterr().out
+
+
+# memory
+
+PEAK = """
+import json, sys
+from charlm.config.parse import from_dict
+from charlm.corpus.prepared import prepare
+prepare(from_dict(json.loads(sys.argv[1])))
+print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["parquet", "text"])
+def test_memory_does_not_grow_with_the_text(tmp_path, source):
+    """Peak resident memory of preparing 320 MB is within 1.3 times that of 80 MB."""
+    peaks = []
+    rows = [f"{i} naïve 中文 {i * i % 9973} plain and simple\n" * 40 for i in range(10_000)]
+    for copies in (1, 4):
+        paths = []
+        for number in range(5 * copies):
+            path = tmp_path / f"{copies}-{number}.{source}"
+            if source == "parquet":
+                pq.write_table(pa.table({"text": rows}), path, row_group_size=1000)
+            else:
+                path.write_text("".join(rows))
+            paths.append(str(path))
+        made = config(tmp_path / str(copies), source, {"max_size": 260}, data_files=paths, workers=2)
+        made.data.validation = made.data.test = 0.05 if source == "parquet" else 0
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, tree_of(made)], capture_output=True, text=True, env=environment()
+        )
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout))
+        assert Corpus(folder_of(made)).info["bytes"] > 80e6 * copies
+    assert peaks[1] < 1.3 * peaks[0], peaks

@@ -1,0 +1,1240 @@
+"""charlm.corpus.prepared with rows, passes and sources: the text on disk is the text that was named, or nothing is."""
+
+import functools
+import hashlib
+import http.server
+import io
+import itertools
+import json
+import math
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from fractions import Fraction
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import charlm.corpus.batches
+import charlm.corpus.readers
+import charlm.corpus.sources
+import charlm.corpus.textfile
+from charlm.config.fields import Config
+from charlm.config.parse import from_dict, load_config
+from charlm.corpus.batches import utf8_of
+from charlm.corpus.prepared import Corpus, fingerprint, folder_of, prepare
+from charlm.errors import CharlmError
+
+MIXED = (
+    "naïve café\r\n中文 😀👩‍👩‍👧 ß\rlone\n\n\0end"  # every UTF-8 length, every line ending, no last newline
+)
+DOCUMENTS = ["alpha", "bé\r\n", "", "中文😀", "\r", "omega"]
+
+
+def config(folder: Path, source: str, vocab: dict | None = None, **data) -> Config:
+    """A config of sections data and vocab; all text goes to train unless said otherwise."""
+    data = {"source": source, "dir": str(folder / "data"), "validation": 0, "test": 0} | data
+    return from_dict({"data": data, "vocab": vocab or {}})
+
+
+def written(path: Path, content: bytes | str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    return str(path)
+
+
+def jsonl(path: Path, texts: list, column: str = "text") -> str:
+    return written(path, "".join(json.dumps({column: t, "n": i}) + "\n" for i, t in enumerate(texts)))
+
+
+def parquet(path: Path, texts: pa.Array | list, column: str = "text") -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({column: texts}), path)
+    return str(path)
+
+
+def text_of(corpus: Corpus, *splits: str) -> str:
+    """The decoded text of splits, all of them by default, joined."""
+    return "".join(corpus.vocab.decode(corpus[s]) for s in splits or corpus.splits)
+
+
+def bytes_of(corpus: Corpus) -> bytes:
+    return b"".join(corpus.vocab.decode_bytes(corpus[s]) for s in corpus.splits)
+
+
+def folders(folder: Path) -> list[str]:
+    """What lies in data.dir beside lock files."""
+    data = folder / "data"
+    return sorted(p.name for p in data.iterdir() if p.suffix != ".lock") if data.is_dir() else []
+
+
+def refused(folder: Path, bad: Config, *told: str) -> str:
+    """prepare refuses a config, says all of told, and leaves nothing in data.dir."""
+    with pytest.raises(CharlmError) as caught:
+        prepare(bad)
+    for words in told:
+        assert words in str(caught.value), f"{words!r} is not in: {caught.value}"
+    assert folders(folder) == []
+    return str(caught.value)
+
+
+def sha_of(corpus: Corpus) -> dict[str, str]:
+    return {split: said["sha256"] for split, said in corpus.splits.items()}
+
+
+# where text comes from
+
+
+def test_from_yaml_to_arrays(tmp_path):
+    """The path a user goes: a YAML file, overrides, prepare."""
+    yaml = tmp_path / "run.yaml"
+    yaml.write_text(f"data: {{source: text, data_files: {written(tmp_path / 'a.txt', 'hello')}}}")
+    corpus = prepare(
+        load_config(
+            yaml,
+            f"data.dir={tmp_path / 'data'}",
+            "data.split_by=character",
+            "data.validation=0.4",
+            "data.test=0",
+            "vocab.characters=helo",
+            "vocab.unknown=error",
+        )
+    )
+    assert corpus["train"].tolist() == [0, 1, 2] and corpus["validation"].tolist() == [2, 3]
+    assert corpus.folder.parent == tmp_path / "data"
+
+
+@pytest.mark.parametrize("text", ["hello", MIXED, "\r\n", "a\n", "\ufeffab", " a "])
+def test_a_literal_text_is_kept(tmp_path, text):
+    assert text_of(prepare(config(tmp_path, "literal", text=text))) == text
+
+
+@pytest.mark.parametrize("text", [MIXED, "a\r\nb\r\n", "a\rb\r", "no newline", "\n\n", "\r\n", "\ufeffab"])
+def test_a_text_file_is_kept_to_the_byte(tmp_path, text):
+    """`datasets` own text builder would turn every line ending into \\n."""
+    file = written(tmp_path / "a.txt", text)
+    assert bytes_of(prepare(config(tmp_path, "text", data_files=file))) == text.encode("utf-8")
+
+
+@pytest.mark.parametrize("builder", ["json", "csv", "parquet"])
+@pytest.mark.parametrize("end", [False, True])
+def test_every_builder_gives_the_documents_in_order(tmp_path, builder, end):
+    texts = [t for t in DOCUMENTS if t != "\r"]
+    path = tmp_path / f"a.{builder}"
+    if builder == "json":
+        jsonl(path, texts, "body")
+    elif builder == "parquet":
+        parquet(path, texts, "body")
+    else:
+        written(path, "body,n\n" + "".join(f'"{t}",{i}\n' for i, t in enumerate(texts)))
+    made = config(
+        tmp_path, builder, {"end_of_document": end}, data_files=str(path), text_column="body", separator="<|>"
+    )
+    corpus = prepare(made)
+    assert text_of(corpus) == ("" if end else "<|>").join(texts)
+    assert corpus.info["documents"] == corpus.splits["train"]["documents"] == len(texts)
+    if end:
+        at = np.flatnonzero(corpus["train"] == corpus.vocab.end)
+        assert [corpus.vocab.decode(p) for p in np.split(corpus["train"], at + 1)[:-1]] == texts
+        assert at[-1] == len(corpus["train"]) - 1
+
+
+def test_a_json_array_is_read(tmp_path):
+    file = written(tmp_path / "a.json", json.dumps([{"text": t} for t in ("a", "bé")]))
+    assert text_of(prepare(config(tmp_path, "json", data_files=file))) == "a\nbé"
+
+
+def test_csv_text_that_looks_like_nothing_is_text(tmp_path):
+    """The words NA, null and None are text like any other."""
+    file = written(tmp_path / "a.csv", "text,n\nNA,1\nnull,2\nNone,3\nnan,4\nx,5\n")
+    assert text_of(prepare(config(tmp_path, "csv", data_files=file))) == "NA\nnull\nNone\nnan\nx"
+
+
+def test_null_texts_are_empty_documents(tmp_path):
+    file = parquet(tmp_path / "a.parquet", pa.array(["a", None, "bé", None]))
+    corpus = prepare(config(tmp_path, "parquet", {"end_of_document": True}, data_files=file))
+    assert text_of(corpus) == "abé" and corpus.info["documents"] == 4
+    assert corpus["train"].tolist().count(corpus.vocab.end) == 4
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary()])
+def test_every_kind_of_text_column(tmp_path, kind):
+    texts = ["aé", None, "", "中"]
+    values = [
+        t and t.encode() if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else t for t in texts
+    ]
+    file = parquet(tmp_path / "a.parquet", pa.array(values, kind))
+    assert text_of(prepare(config(tmp_path, "parquet", data_files=file))) == "aé\n\n\n中"
+
+
+def test_a_slice_of_a_split(tmp_path):
+    """split: train[2:5] is a sliced table whose buffers hold other rows too."""
+    file = jsonl(tmp_path / "a.jsonl", ["zero", "öne", "two", "thrée", "four", "five"])
+    assert (
+        text_of(prepare(config(tmp_path, "json", data_files=file, split="train[2:5]"))) == "two\nthrée\nfour"
+    )
+
+
+def test_globs_lists_and_their_order(tmp_path):
+    for name in ("b.txt", "a.txt", "c.txt", "sub/d.txt"):
+        written(tmp_path / "in" / name, name[-5].upper() + name[-5])
+    cases = {
+        "AaBbCc": str(tmp_path / "in" / "*.txt"),
+        "AaBb": str(tmp_path / "in" / "[ab].txt"),
+        "CcAaBb": [str(tmp_path / "in" / "c.txt"), str(tmp_path / "in" / "[ab].txt")],
+        "Dd": str(tmp_path / "in" / "sub" / "*"),
+        "BbAa": {"train": [str(tmp_path / "in" / "b.txt"), str(tmp_path / "in" / "a.txt")]},
+    }
+    for told, files in cases.items():
+        assert text_of(prepare(config(tmp_path, "text", data_files=files, separator=""))) == told
+    deep = prepare(config(tmp_path, "text", data_files=str(tmp_path / "in" / "**" / "*.txt"), separator=""))
+    assert sorted(text_of(deep)) == list("ABCDabcd")
+
+
+@pytest.mark.parametrize("source", ["text", "json"])
+def test_the_data_set_s_own_splits(tmp_path, source):
+    texts = {"train": "train é", "dev": "devä", "final": "finalö"}
+    files = {
+        s: written(tmp_path / f"{s}.txt", t) if source == "text" else jsonl(tmp_path / f"{s}.jsonl", [t])
+        for s, t in texts.items()
+    }
+    corpus = prepare(config(tmp_path, source, data_files=files, validation="dev", test="final"))
+    assert list(corpus.splits) == ["train", "validation", "test"]
+    for split, name in zip(corpus.splits, texts, strict=True):
+        assert text_of(corpus, split) == texts[name]
+        assert corpus.splits[split]["documents"] == 1
+    assert set("éäö") <= set(corpus.vocab.characters)  # the vocabulary is counted over all that is encoded
+
+
+def test_an_own_validation_and_a_drawn_test(tmp_path):
+    files = {
+        "train": jsonl(tmp_path / "a.jsonl", ["aa", "bb", "cc", "dd"]),
+        "dev": jsonl(tmp_path / "b.jsonl", ["xx"]),
+    }
+    corpus = prepare(config(tmp_path, "json", data_files=files, validation="dev", test=0.25))
+    assert text_of(corpus, "validation") == "xx"
+    parts = text_of(corpus, "train").split("\n") + text_of(corpus, "test").split("\n")
+    assert sorted(parts) == ["aa", "bb", "cc", "dd"]
+    assert [corpus.splits[s]["documents"] for s in ("train", "validation", "test")] == [3, 1, 1]
+
+
+def test_stdlib(tmp_path):
+    corpus = prepare(config(tmp_path, "stdlib", max_documents=20))
+    files = charlm.corpus.sources.stdlib_files()
+    assert text_of(corpus) == "\n".join(f.read_bytes().decode("utf-8") for f in files[:20])
+    assert corpus.info["documents"] == 20
+    assert Path(os.__file__).resolve() in [f.resolve() for f in files]
+    assert not [f for f in files if {"test", "tests", "site-packages"} & set(f.parts)]
+    assert files == sorted(files, key=lambda f: f.relative_to(files[0].parent).as_posix())
+
+
+# over http
+
+
+class Ranged(http.server.SimpleHTTPRequestHandler):
+    """Static files, with single byte ranges: members of zip archives are read by them."""
+
+    def log_message(self, *args):
+        pass
+
+    def send_head(self):
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        path = Path(self.translate_path(self.path))
+        if not wanted or not path.is_file():
+            return super().send_head()
+        whole = path.read_bytes()
+        first = int(wanted[1])
+        last = min(int(wanted[2] or len(whole) - 1), len(whole) - 1)
+        part = whole[first : last + 1]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(whole)}")
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        return io.BytesIO(part)
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder and the URL where it is served. The network is allowed; the hub stays out of reach."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    root = tmp_path / "site"
+    root.mkdir()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Ranged, directory=str(root)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield root, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_file_over_http(tmp_path, site):
+    root, url = site
+    written(root / "a.txt", MIXED)
+    corpus = prepare(config(tmp_path, "text", data_files=f"{url}/a.txt"))
+    assert bytes_of(corpus) == MIXED.encode("utf-8")
+
+
+def test_a_zip_over_http(tmp_path, site):
+    root, url = site
+    with zipfile.ZipFile(root / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("inside", MIXED.encode("utf-8"))
+    corpus = prepare(config(tmp_path, "text", data_files=f"{url}/a.zip"))
+    assert bytes_of(corpus) == MIXED.encode("utf-8")
+
+
+def test_one_member_of_a_zip_over_http(tmp_path, site):
+    root, url = site
+    with zipfile.ZipFile(root / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("other", b"not this\xff")
+        archive.writestr("text8", MIXED.encode("utf-8"))
+    corpus = prepare(config(tmp_path, "text", data_files=f"zip://text8::{url}/a.zip"))
+    assert bytes_of(corpus) == MIXED.encode("utf-8")
+
+
+def test_a_missing_file_over_http_is_named(tmp_path, site):
+    _, url = site
+    refused(tmp_path, config(tmp_path, "text", data_files=f"{url}/missing.txt"), f"{url}/missing.txt")
+
+
+def test_a_host_that_does_not_answer_cannot_be_reached(tmp_path, site):
+    url = "http://127.0.0.1:1/a.txt"
+    refused(tmp_path, config(tmp_path, "text", data_files=url), url, "cannot be reached")
+
+
+# documents, separators, limits
+
+
+def test_lines_as_documents(tmp_path):
+    file = written(tmp_path / "a.txt", "één\ntwo\r\n\nfour\rstill four\nlast")
+    corpus = prepare(config(tmp_path, "text", data_files=file, document="line", separator="|"))
+    assert text_of(corpus) == "één|two\r||four\rstill four|last"
+    assert corpus.info["documents"] == 5
+
+
+def test_a_last_newline_starts_no_line(tmp_path):
+    file = written(tmp_path / "a.txt", "a\nb\n")
+    corpus = prepare(config(tmp_path, "text", data_files=file, document="line", separator="|"))
+    assert text_of(corpus) == "a|b"
+
+
+@pytest.mark.parametrize("separator", ["", "\n", "é", "<|😀|>"])
+@pytest.mark.parametrize("vocab", [{}, {"bytes_only": True}])
+def test_the_separator_stands_between_documents(tmp_path, separator, vocab):
+    file = jsonl(tmp_path / "a.jsonl", ["a", "bé", "", "c"])
+    corpus = prepare(config(tmp_path, "json", vocab, data_files=file, separator=separator))
+    assert text_of(corpus) == separator.join(["a", "bé", "", "c"])
+
+
+@pytest.mark.parametrize("vocab", [{}, {"bytes_only": True}, {"characters": "ab", "unknown": "bytes"}])
+def test_end_of_document_after_every_document_of_every_split(tmp_path, vocab):
+    file = jsonl(tmp_path / "a.jsonl", [c * 3 for c in "abcdeé"])
+    corpus = prepare(
+        config(tmp_path, "json", vocab | {"end_of_document": True}, data_files=file, validation=0.3, test=0.2)
+    )
+    seen = []
+    for split in corpus.splits:
+        ids, end = corpus[split], corpus.vocab.end
+        assert ids[-1] == end and np.count_nonzero(ids == end) == corpus.splits[split]["documents"]
+        seen += [corpus.vocab.decode(part) for part in np.split(ids, np.flatnonzero(ids == end) + 1)[:-1]]
+    assert sorted(seen) == sorted(c * 3 for c in "abcdeé")
+
+
+def test_max_documents(tmp_path, monkeypatch):
+    monkeypatch.setattr(charlm.corpus.textfile, "CHUNK", 3)  # a document is several rows
+    files = [written(tmp_path / f"{c}.txt", c * 7) for c in "abcd"]
+    for n in (1, 2, 3, 4, 5):
+        corpus = prepare(config(tmp_path, "text", data_files=files, max_documents=n))
+        assert text_of(corpus) == "\n".join(c * 7 for c in "abcd"[:n])
+        assert corpus.info["documents"] == min(n, 4)
+
+
+def test_max_documents_of_each_split(tmp_path):
+    files = {s: jsonl(tmp_path / f"{s}.jsonl", [s[0] + str(i) for i in range(5)]) for s in ("train", "dev")}
+    corpus = prepare(config(tmp_path, "json", data_files=files, validation="dev", max_documents=2))
+    assert text_of(corpus, "train") == "t0\nt1" and text_of(corpus, "validation") == "d0\nd1"
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 99])
+@pytest.mark.parametrize("batch", [2, 8 << 20])
+def test_max_characters_counts_characters_of_text_without_separators(tmp_path, monkeypatch, n, batch):
+    monkeypatch.setattr(charlm.corpus.readers, "BATCH", batch)
+    texts = ["éa", "", "中😀b", "cdé"]
+    corpus = prepare(
+        config(tmp_path, "json", data_files=jsonl(tmp_path / "a.jsonl", texts), max_characters=n)
+    )
+    left, kept = n, []
+    for text in texts:
+        if left > 0:
+            kept.append(text[:left])
+            left -= len(text)
+    assert text_of(corpus) == "\n".join(kept)
+    assert corpus.info["documents"] == len(kept)
+
+
+def test_max_characters_are_bytes_in_a_bytes_only_vocabulary(tmp_path):
+    made = config(tmp_path, "literal", {"bytes_only": True}, text="aé中", max_characters=4)
+    assert bytes_of(prepare(made)) == "aé中".encode()[:4]
+
+
+def test_max_characters_then_split(tmp_path):
+    made = config(
+        tmp_path,
+        "literal",
+        text="0123456789" * 3,
+        max_characters=20,
+        split_by="character",
+        validation=0.25,
+        test=0.1,
+    )
+    corpus = prepare(made)
+    assert [len(corpus[s]) for s in corpus.splits] == [13, 5, 2]
+    assert text_of(corpus) == "0123456789" * 2
+
+
+# splits
+
+
+def lines(tmp_path: Path, n: int) -> str:
+    return written(tmp_path / "lines.txt", "".join(f"line {i:03}\n" for i in range(n)))
+
+
+def drawn(tmp_path: Path, file: str, seed: int, folder: str = "data") -> dict[str, list[str]]:
+    made = config(tmp_path, "text", data_files=file, document="line", validation=0.1, test=0.07, seed=seed)
+    made.data.dir = str(tmp_path / folder)
+    corpus = prepare(made)
+    out = {s: text_of(corpus, s).split("\n") for s in corpus.splits}
+    assert {s: len(d) for s, d in out.items()} == {s: corpus.splits[s]["documents"] for s in corpus.splits}
+    return out
+
+
+def test_documents_are_drawn_once_each_in_order_and_by_seed(tmp_path):
+    file = lines(tmp_path, 100)
+    first, again, other = (
+        drawn(tmp_path, file, 3),
+        drawn(tmp_path, file, 3, "elsewhere"),
+        drawn(tmp_path, file, 4),
+    )
+    assert {s: len(d) for s, d in first.items()} == {"train": 83, "validation": 10, "test": 7}
+    together = [line for split in first.values() for line in split]
+    assert len(together) == 100 and sorted(together) == [f"line {i:03}" for i in range(100)]
+    assert all(split == sorted(split) for split in first.values())
+    assert first == again
+    assert first["validation"] != other["validation"] and first["test"] != other["test"]
+    assert not set(first["validation"]) >= {f"line {i:03}" for i in range(90, 100)}  # a draw, not the tail
+
+
+def test_a_draw_is_the_same_on_every_machine(tmp_path):
+    """By a hash of seed and number, written down here: not by a generator that a library may change."""
+
+    def splitmix64(i: int, seed: int) -> int:
+        gamma, mask = 0x9E3779B97F4A7C15, 2**64 - 1
+        z = (i + (seed + 1) * gamma) & mask
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        return z ^ (z >> 31)
+
+    order = sorted(range(20), key=lambda i: splitmix64(i, 3))
+    made = drawn(tmp_path, lines(tmp_path, 20), 3)
+    assert made["validation"] == [f"line {i:03}" for i in sorted(order[:2])]
+    assert made["test"] == [f"line {i:03}" for i in sorted(order[2:3])]
+
+
+@pytest.mark.parametrize("n", [10, 20, 99, 1003])
+@pytest.mark.parametrize("vocab", [{}, {"bytes_only": True}])
+def test_contiguous_splits_are_the_text_cut_in_three(tmp_path, n, vocab):
+    text = "".join("aé中😀\r\n"[i * i % 6] for i in range(n))
+    whole = text.encode("utf-8") if vocab else text
+    made = config(tmp_path, "literal", vocab, text=text, split_by="character", validation=0.2, test=0.3)
+    corpus = prepare(made)
+    cuts = [0, len(whole) - math.ceil(len(whole) / 2), math.floor(len(whole) * Fraction(7, 10)), len(whole)]
+    for split, low, high in zip(corpus.splits, cuts, cuts[1:], strict=False):
+        ids = corpus[split]
+        part = corpus.vocab.decode_bytes(ids) if vocab else corpus.vocab.decode(ids)
+        assert part == whole[low:high]
+        assert "documents" not in corpus.splits[split]  # they are cut
+    assert bytes_of(corpus) == text.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    "n, validation, test, sizes",
+    [
+        (100_000, 0.05, 0.05, [90_000, 5_000, 5_000]),
+        (1_115_394, 0.1, 0, [int(1_115_394 * 0.9), 1_115_394 - int(1_115_394 * 0.9)]),  # nanoGPT's
+        (100_000, 0, 0.1, [90_000, 10_000]),
+        (1_000, 0.1, 0.2, [700, 100, 200]),  # 1 - 0.1 - 0.2 in floats would make 699
+        (43, 0.1, 0.1, [34, 4, 5]),
+    ],
+)
+def test_sizes_of_contiguous_splits(tmp_path, n, validation, test, sizes):
+    made = config(tmp_path, "literal", text="a" * n, split_by="character", validation=validation, test=test)
+    corpus = prepare(made)
+    assert [len(corpus[s]) for s in corpus.splits] == sizes
+
+
+@pytest.mark.parametrize("vocab", [{}, {"end_of_document": True}])
+def test_contiguous_splits_go_across_documents(tmp_path, vocab):
+    texts = ["abc", "", "déf", "gh", "ijk"]
+    made = config(
+        tmp_path,
+        "json",
+        vocab,
+        data_files=jsonl(tmp_path / "a.jsonl", texts),
+        separator="--",
+        split_by="character",
+        validation=0.3,
+        test=0.3,
+    )
+    corpus = prepare(made)
+    if vocab:
+        whole = np.concatenate([corpus[s] for s in corpus.splits])
+        assert corpus.vocab.decode(whole) == "".join(texts)
+        assert np.count_nonzero(whole == corpus.vocab.end) == 5 and whole[-1] == corpus.vocab.end
+        assert len(whole) == 11 + 5
+    else:
+        assert text_of(corpus) == "--".join(texts)
+        assert [len(corpus[s]) for s in corpus.splits] == [7, 6, 6]
+
+
+# exactness, whatever the pieces it is read in
+
+alphabet = st.sampled_from("ab\n\r\0é中😀\u0301\ufeff")
+
+
+def prepared_in_pieces(source_text: list[bytes], chunk: int, batch: int, vocab: dict, **data) -> Corpus:
+    """The corpus of these files, read in pieces of a given size. Files and folder are new every time."""
+    folder = Path(tempfile.mkdtemp(dir=os.environ["HF_HOME"]))
+    files = [written(folder / f"{i}.txt", content) for i, content in enumerate(source_text)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charlm.corpus.textfile, "CHUNK", chunk)
+        patch.setattr(charlm.corpus.readers, "BATCH", batch)
+        return prepare(config(folder, "text", vocab, data_files=files, **data))
+
+
+def outcome(*args, **options) -> dict | str:
+    """The splits of a corpus, or why there is none: too little text to split."""
+    try:
+        return prepared_in_pieces(*args, **options).splits
+    except CharlmError as error:
+        return str(error).rpartition("]: ")[2]
+
+
+@settings(max_examples=15)
+@given(
+    texts=st.lists(st.text(alphabet, max_size=25), min_size=4, max_size=7).filter(
+        lambda t: len("".join(t)) > 12
+    ),
+    chunk=st.integers(1, 13),
+    batch=st.integers(1, 17),
+    vocab=st.sampled_from([{}, {"bytes_only": True}, {"end_of_document": True}, {"characters": "ab"}]),
+    split_by=st.sampled_from(["document", "character"]),
+    document=st.sampled_from(["file", "line"]),
+)
+@example(["ab😀" * 5, "é", "", "中"], 1, 1, {}, "document", "file")
+@example(["ab😀" * 5, "é", "", "中"], 7, 11, {}, "character", "file")
+def test_the_corpus_does_not_depend_on_the_pieces_it_is_read_in(
+    texts, chunk, batch, vocab, split_by, document
+):
+    """Characters straddle the borders of pieces; documents are longer than pieces, and shorter."""
+    files = [t.encode("utf-8") for t in texts]
+    options = {"document": document, "split_by": split_by, "seed": 3}
+    whole = prepared_in_pieces(files, 4 << 20, 8 << 20, vocab, **options)
+    pieces = prepared_in_pieces(files, chunk, batch, vocab, **options)
+    if document == "line":
+        documents = [d for t in texts if t for d in t.removesuffix("\n").split("\n")]
+    else:
+        documents = texts
+    separator = "" if vocab.get("end_of_document") else "\n"
+    assert text_of(whole) == separator.join(documents)
+    assert whole.info["documents"] == len(documents)
+    assert sha_of(pieces) == sha_of(whole) and pieces.vocab == whole.vocab
+    held_out = {"validation": 0.3, "test": 0.2}
+    assert outcome(files, chunk, batch, vocab, **options, **held_out) == outcome(
+        files, 4 << 20, 8 << 20, vocab, **options, **held_out
+    )
+
+
+@settings(max_examples=30)
+@given(data=st.binary(min_size=12, max_size=80), chunk=st.integers(1, 13), batch=st.integers(1, 17))
+@example(b"\xff" * 12, 1, 1)
+@example("😀".encode() * 4 + b"\xf0\x9f\x98", 5, 3)
+@example(b"\xe4\xb8" * 8, 3, 2)
+def test_bytes_only_keeps_any_file_to_the_byte(data, chunk, batch):
+    corpus = prepared_in_pieces(
+        [data], chunk, batch, {"bytes_only": True}, split_by="character", validation=0.3, test=0.3
+    )
+    assert bytes_of(corpus) == data
+    assert [len(corpus[s]) for s in corpus.splits] == [
+        math.floor(len(data) * Fraction(2, 5)),
+        math.floor(len(data) * Fraction(7, 10)) - math.floor(len(data) * Fraction(2, 5)),
+        len(data) - math.floor(len(data) * Fraction(7, 10)),
+    ]
+    assert corpus.splits["train"]["bytes"] == corpus.splits["train"]["characters"] == len(corpus["train"])
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary()])
+@pytest.mark.parametrize(
+    "values", [["aé", None, "", "中", None, "z"], ["", "", ""], [None, None], ["abc"], []]
+)
+def test_utf8_of_any_slice_with_nulls(kind, values):
+    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    array = pa.array([v.encode() if binary and v is not None else v for v in values], kind)
+    for low in range(len(values) + 1):
+        for high in range(low, len(values) + 1):
+            utf8, offsets = utf8_of(array[low:high])
+            rows = [(v or "").encode() for v in values[low:high]]
+            assert utf8.dtype == np.uint8 and offsets.dtype == np.int64
+            assert offsets[0] == 0 and offsets[-1] == len(utf8)
+            assert [utf8[a:b].tobytes() for a, b in itertools.pairwise(offsets)] == rows
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.binary()])
+def test_utf8_of_a_null_that_hides_bytes(kind):
+    """Arrow lets a null slot hold bytes; they are not text."""
+    _, offsets, values = pa.array(["ab", "hidden", "é"]).buffers()
+    array = pa.Array.from_buffers(kind, 3, [pa.py_buffer(bytes([0b101])), offsets, values])
+    for low, rows in ((0, [b"ab", b"", "é".encode()]), (1, [b"", "é".encode()])):
+        utf8, starts = utf8_of(array[low:])
+        assert [utf8[a:b].tobytes() for a, b in itertools.pairwise(starts)] == rows
+
+
+def test_utf8_of_an_all_null_column():
+    utf8, offsets = utf8_of(pa.nulls(3))
+    assert utf8.size == 0 and offsets.tolist() == [0, 0, 0, 0]
+
+
+# the folder
+
+
+@pytest.mark.parametrize("end, dtype", [(False, np.uint8), (True, np.uint16)])
+def test_ids_take_16_bits_when_256_do_not_suffice(tmp_path, end, dtype):
+    vocab = {"bytes_only": True, "end_of_document": end}
+    corpus = prepare(config(tmp_path, "literal", vocab, text=MIXED))
+    assert corpus["train"].dtype == dtype
+    assert (
+        np.load(corpus.folder / "train.npy").tolist()
+        == list(MIXED.encode()) + [256] * end
+        == corpus["train"].tolist()
+    )
+
+
+def test_arrays_are_memory_mapped_and_may_be_written_without_harm(tmp_path):
+    corpus = prepare(config(tmp_path, "literal", text="hello"))
+    ids = corpus["train"]
+    assert isinstance(ids, np.memmap)
+    ids[:] = 0
+    assert text_of(corpus) == "hello"
+
+
+def test_corpus_json_says_what_it_is(tmp_path):
+    texts = ["aé", "bb", "中中中", "d-", "e😀"]
+    file = jsonl(tmp_path / "in.jsonl", texts)
+    made = config(
+        tmp_path, "json", {"characters": "abc"}, data_files=file, separator="c", validation=0.2, test=0.2
+    )
+    corpus = prepare(made)
+    info = json.loads((corpus.folder / "corpus.json").read_text(encoding="utf-8"))
+    assert (info["format"], info["version"]) == ("charlm corpus", 2)
+    assert corpus.folder.name == f"in-{info['fingerprint']}" and info["fingerprint"] == fingerprint(made)
+    assert info["source"]["source"] == "json" and info["source"]["data_files"] == file
+    assert info["source"]["text_column"] == "text" and "dir" not in info["source"]
+    assert info["vocab"]["characters"] == "abc" and info["vocab"]["size"] == len(corpus.vocab)
+    assert set(info["splits"]) == {"train", "validation", "test"}
+    assert info["documents"] == 5
+    fallback = 0
+    for split, said in info["splits"].items():
+        ids, text = corpus[split], text_of(corpus, split)
+        assert said["characters"] == len(text) and said["bytes"] == len(text.encode())
+        assert said["symbols"] == len(ids) and said["documents"] == text.count("c") + 1
+        assert said["sha256"] == hashlib.sha256(ids.tobytes()).hexdigest()
+        fallback += int((ids >= 3).sum())
+    for key in ("characters", "bytes", "symbols"):
+        assert info[key] == sum(said[key] for said in info["splits"].values())
+    assert info["characters"] == len("".join(texts)) + 2  # the splits of 3, 1 and 1 hold 2 separators
+    assert info["fallback_rate"] == fallback / info["symbols"] > 0
+    assert info["seconds"] > 0
+    assert {"charlm", "python", "datasets", "numpy", "pyarrow"} <= set(info["versions"])
+    corpus.verify()
+
+
+def test_the_unigram_floor_is_what_a_hand_computes(tmp_path):
+    made = config(
+        tmp_path,
+        "literal",
+        {"characters": "abé", "unknown": "error"},
+        text="aaabbé" + "abéé",
+        split_by="character",
+        validation=0.4,
+    )
+    corpus = prepare(made)
+    share = {"a": 4 / 9, "b": 3 / 9, "é": 2 / 9}  # counts 3, 2, 1 of train, one added to each
+    nats = -(math.log(share["a"]) + math.log(share["b"]) + 2 * math.log(share["é"]))
+    floor = corpus.info["floors"]["unigram"]
+    assert floor == pytest.approx(
+        {
+            "nats_per_character": nats / 4,
+            "bpc": nats / 4 / math.log(2),
+            "bpb": nats / 6 / math.log(2),
+        },
+        rel=1e-12,
+    )
+    assert re.search(rf"unigram +{floor['bpc']:.3f} +{floor['bpb']:.3f}$", corpus.report(), re.MULTILINE)
+
+
+def test_without_validation_there_is_no_floor(tmp_path):
+    assert prepare(config(tmp_path, "literal", text="hello")).info["floors"] == {}
+
+
+def test_the_report_names_the_folder_and_the_sizes(tmp_path):
+    corpus = prepare(config(tmp_path, "literal", text="é" * 1234))
+    for words in (str(corpus.folder), "1,234 characters", "2,468 bytes", f"symbols      {len(corpus.vocab)}"):
+        assert words in corpus.report()
+
+
+def test_the_same_config_finds_the_folder_and_does_not_rebuild(tmp_path):
+    made = config(tmp_path, "text", data_files=written(tmp_path / "a.txt", MIXED))
+    corpus = prepare(made)
+    before = {p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in corpus.folder.iterdir()}
+    assert {"train.npy", "vocab.json", "corpus.json"} == set(before)
+    again = prepare(made)
+    assert again.folder == corpus.folder == folder_of(made)
+    assert {p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in again.folder.iterdir()} == before
+    assert folders(tmp_path) == [corpus.folder.name]
+
+
+def test_a_prepared_corpus_opens_without_datasets(tmp_path):
+    """On a node with no network and no cache: neither datasets nor pyarrow is imported."""
+    made = config(tmp_path, "text", data_files=written(tmp_path / "a.txt", MIXED))
+    prepare(made)
+    code = (
+        "import sys, json; from charlm.config.parse import from_dict; from charlm.corpus.prepared import prepare;"
+        "print(prepare(from_dict(json.loads(sys.argv[1]))).folder.name);"
+        "print(*[m for m in ('datasets', 'pyarrow', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tree_of(made)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [folder_of(made).name, ""]
+
+
+def tree_of(made: Config) -> str:
+    return json.dumps({"data": vars(made.data), "vocab": vars(made.vocab)})
+
+
+def test_another_config_is_another_folder(tmp_path):
+    file = written(tmp_path / "a.txt", "a\nb\nc\nd\n" * 3)
+    base = {"data_files": file, "document": "line"}
+    configs = [
+        config(tmp_path, "text", **base),
+        config(tmp_path, "text", **base, separator=" "),
+        config(tmp_path, "text", **base, max_documents=3),
+        config(tmp_path, "text", **base, max_characters=5),
+        config(tmp_path, "text", **base, validation=0.2),
+        config(tmp_path, "text", **base, validation=0.2, seed=1),
+        config(tmp_path, "text", **base, validation=0.2, split_by="character"),
+        config(tmp_path, "text", {"end_of_document": True}, **base),
+        config(tmp_path, "text", {"max_size": 250}, **base),
+        config(tmp_path, "text", {"characters": "abcd\n"}, **base),
+        config(tmp_path, "text", {"characters": "abcd\n", "unknown": "error"}, **base),
+        config(tmp_path, "text", {"bytes_only": True}, **base),
+    ]
+    names = [prepare(c).folder.name for c in configs]
+    assert len(set(names)) == len(configs) and sorted(names) == folders(tmp_path)
+    assert all(name.startswith("a-") for name in names)
+
+
+def test_what_does_not_decide_the_content_does_not_move_the_folder(tmp_path):
+    base = config(tmp_path, "literal", text="hello")
+    other = from_dict(
+        {"data": vars(base.data), "train": {"steps": 3}, "model": {"hidden_size": 6}, "run_dir": "r"}
+    )
+    other.data.dir = str(tmp_path / "elsewhere")
+    assert folder_of(base).name == folder_of(other).name
+    assert folder_of(other).parent == tmp_path / "elsewhere"
+
+
+def test_a_changed_file_is_another_folder(tmp_path):
+    file = tmp_path / "a.txt"
+    made = config(tmp_path, "text", data_files=written(file, "hello"))
+    first = prepare(made)
+    written(file, "hullo")  # as long as before
+    second = prepare(made)
+    assert first.folder != second.folder
+    assert (text_of(first), text_of(second)) == ("hello", "hullo")
+    written(tmp_path / "b.txt", "more")
+    third = prepare(config(tmp_path, "text", data_files=str(tmp_path / "*.txt")))
+    written(tmp_path / "c.txt", "still more")  # one more file for the same glob
+    fourth = prepare(config(tmp_path, "text", data_files=str(tmp_path / "*.txt")))
+    assert (text_of(third), text_of(fourth)) == ("hullo\nmore", "hullo\nmore\nstill more")
+
+
+def test_building_twice_gives_the_same_bytes(tmp_path):
+    file = written(tmp_path / "a.txt", MIXED * 50)
+    made = [
+        config(tmp_path / part, "text", data_files=file, document="line", validation=0.2)
+        for part in ("x", "y")
+    ]
+    first, second = map(prepare, made)
+    assert first.folder != second.folder and sha_of(first) == sha_of(second)
+    for name in ("train.npy", "validation.npy", "vocab.json"):
+        assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
+
+
+# damage
+
+
+@pytest.fixture
+def built(tmp_path) -> Corpus:
+    return prepare(config(tmp_path, "literal", text="hello world" * 9, split_by="character", validation=0.2))
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_verify_finds_a_flipped_byte(built, split):
+    built.verify()
+    path = built.folder / f"{split}.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CharlmError, match=rf"{split}\.npy: sha256 .* delete "):
+        Corpus(built.folder).verify()
+
+
+@pytest.mark.parametrize("change", ["cut", "longer", "empty", "missing", "garbage", "header"])
+def test_a_damaged_array_is_refused_when_opened(built, change):
+    path = built.folder / "validation.npy"
+    content = path.read_bytes()
+    if change == "missing":
+        path.unlink()
+    elif change == "longer":
+        np.save(path, np.append(np.load(path), np.uint8(0)))
+    elif change == "header":
+        np.save(path, np.load(path).astype(np.uint16))
+    else:
+        path.write_bytes({"cut": content[:-1], "empty": b"", "garbage": b"no npy" * 50}[change])
+    with pytest.raises(CharlmError) as caught:
+        Corpus(built.folder)
+    assert str(path) in str(caught.value) and "delete" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", "{}", '{"format": "charlm corpus", "version": 2}']
+)
+def test_a_damaged_corpus_json_is_refused(built, content):
+    (built.folder / "corpus.json").write_text(content)
+    with pytest.raises(CharlmError, match=re.escape(str(built.folder))):
+        Corpus(built.folder)
+
+
+def test_a_corpus_json_without_its_splits_is_refused(built):
+    info = {k: v for k, v in built.info.items() if k != "splits"}
+    (built.folder / "corpus.json").write_text(json.dumps(info))
+    with pytest.raises(CharlmError, match=re.escape(str(built.folder))):
+        Corpus(built.folder)
+
+
+def test_a_damaged_vocabulary_is_refused(built):
+    (built.folder / "vocab.json").write_text("{")
+    with pytest.raises(CharlmError, match=r"vocab\.json"):
+        Corpus(built.folder)
+
+
+def test_a_folder_that_is_no_corpus_and_a_split_that_is_not_there(tmp_path, built):
+    with pytest.raises(CharlmError, match="not a prepared corpus"):
+        Corpus(tmp_path / "nothing")
+    with pytest.raises(CharlmError, match=r"no split 'test' \(it has train, validation\)"):
+        built["test"]
+
+
+def test_a_leftover_of_a_crash_is_ignored_and_cleaned(tmp_path):
+    made = config(tmp_path, "literal", text="hello")
+    partial = folder_of(made).with_name(f".{folder_of(made).name}.partial")
+    written(partial / "train.npy", b"half an array")
+    written(partial / "corpus.json", "{}")
+    written(partial / "deep" / "er", "")
+    assert text_of(prepare(made)) == "hello"
+    assert folders(tmp_path) == [folder_of(made).name]
+    assert sorted(p.name for p in folder_of(made).iterdir()) == ["corpus.json", "train.npy", "vocab.json"]
+
+
+# two processes, and the end of one
+
+CHILD = """
+import json, os, signal, sys
+import charlm.corpus.readers
+import charlm.corpus.batches
+from charlm.config.fields import CharlmError
+from charlm.config.parse import from_dict
+from charlm.corpus.prepared import prepare
+charlm.corpus.readers.BATCH = 50_000  # so that a pass takes a while
+if len(sys.argv) > 2:  # as an ordinary user
+    os.setgroups([])
+    os.setgid(int(sys.argv[2]))
+    os.setuid(int(sys.argv[2]))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background would ignore it
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    corpus = prepare(from_dict(json.loads(sys.argv[1])))
+    print(corpus.folder, flush=True)
+except CharlmError as error:
+    print("refused:", error, flush=True)
+"""
+
+
+def child(made: Config, *words: str, **options) -> subprocess.Popen:
+    """A process that waits for a line on its input, then prepares."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", CHILD, tree_of(made), *words], **pipes, **options)
+    return process
+
+
+def start(*processes: subprocess.Popen) -> None:
+    """Let them go at once, when all have imported what they need."""
+    for process in processes:
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+
+
+def test_two_processes_at_once_get_the_same_folder(tmp_path):
+    file = written(tmp_path / "a.txt", MIXED * 20_000)
+    made = config(tmp_path, "text", data_files=file)
+    both = [child(made) for _ in range(2)]
+    start(*both)
+    told = [process.communicate(timeout=300) for process in both]
+    assert [out.strip() for out, _ in told] == [str(folder_of(made))] * 2, told
+    assert folders(tmp_path) == [folder_of(made).name]
+    Corpus(folder_of(made)).verify()
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_process_ended_in_the_middle_leaves_no_corpus_and_the_next_run_works(tmp_path, ending):
+    file = written(tmp_path / "a.txt", MIXED * 60_000)
+    made = config(tmp_path, "text", data_files=file, split_by="character", validation=0.1)
+    folder = folder_of(made)
+    partial = folder.with_name(f".{folder.name}.partial")
+    process = child(made)
+    start(process)
+    deadline = time.monotonic() + 300
+    while not ((partial / "train.npy").exists() and (partial / "train.npy").stat().st_size > 1000):
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.001)
+    process.send_signal(ending)
+    process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert not folder.exists(), "the process was done before it was ended: make the file larger"
+    assert (partial / "counts-0.log").exists(), "the next run counts again what was counted"
+    again = prepare(made)
+    again.verify()
+    assert folders(tmp_path) == [folder.name]
+    undisturbed = config(tmp_path / "other", "text", data_files=file, split_by="character", validation=0.1)
+    assert sha_of(again) == sha_of(prepare(undisturbed))
+
+
+# text that cannot be had: each is told, and nothing is left behind
+
+
+def test_a_missing_file(tmp_path):
+    path = str(tmp_path / "missing.txt")
+    for source in ("text", "json"):
+        refused(
+            tmp_path, config(tmp_path, source, data_files=path), f"data.data_files={path!r}", "no such file"
+        )
+    files = [written(tmp_path / "a.txt", "a"), path]
+    refused(tmp_path, config(tmp_path, "text", data_files=files), path, "no such file")
+
+
+def test_a_glob_that_matches_nothing(tmp_path):
+    pattern = str(tmp_path / "*.text")
+    refused(tmp_path, config(tmp_path, "text", data_files=pattern), pattern, "no such file")
+
+
+def test_a_glob_that_matches_only_folders(tmp_path):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    pattern = str(tmp_path / "in" / "*")
+    refused(tmp_path, config(tmp_path, "text", data_files=pattern), pattern, "folder")
+
+
+def test_a_folder_instead_of_a_file(tmp_path):
+    (tmp_path / "in").mkdir()
+    folder = str(tmp_path / "in")
+    refused(tmp_path, config(tmp_path, "text", data_files=folder), folder, "is a folder", f"{folder}/*")
+
+
+@pytest.mark.parametrize("document", ["file", "line"])
+@pytest.mark.parametrize("validation", [0, 0.1])
+def test_an_empty_file(tmp_path, document, validation):
+    file = written(tmp_path / "a.txt", "")
+    made = config(tmp_path, "text", data_files=file, document=document, validation=validation)
+    refused(tmp_path, made, file, "the text is empty")
+
+
+@pytest.mark.parametrize("texts", [["", "", ""], [None, None]])
+@pytest.mark.parametrize("vocab", [{}, {"end_of_document": True}, {"bytes_only": True}])
+def test_an_empty_column(tmp_path, texts, vocab):
+    file = parquet(tmp_path / "a.parquet", pa.array(texts, pa.string()))
+    refused(tmp_path, config(tmp_path, "parquet", vocab, data_files=file), file, "the text is empty")
+
+
+def test_a_validation_split_without_a_character(tmp_path):
+    """Empty documents with their end-of-document symbols: nothing to score by the character."""
+    files = {
+        "train": jsonl(tmp_path / "a.jsonl", ["abc", "b"]),
+        "dev": jsonl(tmp_path / "b.jsonl", ["", "", ""]),
+    }
+    made = config(tmp_path, "json", {"end_of_document": True}, data_files=files, validation="dev")
+    refused(tmp_path, made, "the validation split")
+
+
+def test_a_column_that_is_not_there_lists_the_columns(tmp_path):
+    file = jsonl(tmp_path / "a.jsonl", ["a", "b"], "body")
+    refused(
+        tmp_path,
+        config(tmp_path, "json", data_files=file),
+        "data.text_column='text'",
+        f"not a column of data.source='json', data.data_files='{file}'",
+        "body, n",
+    )
+
+
+def test_a_column_of_numbers(tmp_path):
+    file = jsonl(tmp_path / "a.jsonl", ["a", "b"])
+    refused(
+        tmp_path, config(tmp_path, "json", data_files=file, text_column="n"), "data.text_column='n'", "int64"
+    )
+
+
+def test_a_split_that_is_not_there_lists_the_splits(tmp_path):
+    file = written(tmp_path / "a.txt", "abc")
+    refused(tmp_path, config(tmp_path, "text", data_files=file, validation="dev"), "'dev'", "train")
+    file = jsonl(tmp_path / "a.jsonl", ["abc"])
+    refused(tmp_path, config(tmp_path, "json", data_files=file, validation="dev"), "dev", "train")
+
+
+def test_a_broken_file_is_named(tmp_path, caplog):
+    for source, content in (("json", '{"text": "x"'), ("parquet", "no parquet"), ("csv", 'text\n"a,b\n')):
+        file = written(tmp_path / f"a.{source}", content)
+        message = refused(tmp_path, config(tmp_path, source, data_files=file), file, "cannot read")
+        assert "reached" not in message
+    assert not caplog.records, "said once, by charlm"
+
+
+@pytest.mark.parametrize("source", ["json", "parquet"])
+def test_a_broken_file_in_a_folder_named_offline_is_not_a_matter_of_the_network(tmp_path, source):
+    file = written(tmp_path / "offline" / f"connect.{source}", "{ broken")
+    message = refused(tmp_path, config(tmp_path, source, data_files=file), file, "cannot read")
+    assert "reached" not in message
+
+
+@pytest.mark.parametrize("document", ["file", "line"])
+@pytest.mark.parametrize("chunk", [5, 4 << 20])
+@pytest.mark.parametrize(
+    "content, byte",
+    [
+        (b"\xffabc", 0),
+        (b"abc\xff", 3),
+        ("é中😀abc\n".encode() + b"de\xc3", 15),  # a character that the file breaks off
+        ("é中😀abc\n".encode() + b"de\xe4\xb8x\nmore", 15),
+        (b"ab\ncd\nef\n\xed\xa0\x80gh", 9),  # a surrogate
+        (b"a" * 12 + b"\xc0\x80" + b"a" * 12, 12),  # an overlong NUL
+    ],
+)
+def test_bytes_that_are_not_utf8_are_named_by_file_and_offset(
+    tmp_path, monkeypatch, document, chunk, content, byte
+):
+    monkeypatch.setattr(charlm.corpus.textfile, "CHUNK", chunk)
+    files = [written(tmp_path / "good.txt", "good"), written(tmp_path / "bad.txt", content)]
+    refused(
+        tmp_path,
+        config(tmp_path, "text", data_files=files, document=document),
+        f"{files[1]}: byte {byte:,} (0x{content[byte]:02X}) is not UTF-8",
+        "vocab.bytes_only",
+    )
+
+
+def test_a_far_offset_is_named_past_the_first_chunk_of_the_real_size(tmp_path):
+    size = charlm.corpus.textfile.CHUNK
+    file = written(tmp_path / "a.txt", b"a" * (size + 5) + b"\xfe" + b"a" * size)
+    refused(tmp_path, config(tmp_path, "text", data_files=file), f"{file}: byte {size + 5:,} (0xFE)")
+
+
+@pytest.mark.parametrize("batch", [4, 8 << 20])
+def test_bytes_that_are_not_utf8_in_a_column_are_named_by_row(tmp_path, monkeypatch, batch):
+    monkeypatch.setattr(charlm.corpus.readers, "BATCH", batch)
+    rows = [b"abc", "dé".encode(), b"", b"ok\xffno", b"end"]
+    binary = pa.array(rows, pa.binary())
+    bad = pa.StringArray.from_buffers(len(rows), *binary.buffers()[1:])
+    file = parquet(tmp_path / "a.parquet", bad)
+    refused(tmp_path, config(tmp_path, "parquet", data_files=file), "row 3, byte 2", "not UTF-8")
+
+
+@pytest.mark.parametrize("batch", [1, 8 << 20])
+@pytest.mark.parametrize("split_by", ["document", "character"])
+def test_a_character_outside_a_closed_vocabulary(tmp_path, monkeypatch, batch, split_by):
+    monkeypatch.setattr(charlm.corpus.readers, "BATCH", batch)
+    file = jsonl(tmp_path / "a.jsonl", ["abc", "ab", "cé😀", "aé"])
+    made = config(
+        tmp_path, "json", {"characters": "abc\n", "unknown": "error"}, data_files=file, split_by=split_by
+    )
+    refused(
+        tmp_path,
+        made,
+        "'é' (U+00E9 LATIN SMALL LETTER E WITH ACUTE)",
+        "character 6 of the text (document 2)",
+        "vocab.characters",
+        "vocab.unknown=bytes",
+    )
+
+
+def test_a_separator_outside_a_closed_vocabulary(tmp_path):
+    file = jsonl(tmp_path / "a.jsonl", ["abc", "ab"])
+    made = config(tmp_path, "json", {"characters": "abc", "unknown": "error"}, data_files=file, separator="|")
+    refused(tmp_path, made, "data.separator='|'", "closed vocabulary of 3 symbols")
+
+
+@pytest.mark.parametrize("documents, validation, test", [(1, 0.1, 0), (2, 0.1, 0.1), (2, 0.3, 0.5)])
+def test_too_few_documents_to_split(tmp_path, documents, validation, test):
+    file = jsonl(tmp_path / "a.jsonl", ["abc"] * documents)
+    refused(
+        tmp_path,
+        config(tmp_path, "json", data_files=file, validation=validation, test=test),
+        f"{documents} document(s) cannot be split",
+        "data.split_by=character",
+    )
+
+
+def test_too_little_text_for_a_contiguous_split(tmp_path):
+    made = config(tmp_path, "literal", text="hello", split_by="character", validation=0.1)
+    refused(tmp_path, made, "validation split would hold 1 symbols")
+
+
+@pytest.mark.parametrize("source", ["nobody/nothing", "wikitext-of-mine"])
+def test_a_hub_id_out_of_reach(tmp_path, source):
+    refused(tmp_path, config(tmp_path, source), f"data.source={source!r}", "cannot be reached", "data.dir")
+
+
+def test_a_url_out_of_reach_when_offline(tmp_path):
+    url = "http://127.0.0.1:9/a.txt"
+    refused(tmp_path, config(tmp_path, "text", data_files=url), url, "cannot be reached")
+
+
+# disks that will not do
+
+
+def test_a_data_dir_that_is_a_file(tmp_path):
+    written(tmp_path / "data", "a file")
+    made = config(tmp_path, "literal", text="hello")
+    for folder in (tmp_path / "data", tmp_path / "data" / "deeper"):
+        made.data.dir = str(folder)
+        with pytest.raises(CharlmError, match=rf"{re.escape(str(folder))}.* cannot be written"):
+            prepare(made)
+    assert (tmp_path / "data").read_text() == "a file"
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """A function that mounts a small file system of its own; needs root."""
+    made = []
+
+    def mount(options: str) -> Path:
+        folder = tmp_path / f"disk{len(made)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("only root may mount a file system, and not in every container")
+        made.append(folder)
+        return folder
+
+    yield mount
+    for folder in made:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_read_only_data_dir(tmp_path, mounted):
+    disk = mounted("size=1m,ro")
+    made = config(tmp_path, "literal", text="hello")
+    made.data.dir = str(disk)
+    with pytest.raises(
+        CharlmError, match=rf"{disk}.* cannot be written \(Read-only file system\).* data\.dir"
+    ):
+        prepare(made)
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o000])
+def test_a_data_dir_of_someone_else(mode):
+    """As an ordinary user: root may write anywhere."""
+    with tempfile.TemporaryDirectory() as folder:  # not below tmp_path, where only its owner may look
+        os.chmod(folder, 0o755)
+        made = config(Path(folder), "literal", text="hello")
+        (Path(folder) / "data").mkdir()
+        os.chmod(Path(folder) / "data", mode)
+        process = child(made, *(["65534"] if os.geteuid() == 0 else []))
+        out, err = process.communicate("go\n", timeout=300)
+        os.chmod(Path(folder) / "data", 0o755)
+        assert re.search(rf"refused: {folder}/data/\S+: cannot be written \(Permission denied\)", out), err[
+            -500:
+        ]
+
+
+def limited(file_size: int):
+    """For a child: files may not grow beyond this; writing more fails as it does on a full disk."""
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+
+    return limit
+
+
+def test_a_disk_that_fills_up_while_the_arrays_are_written(tmp_path):
+    made = config(tmp_path, "literal", text="hello" * 20_000)  # literal: datasets writes nothing
+    process = child(made, preexec_fn=limited(30_000))
+    out, err = process.communicate("go\n", timeout=300)
+    assert f"refused: {folder_of(made)}: cannot be written (File too large)" in out, err[-500:]
+    assert "data.dir" in out and not list(tmp_path.rglob("*.npy"))
+
+
+def test_a_disk_that_fills_up_while_datasets_caches(tmp_path):
+    file = jsonl(tmp_path / "a.jsonl", ["hello" * 20_000])  # text and parquet would be read where they are
+    made = config(tmp_path, "json", data_files=file)
+    process = child(made, preexec_fn=limited(30_000))
+    out, err = process.communicate("go\n", timeout=300)
+    assert "refused: " in out and file in out and "File too large" in out, (out, err[-500:])
+    assert folders(tmp_path) == []
+
+
+def test_a_full_data_dir(tmp_path, mounted):
+    disk = mounted("size=1m")
+    made = config(tmp_path, "literal", text="hello" * 400_000)
+    made.data.dir = str(disk)
+    with pytest.raises(
+        CharlmError, match=rf"{disk}.* cannot be written \(No space left on device: 0\.002 GB are"
+    ):
+        prepare(made)
+    assert not list(disk.rglob("*.npy"))
+    made.data.text = "hello" * 80_000  # the disk is about as free as before
+    assert prepare(made).info["characters"] == 400_000
+
+
+def test_a_full_cache_of_datasets(tmp_path, mounted, monkeypatch):
+    disk = mounted("size=1m")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(disk))
+    file = str(tmp_path / "a.zip")
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.txt", "hello" * 400_000)
+    refused(tmp_path, config(tmp_path, "text", data_files=file), "no space left", f"{disk}", "HF_HOME")

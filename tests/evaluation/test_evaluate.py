@@ -1,0 +1,364 @@
+"""Evaluation against a pass written by hand, in float64, one symbol at a time."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import MIXED, small
+from hypothesis import given
+from hypothesis import strategies as st
+
+from charlm.config.fields import EvaluateConfig, ModelConfig
+from charlm.corpus.vocabulary import Vocab
+from charlm.errors import CharlmError
+from charlm.evaluation.evaluate import Sums, evaluate
+from charlm.model.char_lm import CharLM
+from charlm.training.loop import train
+from charlm.training.trained import load
+
+CLOSED = Vocab("abcé€😀\n ", unknown="error")
+FALLBACK = Vocab("ab cé", end_of_document=True)
+BYTES = Vocab("")
+TEXT = "ab é€\n😀cab ba\n€éa 😀😀 cab\n abba é a€ "
+TEXTS = {  # name: (vocabulary, ids)
+    "characters": (CLOSED, CLOSED.encode(TEXT)),
+    "byte fallback": (Vocab("ab cé"), Vocab("ab cé").encode(TEXT)),
+    "documents": (
+        FALLBACK,
+        np.concatenate([[*FALLBACK.encode(t), FALLBACK.end] for t in TEXT.split("\n")]).astype(np.uint8),
+    ),
+    "bytes": (BYTES, BYTES.encode(TEXT)),
+    "bytes and documents": (
+        Vocab("", end_of_document=True),
+        np.array([*TEXT.encode(), 256, *"é€".encode(), 256, 97, 98, 256], np.uint16),
+    ),
+}
+each_text = pytest.mark.parametrize("name", TEXTS)
+
+
+def make(vocab, cell="lstm", layers=2, embedding=3, hidden=5, seed=0, **options) -> CharLM:
+    torch.manual_seed(seed)
+    config = ModelConfig(
+        cell=cell, embedding_size=embedding, hidden_size=hidden, num_layers=layers, **options
+    )
+    model = CharLM(config, len(vocab))
+    with torch.no_grad():  # far from uniform, so that the carry shows in the figures
+        for p in model.parameters():
+            p.mul_(3)
+    return model
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def nats_by_hand(model: CharLM, ids) -> list[float]:
+    """-ln p of every symbol but the first: float64, one symbol at a time, from a carry of zeros."""
+    w = {n: p.detach().double().numpy() for n, p in model.named_parameters()}
+    c = model.config
+    h = np.zeros((c.num_layers, c.hidden_size))
+    s = np.zeros((c.num_layers, c.hidden_size))
+    out = []
+    for x, y in zip(map(int, ids[:-1]), map(int, ids[1:]), strict=True):
+        v = w["input.weight"][x] if c.embedding_size else np.eye(model.vocab_size)[x]
+        for i in range(c.num_layers):
+            W, U, a, b = (w[f"layers.{i}.{n}_l0"] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+            p, q = W @ v + a, U @ h[i] + b
+            if c.cell == "rnn":
+                h[i] = np.tanh(p + q)
+            elif c.cell == "gru":
+                (pr, pz, pn), (qr, qz, qn) = np.split(p, 3), np.split(q, 3)
+                z = sigmoid(pz + qz)
+                h[i] = (1 - z) * np.tanh(pn + sigmoid(pr + qr) * qn) + z * h[i]
+            else:
+                gi, gf, gc, go = np.split(p + q, 4)
+                s[i] = sigmoid(gf) * s[i] + sigmoid(gi) * np.tanh(gc)
+                h[i] = sigmoid(go) * np.tanh(s[i])
+            v = h[i]
+        z = w["output.weight"] @ v + w["output.bias"]
+        out.append(float(np.log(np.exp(z - z.max()).sum()) + z.max() - z[y]))
+    return out
+
+
+def sizes_by_hand(vocab: Vocab, ids) -> tuple[int, int]:
+    """Characters and bytes of all symbols but the first."""
+    spelled = [vocab.spelling[i] for i in ids[1:]]
+    size = sum(map(len, spelled))
+    if vocab.bytes_only:
+        return size, size
+    starts = [s for s in spelled if s and not 0x80 <= s[0] <= 0xBF]  # continuation bytes start none
+    return len(starts), size
+
+
+def settings_of(**options) -> EvaluateConfig:
+    return EvaluateConfig(**({"lanes": 1, "context": 0, "bptt": 7} | options))
+
+
+# one lane: the exact pass
+
+
+@each_text
+@pytest.mark.parametrize(("cell", "layers", "embedding"), [("lstm", 2, 3), ("gru", 1, 3), ("rnn", 2, 0)])
+def test_one_lane_equals_the_pass_by_hand(name, cell, layers, embedding):
+    vocab, ids = TEXTS[name]
+    model = make(vocab, cell, layers, embedding)
+    told = evaluate(model, vocab, ids, settings_of())
+    nats = sum(nats_by_hand(model, ids))
+    characters, size = sizes_by_hand(vocab, ids)
+    assert told["symbols"] == len(ids) - 1
+    assert (told["characters"], told["bytes"]) == (characters, size)
+    assert told["nats_per_character"] == pytest.approx(nats / characters, rel=1e-6)
+    assert told["bpc"] == pytest.approx(nats / characters / math.log(2), rel=1e-6)
+    assert told["bpb"] == pytest.approx(nats / size / math.log(2), rel=1e-6)
+    assert told["perplexity"] == pytest.approx(math.exp(nats / characters), rel=1e-5)
+    assert (told["lanes"], told["context"]) == (1, 0)
+
+
+def test_characters_and_bytes_are_those_of_the_text_less_its_first_character():
+    for vocab in (CLOSED, Vocab("ab cé"), Vocab("ab")):
+        told = evaluate(make(vocab), vocab, vocab.encode(TEXT), settings_of())
+        assert told["characters"] == len(TEXT) - 1
+        assert told["bytes"] == len(TEXT.encode()) - 1
+    told = evaluate(make(BYTES), BYTES, BYTES.encode(TEXT), settings_of())
+    assert told["characters"] == told["bytes"] == len(TEXT.encode()) - 1
+
+
+def test_an_end_of_document_costs_nats_and_counts_as_no_character_and_no_byte():
+    model = make(FALLBACK)
+    ids = np.array([*FALLBACK.encode("ab"), FALLBACK.end, *FALLBACK.encode("c")], np.uint8)
+    told = evaluate(model, FALLBACK, ids, settings_of())
+    assert (told["symbols"], told["characters"], told["bytes"]) == (3, 2, 2)
+    assert told["nats_per_character"] == pytest.approx(sum(nats_by_hand(model, ids)) / 2, rel=1e-6)
+
+
+def test_in_a_bytes_only_vocabulary_bpc_is_bpb():
+    told = evaluate(make(BYTES), BYTES, BYTES.encode(TEXT), settings_of(lanes=3, context=4))
+    assert told["bpc"] == told["bpb"] > 0
+
+
+def test_bits_per_byte_compare_across_vocabularies():
+    """A model sure of nothing spells 'é' with 1 symbol or 2: bpb is per byte of the same text."""
+    for vocab in (CLOSED, BYTES):
+        model = make(vocab)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.zero_()
+        ids = vocab.encode("aéé")
+        told = evaluate(model, vocab, ids, settings_of())
+        assert told["bpb"] == pytest.approx((len(ids) - 1) * math.log2(len(vocab)) / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"lanes": 4, "context": 3}])
+def test_a_model_of_zeros_scores_log2_of_the_vocabulary(options):
+    vocab = Vocab("abcdefghijklm", unknown="error")
+    model = make(vocab)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    told = evaluate(model, vocab, vocab.encode("abcdefghijklmabcabc"), settings_of(**options))
+    assert told["bpc"] == pytest.approx(math.log2(13), rel=1e-6)
+    assert told["bpb"] == told["bpc"]
+    assert told["perplexity"] == pytest.approx(13, rel=1e-6)
+
+
+def test_perplexity_is_the_exponential_of_nats_per_character():
+    vocab, ids = TEXTS["byte fallback"]
+    told = evaluate(make(vocab), vocab, ids, settings_of())
+    assert told["perplexity"] == pytest.approx(math.exp(told["nats_per_character"]), rel=1e-12)
+    assert told["bpc"] == pytest.approx(math.log2(told["perplexity"]), rel=1e-12)
+
+
+def test_sums_are_divided_once():
+    told = Sums(nats=6.0, symbols=9, characters=4, bytes=5).figures()
+    assert told["nats_per_character"] == 1.5
+    assert told["bpc"] == pytest.approx(1.5 / math.log(2), rel=1e-15)
+    assert told["bpb"] == pytest.approx(1.2 / math.log(2), rel=1e-15)
+    assert told["perplexity"] == pytest.approx(math.exp(1.5), rel=1e-15)
+    assert (told["symbols"], told["characters"], told["bytes"]) == (9, 4, 5)
+
+
+# bptt, lanes, context
+
+
+@each_text
+@pytest.mark.parametrize(("lanes", "context"), [(1, 0), (3, 8)])
+def test_the_figures_do_not_depend_on_bptt(name, lanes, context):
+    vocab, ids = TEXTS[name]
+    model = make(vocab)
+    whole = evaluate(model, vocab, ids, settings_of(lanes=lanes, context=context, bptt=1000))
+    assert whole["lanes"] == lanes
+    for bptt in (1, 2, 5, 13):
+        told = evaluate(model, vocab, ids, settings_of(lanes=lanes, context=context, bptt=bptt))
+        assert told == pytest.approx(whole, rel=1e-6)
+
+
+def test_figures_of_lanes_equal_the_lanes_by_hand():
+    vocab, ids = TEXTS["byte fallback"]
+    model = make(vocab)
+    for lanes, context in ((2, 0), (3, 5), (4, 7), (5, 1)):
+        told = evaluate(model, vocab, ids, settings_of(lanes=lanes, context=context, bptt=4))
+        length = math.ceil((len(ids) - 1) / lanes)
+        nats = 0.0
+        for start in range(0, len(ids) - 1, length):
+            warm = min(start, context)
+            nats += sum(nats_by_hand(model, ids[start - warm : start + length + 1])[warm:])
+        assert (told["lanes"], told["context"]) == (lanes, context)
+        assert told["nats_per_character"] * told["characters"] == pytest.approx(nats, rel=1e-6)
+
+
+def bigram(vocab: Vocab) -> CharLM:
+    """A model without memory: the cost of a symbol depends on the one before only."""
+    model = make(vocab, "rnn", 1)
+    with torch.no_grad():
+        model.layers[0].weight_hh_l0.zero_()
+    return model
+
+
+LETTERS = Vocab("abcdefghijk", unknown="error")
+BIGRAM = bigram(LETTERS)
+
+
+@given(st.integers(2, 120), st.integers(1, 20), st.integers(0, 30), st.integers(1, 40))
+def test_every_target_is_counted_exactly_once(n, lanes, context, bptt):
+    ids = np.random.default_rng(n).integers(0, len(LETTERS), n, dtype=np.uint8)
+    told = evaluate(BIGRAM, LETTERS, ids, settings_of(lanes=lanes, context=context, bptt=bptt))
+    assert told["symbols"] == told["characters"] == told["bytes"] == n - 1
+    pairs = torch.from_numpy(ids.astype(np.int64))
+    nats = BIGRAM(pairs[:-1, None], None, pairs[1:, None], reduction="sum")[0].item()
+    assert told["nats_per_character"] * (n - 1) == pytest.approx(nats, rel=1e-5)
+    assert 1 <= told["lanes"] <= lanes
+
+
+def test_the_first_lane_starts_cold_and_the_second_warm():
+    """Two lanes with a context as long as a lane: both know all that comes before."""
+    vocab, ids = TEXTS["characters"]
+    ids = ids[: 2 * 15 + 1]
+    model = make(vocab)
+    exact = evaluate(model, vocab, ids, settings_of())
+    told = evaluate(model, vocab, ids, settings_of(lanes=2, context=15, bptt=4))
+    assert (told["lanes"], told["context"]) == (2, 15)
+    assert told["nats_per_character"] == pytest.approx(exact["nats_per_character"], rel=1e-6)
+
+
+def test_many_lanes_approach_the_single_pass_as_their_context_grows():
+    ids = np.random.default_rng(0).integers(0, len(LETTERS), 900, dtype=np.uint8)
+    model = make(LETTERS, forget_bias=-1.0)  # forgets soon
+    exact = evaluate(model, LETTERS, ids, settings_of(bptt=100))["bpc"]
+    error = {
+        context: abs(evaluate(model, LETTERS, ids, settings_of(lanes=15, context=context))["bpc"] - exact)
+        for context in (0, 4, 30)
+    }
+    assert error[0] > 1e-3, "a cold start makes no difference: no test"
+    assert error[4] < error[0] / 10
+    assert error[30] < 1e-6 * exact
+
+
+def test_of_a_trained_model_many_warm_lanes_equal_the_single_pass_to_a_millionth_of_a_nat(tmp_path):
+    """The tolerance on a model this small; what it is on real ones stands in configs/LOG.md."""
+    config = small(tmp_path / "run", train={"steps": 100, "batch_size": 8, "bptt": 16})
+    train(config, quiet=True)
+    model, vocab, _ = load(config.run_dir, "cpu")
+    ids = vocab.encode(MIXED)
+
+    def nats(lanes: int, context: int) -> float:
+        told = evaluate(model, vocab, ids, EvaluateConfig(lanes=lanes, context=context))
+        assert told["lanes"] == lanes
+        return told["nats_per_character"]
+
+    exact = nats(1, 0)
+    for lanes in (8, 30):
+        assert abs(nats(lanes, 0) - exact) > 1e-3, "a cold start makes no difference: no test"
+        assert abs(nats(lanes, 64) - exact) < 1e-6
+
+
+def test_no_lane_is_shorter_than_its_context():
+    ids = LETTERS.encode("abcdefghijk" * 4)
+    for lanes, context, expected in ((30, 10, 4), (30, 100, 1), (3, 10, 3), (30, 0, 22)):
+        told = evaluate(make(LETTERS), LETTERS, ids, settings_of(lanes=lanes, context=context))
+        assert told["lanes"] == expected
+        assert told["context"] == (context if expected > 1 else 0)
+
+
+def test_ids_beyond_255():
+    vocab = Vocab(map(chr, range(0x4E00, 0x4E00 + 300)), unknown="error")
+    ids = np.random.default_rng(1).integers(0, 300, 40).astype(np.uint16)
+    model = make(vocab)
+    told = evaluate(model, vocab, ids, settings_of())
+    assert told["nats_per_character"] == pytest.approx(sum(nats_by_hand(model, ids)) / 39, rel=1e-6)
+    assert (told["characters"], told["bytes"]) == (39, 3 * 39)
+
+
+def test_a_memory_mapped_text_gives_the_same_figures(tmp_path):
+    vocab, ids = TEXTS["documents"]
+    np.save(tmp_path / "validation.npy", ids)
+    mapped = np.load(tmp_path / "validation.npy", mmap_mode="c")
+    options = settings_of(lanes=3, context=2)
+    assert evaluate(make(vocab), vocab, mapped, options) == evaluate(make(vocab), vocab, ids, options)
+
+
+# ranks
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+@pytest.mark.parametrize(("lanes", "context"), [(1, 0), (2, 4), (5, 6)])
+def test_ranks_together_equal_one(world, lanes, context):
+    vocab, ids = TEXTS["documents"]
+    model, options = make(vocab), settings_of(lanes=lanes, context=context)
+    alone = evaluate(model, vocab, ids, options)
+    stored = []
+
+    def store(sums: torch.Tensor) -> torch.Tensor:
+        stored.append(sums.clone())
+        return sums
+
+    for rank in range(world):
+        evaluate(model, vocab, ids, options, rank=rank, world=world, reduce=store)
+    assert [(s.dtype, tuple(s.shape)) for s in stored] == [(torch.float64, (4,))] * world
+    assert sum(bool(s.any()) for s in stored) == min(world, lanes), "a rank has read nothing, or too much"
+    together = [
+        evaluate(model, vocab, ids, options, rank=r, world=world, reduce=lambda _: sum(stored))
+        for r in range(world)
+    ]
+    assert together[0] == pytest.approx(alone, rel=1e-6)
+    assert all(t == together[0] for t in together)
+
+
+# the model is left as it was
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_is_off_and_the_training_flag_is_restored(training):
+    vocab, ids = TEXTS["characters"]
+    plain = evaluate(make(vocab), vocab, ids, settings_of())
+    model = make(vocab, dropout=0.5).train(training)
+    before = torch.get_rng_state()
+    assert evaluate(model, vocab, ids, settings_of()) == plain
+    assert all(m.training is training for m in model.modules())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_training_flag_is_restored_after_an_error():
+    model = make(LETTERS)
+    with pytest.raises((IndexError, RuntimeError)):
+        evaluate(model, LETTERS, np.array([0, 200, 1], np.uint8), settings_of())
+    assert model.training
+
+
+# the shortest text
+
+
+@pytest.mark.parametrize("n", [0, 1])
+@pytest.mark.parametrize("options", [{}, {"lanes": 32, "context": 256}])
+def test_a_text_of_fewer_than_two_symbols_is_refused(n, options):
+    with pytest.raises(CharlmError, match=rf"{n} symbol"):
+        evaluate(make(LETTERS), LETTERS, np.zeros(n, np.uint8), settings_of(**options))
+
+
+@pytest.mark.parametrize("options", [{}, {"lanes": 32, "context": 256}, {"lanes": 32, "context": 0}])
+def test_a_text_of_two_symbols_works(options):
+    model, ids = make(LETTERS), np.array([3, 7], np.uint8)
+    told = evaluate(model, LETTERS, ids, settings_of(**options))
+    assert told["symbols"] == told["lanes"] == 1
+    assert told["nats_per_character"] == pytest.approx(nats_by_hand(model, ids)[0], rel=1e-6)

@@ -1,0 +1,118 @@
+"""The drawing of the hello RNN: whole as an SVG, and its numbers are those of the model."""
+
+import xml.etree.ElementTree as ET
+
+import pytest
+import torch
+from helpers import small
+
+from charlm.commands.cli import main
+from charlm.config.parse import load_config
+from charlm.corpus.vocabulary import Vocab
+from charlm.hello.drawing import Panel, draw, panel
+from charlm.model.char_lm import CharLM
+from charlm.training.loop import train
+
+SVG = "{http://www.w3.org/2000/svg}"
+X, Y = torch.tensor([[0, 1, 2, 2]]), torch.tensor([[1, 2, 2, 3]])  # hell → ello
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """What `charlm hello --figure` writes."""
+    path = tmp_path_factory.mktemp("figure") / "hello.svg"
+    main(["hello", "--figure", str(path)])
+    return ET.parse(path).getroot()
+
+
+def numbers(group: ET.Element, kind: str) -> list[float]:
+    """The numbers of a kind, from the left column to the right, each from the top."""
+    texts = [t for t in group.iter(f"{SVG}text") if kind in t.get("class").split()]
+    return [float(t.text.replace("−", "-").removeprefix("p = ")) for t in texts]
+
+
+def near(tensor: torch.Tensor):
+    return pytest.approx(tensor.flatten().tolist(), abs=0.00501)
+
+
+def test_its_numbers_are_the_models_before_and_after(drawn, tmp_path):
+    """Against a training of its own, the weights read where it begins and where it ends."""
+    config = load_config("hello", f"run_dir={tmp_path / 'run'}", f"data.dir={tmp_path / 'data'}")
+    weights = []
+
+    def watch(step, model, loss):
+        if step == 0:
+            weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+    train(config, quiet=True, watch=watch)
+    weights.append(CharLM.from_pretrained(tmp_path / "run" / "model").state_dict())
+    groups = drawn.findall(f"{SVG}g")
+    assert len(groups) == 2
+    for group, w in zip(groups, weights, strict=True):
+        hidden, logits = torch.zeros(3), []
+        states = []
+        for i in X[0]:  # the recurrence written out
+            inside = w["layers.0.weight_ih_l0"][:, i] + w["layers.0.bias_ih_l0"] + w["layers.0.bias_hh_l0"]
+            hidden = torch.tanh(inside + w["layers.0.weight_hh_l0"] @ hidden)
+            states.append(hidden)
+            logits.append(w["output.weight"] @ hidden + w["output.bias"])
+        hidden, logits = torch.stack(states), torch.stack(logits)
+        one_hot = torch.nn.functional.one_hot(X[0], 4)
+        order = [*one_hot.flatten().tolist(), *hidden.flatten().tolist()]
+        plain = numbers(group, "plain")
+        assert [plain[7 * t + i] for t in range(4) for i in range(4)] == order[:16]
+        assert [plain[7 * t + 4 + i] for t in range(4) for i in range(3)] == near(hidden)
+        at_target = [t for t in group.iter(f"{SVG}text") if t.get("class") == "number right"]
+        assert [float(t.text.replace("−", "-")) for t in at_target] == near(logits.gather(1, Y[0][:, None]))
+        others = logits[torch.nn.functional.one_hot(Y[0], 4) == 0]
+        assert numbers(group, "wrong") == near(others)
+        assert numbers(group, "chance") == near(logits.softmax(-1).gather(1, Y[0][:, None]))
+
+
+def test_it_shows_what_the_lecture_shows(drawn):
+    said = ["".join(t.itertext()) for t in drawn.iter(f"{SVG}text")]
+    assert "before training" in said and "after 10 steps" in said
+    for name, count in (("Wxh", 8), ("Whh", 6), ("Why", 8)):
+        assert said.count(name) == count
+    for group in drawn.findall(f"{SVG}g"):
+        characters = [t for t in group.iter(f"{SVG}text") if "character" in t.get("class").split()]
+        assert [t.text for t in characters if "right" in t.get("class")] == list("ello")
+        assert [t.text for t in characters if "right" not in t.get("class")] == list("hell")
+        frames = [r for r in group.iter(f"{SVG}rect") if r.get("class") == "target"]
+        assert len(frames) == 4
+    for layer in ("input layer", "hidden layer", "output layer"):
+        assert said.count(layer) == 2
+
+
+def test_it_stands_alone_and_knows_dark(drawn):
+    text = ET.tostring(drawn, encoding="unicode")
+    assert "prefers-color-scheme: dark" in text and "href" not in text and "@import" not in text
+    assert "url(http" not in text and "<script" not in text
+
+
+def test_nothing_lies_outside(drawn):
+    _, _, width, height = map(float, drawn.get("viewBox").split())
+    for i, group in enumerate(drawn.findall(f"{SVG}g")):
+        for box in group.iter(f"{SVG}rect"):
+            assert float(box.get("x")) + float(box.get("width")) < width
+            assert 470 * i + float(box.get("y")) + float(box.get("height")) < height
+
+
+def test_characters_that_mean_something_in_xml_are_text():
+    vocab = Vocab(list("<&>"))
+    model = CharLM(small("x", model={"cell": "rnn", "embedding_size": 0, "hidden_size": 2}).model, len(vocab))
+    one = panel("a < b", model, torch.tensor([[0, 1]]), torch.tensor([[1, 2]]))
+    assert isinstance(one, Panel)
+    root = ET.fromstring(draw([one], ["<", "&"], ["&", ">"], vocab))
+    assert "a < b" in ["".join(t.itertext()) for t in root.iter(f"{SVG}text")]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("hello.png", "name it .svg"), ("no/such/a.svg", "cannot be written")]
+)
+def test_a_figure_that_cannot_be_is_told(tmp_path, monkeypatch, name, told):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        main(["hello", "--figure", name])
+    assert left.value.code.startswith(f"charlm: error: --figure {name}: ") and told in left.value.code
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,90 @@
+"""The classroom's hello: the notebook's twenty values, through the path that everything takes."""
+
+import contextlib
+import io
+import json
+
+import pytest
+from helpers import charlm
+
+from charlm.commands.cli import main
+from charlm.config.parse import load_config
+from charlm.hello.hello import hello
+from charlm.training.loop import train
+
+# DESIGN: the figures of the lecture notebook (seed 123, "hell" → "ello", Adam 0.1, summed loss)
+PREDICTED = ["oeoe", "olol", "llll", "llll", "llll", "llll", "llll", "ello", "ello", "ello"]
+LOSSES = ["6.082", "5.008", "4.393", "4.155", "3.991", "3.697", "3.280", "2.864", "2.459", "2.020"]
+LINES = [
+    f"predicted string: {string}, epoch: {epoch}, loss: {loss}"
+    for epoch, (string, loss) in enumerate(zip(PREDICTED, LOSSES, strict=True), 1)
+]
+
+
+def test_the_command_prints_exactly_the_ten_lines_and_leaves_nothing_behind(tmp_path):
+    ran = charlm("hello", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "".join(line + "\n" for line in LINES)
+    assert "\r" not in ran.stderr and "rror" not in ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_function_returns_what_it_prints(capsys):
+    told = hello()
+    assert [string for string, _ in told] == PREDICTED
+    assert [f"{loss:.3f}" for _, loss in told] == LOSSES
+    assert capsys.readouterr().out.splitlines() == LINES
+
+
+@pytest.fixture(scope="module")
+def shown():
+    """What --explain --debug print, line by line."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        main(["hello", "--explain", "--debug"])
+    return out.getvalue().splitlines()
+
+
+def test_looking_inside_changes_none_of_the_ten_lines(shown):
+    assert shown[-10:] == LINES
+
+
+def test_explain_shows_index_table_one_hot_rows_weights_and_model(shown):
+    text = "\n".join(shown)
+    assert "0 ↔ h, 1 ↔ e, 2 ↔ l, 3 ↔ o" in text
+    assert "[0, 1, 2, 2]" in text
+    rows = [line.split(maxsplit=1) for line in shown if line.endswith("]") and line[2:3] in "helo"]
+    assert [row for row in rows if len(row[0]) == 1] == [
+        ["h", "[1, 0, 0, 0]"],
+        ["e", "[0, 1, 0, 0]"],
+        ["l", "[0, 0, 1, 0]"],
+        ["l", "[0, 0, 1, 0]"],
+    ]
+    for weight in ("W_xh 4×3", "W_hh 3×3", "W_hy 3×4"):
+        assert weight in text
+    assert "RNN(4, 3, batch_first=True)" in text and "Linear(in_features=3, out_features=4" in text
+
+
+def test_debug_shows_the_shape_that_leaves_every_stage(shown):
+    shapes = {line.split()[0]: line for line in shown if line[:9].strip() in STAGES}
+    assert set(shapes) == set(STAGES)
+    for stage, shape in STAGES.items():
+        assert shape in shapes[stage], stage
+
+
+STAGES = {
+    "ids": "[1, 4]",
+    "one-hot": "[1, 4, 4]",
+    "recurrent": "[1, 4, 3], [1, 1, 3]",
+    "logits": "[1, 4, 4]",
+    "carry": "[1, 1, 3]",
+}
+
+
+def test_train_with_the_hello_config_logs_the_same_ten_losses(tmp_path):
+    config = load_config("hello", f"run_dir={tmp_path / 'run'}", f"data.dir={tmp_path / 'data'}")
+    summary = train(config, quiet=True)
+    told = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in told] == list(range(1, 11))
+    assert [f"{4 * r['loss']:.3f}" for r in told] == LOSSES
+    assert summary.status == "done" and summary.step == 10

@@ -1,0 +1,53 @@
+"""Freed memory that stays: counted in pages that the system clears, which noise does not move."""
+
+import subprocess
+import sys
+
+import pytest
+from helpers import environment
+
+COUNT = """
+import resource, sys, torch
+from pathlib import Path
+from charlm.model.device import keep_freed_memory
+
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(16 << 20)  # 64 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():  # MB
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20
+
+with keep_freed_memory(torch.device(sys.argv[1])):
+    with keep_freed_memory(torch.device(sys.argv[1])):
+        pages()
+    for _ in range(4):  # the heap finds its size
+        pages()
+    told = pages()
+    torch.ones(128 << 20)  # 512 MB
+    within = resident()
+print(told, within - resident())
+"""
+
+
+def counted(device: str) -> tuple[int, int]:
+    """Pages cleared for five blocks of 64 MB, when all is kept; MB given back after."""
+    line = [sys.executable, "-c", COUNT, device]
+    ran = subprocess.run(line, capture_output=True, encoding="utf-8", env=environment(), timeout=600)
+    assert ran.returncode == 0, ran.stderr
+    pages, given_back = map(int, ran.stdout.split())
+    return pages, given_back
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_memory_is_asked_for_once_while_it_is_kept_and_given_back_after():
+    pages, given_back = counted("cpu")
+    assert pages < 50 and given_back > 400
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_beside_a_gpu_all_is_as_before():
+    pages, _ = counted("cuda")
+    assert pages >= 5 * 30  # 32 in a block, if pages are large

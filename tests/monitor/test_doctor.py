@@ -1,0 +1,154 @@
+"""charlm doctor: what it finds out before a job is queued, and the exit code that tells."""
+
+import os
+import subprocess
+
+import pytest
+from helpers import MIXED, changed, charlm, config_file, environment, files_of, launched, small
+
+from charlm.commands import doctor as cli_doctor
+from charlm.config.parse import to_yaml
+from charlm.corpus.prepared import folder_of, prepare
+from charlm.errors import CharlmError
+from charlm.monitor.doctor import cudnn_kernels
+from charlm.training.loop import train
+
+
+def doctor(config, *words, **options):
+    return charlm("doctor", "--config", config_file(config), *words, **options)
+
+
+@pytest.fixture
+def config(tmp_path):
+    config = small(tmp_path / "runs" / "run")
+    (tmp_path / "runs").mkdir()
+    prepare(config)
+    return config
+
+
+def test_all_is_well(config, tmp_path):
+    before = files_of(tmp_path)
+    ran = doctor(config, "--hours", "1")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    lines = ran.stdout.splitlines()
+    found = {line.split()[1]: line for line in lines[:-1]}
+    assert all(line.startswith("ok ") for line in lines[:-1])
+    assert lines[-1] == "1 process(es): ready to train"
+    assert "1 process(es) on cpu, 1 thread(s) each" in found["device"]
+    assert "4 in all, 4 per process" in found["lanes"]
+    assert str(folder_of(config)) in found["corpus"]
+    assert "recurrent layers compute in float32" in found["precision"]
+    assert "characters/s" in found["speed"] and "GB at most" in found["memory"]
+    assert "12 of 12 steps take 0.00 h" in found["time"] and "a limit of 1 h is enough" in found["time"]
+    assert "GB free at" in found["disk"] and "disabled (log.wandb)" in found["wandb"]
+    assert found["hub"].endswith("offline (HF_HUB_OFFLINE, HF_DATASETS_OFFLINE)")
+    after = files_of(tmp_path)
+    assert after == before | {"runs/run.yaml": to_yaml(config).encode()}  # it leaves nothing behind
+
+
+def assert_bad(ran, name: str, told: str) -> None:
+    assert ran.returncode == 1, ran.stdout
+    assert "Traceback" not in ran.stderr
+    (bad,) = [line for line in ran.stdout.splitlines() if line.startswith("BAD")]
+    assert bad.split()[1] == name and told in bad
+    assert f"see to: {name}" in ran.stdout
+
+
+def test_a_corpus_that_is_not_prepared(tmp_path):
+    config = small(tmp_path / "run")
+    assert_bad(doctor(config), "corpus", f"{folder_of(config)} is not prepared yet: charlm prepare")
+    assert not folder_of(config).exists()
+
+
+def test_a_time_limit_that_is_too_short(config):
+    assert_bad(doctor(config, "--hours=0.0000001"), "time", "a limit of 1e-07 h is too short")
+
+
+def test_a_time_limit_that_makes_no_sense(config):
+    with pytest.raises(CharlmError, match="--hours -1: must be above 0"):
+        cli_doctor.run(["--config", str(config_file(config)), "--hours=-1"])
+
+
+def test_a_batch_that_the_text_is_too_short_for(config):
+    ran = doctor(config, "--train.batch_size=100", "--train.bptt=100")
+    assert_bad(ran, "config", "train.batch_size=100 lanes × train.bptt=100 need 10,001")
+
+
+def test_a_disk_without_room_for_the_checkpoints(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root may mount a file system")
+    try:
+        config = small(disk / "run", data={"dir": str(tmp_path / "data")}, model={"hidden_size": 100})
+        prepare(config)
+        assert_bad(doctor(config), "disk", f"GB free at {disk}")
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_precision_on_a_cpu_is_told_as_it_is(config):
+    ran = doctor(config, "--train.precision=bf16")
+    assert ran.returncode == 0
+    assert "train.precision=bf16 is for GPUs: this CPU computes in fp32" in ran.stdout
+    assert "train.precision=bf16: recurrent layers compute in float32" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "lanes", "kernels"),
+    [
+        ({"hidden_size": 1024, "embedding_size": 128, "num_layers": 2}, "fp16", 64, ["STANDARD"] * 2),
+        (
+            {"hidden_size": 1024, "embedding_size": 128, "num_layers": 2, "dropout": 0.1},
+            "fp16",
+            64,
+            ["PERSIST_STATIC"] * 2,
+        ),
+        (
+            {"hidden_size": 1024, "embedding_size": 64, "num_layers": 2, "dropout": 0.1},
+            "fp16",
+            64,
+            ["STANDARD", "PERSIST_STATIC"],
+        ),
+        ({"hidden_size": 1024, "embedding_size": 128}, "bf16", 64, ["STANDARD"]),
+        ({"hidden_size": 1024, "embedding_size": 128, "cell": "gru"}, "fp16", 64, ["STANDARD"]),
+        ({"hidden_size": 1024, "embedding_size": 128}, "fp16", 136, ["STANDARD"]),
+        ({"hidden_size": 128, "cell": "gru"}, "fp32", 3, ["PERSIST_SMALL_H"]),
+        ({"hidden_size": 192}, "fp32", 3, ["PERSIST_SMALL_H (forward only)"]),
+        ({"hidden_size": 128, "cell": "rnn"}, "fp32", 3, ["STANDARD"]),
+    ],
+)
+def test_which_kernels_of_cudnn_are_told(tmp_path, model, precision, lanes, kernels):
+    config = small(tmp_path / "run", model=model, train={"precision": precision})
+    assert cudnn_kernels(config, lanes) == kernels
+
+
+def test_the_hub_is_told_as_the_environment_has_it(config):
+    ran = doctor(config, env=environment(HF_HUB_OFFLINE="0", HF_DATASETS_OFFLINE=None))
+    assert "online, when it can be reached" in ran.stdout
+
+
+def test_two_processes_are_examined_together(tmp_path):
+    config = small(tmp_path / "run", train={"batch_size": 5})
+    prepare(config)
+    words = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    told = launched(words, "-m", "charlm", "doctor", "--config", config_file(config))
+    assert "2 process(es) on cpu" in told and "5 in all, 2 or 3 per process" in told
+    assert told.rstrip().endswith("2 process(es): ready to train")
+    assert told.count("versions") == 1  # only the main process speaks
+
+
+def test_a_file_that_changed_is_another_corpus(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(MIXED, encoding="utf-8")
+    config = small(tmp_path / "run", data={"source": "text", "data_files": str(path)})
+    prepare(config)
+    assert doctor(config).returncode == 0
+    os.utime(path, (1, 1))
+    assert_bad(doctor(config), "corpus", "is not prepared yet")
+
+
+def test_a_run_that_is_under_way_needs_less_time(config):
+    train(changed(config, train={"steps": 5}), quiet=True)
+    assert "7 of 12 steps take" in doctor(config).stdout

@@ -1,0 +1,317 @@
+"""charlm report: the page in a real browser, and what it says of runs that lack this or that."""
+
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from helpers import changed, small
+
+from charlm.commands.cli import main
+from charlm.errors import CharlmError
+from charlm.model.char_lm import CharLM
+from charlm.report.page import write_page
+from charlm.training.loop import train
+
+# Quotes and braces to keep track of, a character spelled in bytes, and what would break out of a page.
+LINE = "def f(x): return g(\"</script><b id=broken>&amp;\", 'y')  # \x01 é{}\n    pass\n\n"
+TEXT = "".join(LINE.replace("f", name) for name in "abcdefghiж" * 12)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with held-out text, validation figures and samples."""
+    config = small(
+        tmp_path_factory.mktemp("page") / "run <b>&amp;",
+        data={"text": TEXT},
+        vocab={"unknown": "bytes", "coverage": 0.99, "end_of_document": True},
+        model={"num_layers": 2},
+        train={"steps": 30},
+        evaluate={"every": 10, "lanes": 2, "context": 8},
+        sample={"every": 10, "prompt": "</script><b id=broken>"},
+    )
+    train(config, quiet=True)
+    return config
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    main(["report", run.run_dir])
+    return Path(run.run_dir) / "report.html"
+
+
+class Read(HTMLParser):
+    """The text of a page, its ids, and the data of its script."""
+
+    def __init__(self, page: str | Path):
+        super().__init__()
+        self.ids, self.text, self.data, self._inside = [], "", None, ""
+        self.feed(Path(page).read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        self.ids += [value for name, value in attributes if name == "id"]
+        self._inside = dict(attributes).get("id", tag) if tag in ("script", "style") else ""
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+
+    def handle_data(self, data):
+        if self._inside == "data":
+            self.data = json.loads(data)
+        elif not self._inside:
+            self.text += " ".join(data.split()) + " "
+
+
+def written(where, output, text=None) -> Read:
+    path, _ = write_page(str(where), output, text, "cpu")
+    return Read(path)
+
+
+# in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver")
+    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
+    if not (driver and chromium):
+        pytest.skip("no browser: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    browser.set_page_load_timeout(120)
+    browser.set_script_timeout(120)
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def opened(browser, page):
+    """The page at 1280 pixels, light; size(width, theme, media) changes that."""
+
+    def size(width: int, theme: str = "light", media: str = "screen") -> None:
+        shape = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", shape)
+        wish = {"media": media, "features": [{"name": "prefers-color-scheme", "value": theme}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", wish)
+
+    size(1280)
+    browser.get(page.as_uri())
+    browser.size = size
+    return browser
+
+
+def tip(browser) -> str:
+    return browser.find_element("id", "tip").text
+
+
+def test_the_page_shows_all_asks_for_nothing_and_complains_of_nothing(opened):
+    sections = [e.get_attribute("id") for e in opened.find_elements("css selector", "section")]
+    assert sections == [
+        "training",
+        "results",
+        "samples",
+        "surprise",
+        "cells",
+        "context",
+        "neighbours",
+        "corpus",
+    ]
+    assert len(opened.find_elements("css selector", "#training svg")) == 5
+    assert [e["message"] for e in opened.get_log("browser")] == []
+    told = [json.loads(e["message"])["message"] for e in opened.get_log("performance")]
+    asked = {m["params"]["request"]["url"] for m in told if m["method"] == "Network.requestWillBeSent"}
+    assert {url for url in asked if not url.startswith("data:")} == {opened.current_url}
+
+
+def test_text_is_text_whatever_it_looks_like(opened):
+    assert opened.find_elements("id", "broken") == []
+    assert opened.find_element("tag name", "h1").text == "run <b>&amp;"
+    shown = opened.find_element("id", "surprise-text").get_attribute("textContent")
+    assert '"</script><b id=broken>&amp;"' in shown and "␁" in shown
+    assert "</script><b id=broken>" in opened.find_element("id", "samples").text
+
+
+def test_guesses_are_shown_under_the_pointer_and_by_the_keyboard(opened):
+    from selenium.webdriver import ActionChains, Keys
+
+    text = opened.find_element("id", "surprise-text")
+    third = text.find_elements("css selector", "span")[3]
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", text)
+    ActionChains(opened).move_to_element(third).perform()
+    by_pointer = tip(opened)
+    assert re.search(r"[\d.]+ bits: it was given [\d.]+ %", by_pointer)
+    assert len(opened.find_elements("css selector", "#tip li")) == 5
+    ActionChains(opened).move_to_element(opened.find_element("css selector", "#surprise h2")).perform()
+    assert not opened.find_element("id", "tip").is_displayed()
+
+    before = opened.find_element("css selector", "#samples pre:last-child")
+    opened.execute_script("arguments[0].focus()", before)
+    while opened.switch_to.active_element.get_attribute("id") != "surprise-text":
+        ActionChains(opened).send_keys(Keys.TAB).perform()
+    keys = ActionChains(opened)
+    keys.send_keys(Keys.HOME).perform()
+    assert "the first: nothing foretells it" in tip(opened)
+    keys.send_keys(Keys.ARROW_RIGHT * 3).perform()
+    assert tip(opened) == by_pointer
+    keys.send_keys(Keys.ARROW_DOWN).perform()
+    assert opened.find_element("css selector", "#surprise-text .at").location["y"] > third.location["y"]
+    keys.send_keys(Keys.ESCAPE).perform()
+    assert not opened.find_element("id", "tip").is_displayed()
+
+
+def test_another_cell_is_another_heat_map(opened):
+    from selenium.webdriver.support.ui import Select
+
+    def colours() -> list[str]:
+        return opened.execute_script(
+            "return [...document.querySelectorAll('#cell-text span')].map(e => e.style.backgroundColor)"
+        )
+
+    select = Select(opened.find_element("id", "cell"))
+    first = colours()
+    select.select_by_index(len(select.options) - 1)
+    last = colours()
+    assert len(set(first)) > 5 and len(set(last)) > 5 and first != last
+    opened.find_element("id", "before").click()
+    assert colours() != last
+    button = opened.find_elements("css selector", "button.cell")[0]
+    button.click()
+    assert button.get_attribute("aria-pressed") == "true" and colours() == first
+
+
+def test_the_page_is_as_wide_as_the_screen_and_legible(opened):
+    root, papers = "document.documentElement", []
+    screens = [(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark"), (700, "dark", "print")]
+    for width, theme, *media in screens:
+        opened.size(width, theme, *media)
+        wide = opened.execute_script(f"return [innerWidth, {root}.scrollWidth - {root}.clientWidth]")
+        assert wide == [width, 0], theme
+        contrast = opened.execute_script(CONTRAST, LOOKED_AT)
+        assert set(contrast) == {*LOOKED_AT, "surprise", "cell"}
+        assert min(contrast.values()) >= 4.5, (theme, contrast)
+        papers.append(opened.execute_script("return getComputedStyle(document.body).backgroundColor"))
+    assert len(set(papers)) == 3 and papers[-1] == "rgb(255, 255, 255)"  # print is light in any theme
+
+
+LOOKED_AT = ["p", ".note", "figcaption", "thead th", "tr.floor td", "nav a", "pre", "select", ".legend", "dt"]
+LOOKED_AT += ["small", ".sign", ".byte"]
+# WCAG 2's contrast of texts with what lies behind them, colours laid over each other.
+CONTRAST = """
+const style = e => getComputedStyle(e);
+const parts = c => { const n = c.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n };
+const over = (top, under) => [0, 1, 2].map(i => top[3] * top[i] + (1 - top[3]) * under[i]).concat(1);
+const behind = e => e ? over(parts(style(e).backgroundColor), behind(e.parentElement)) : [255, 255, 255, 1];
+const linear = v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+const light = c => [0.2126, 0.7152, 0.0722].reduce((sum, w, i) => sum + w * linear(c[i] / 255), 0);
+const depth = e => parts(style(e).backgroundColor)[3];
+const most = box => [...document.querySelectorAll(box + ' span:not([class])')]
+  .reduce((a, b) => depth(a) < depth(b) ? b : a);
+const found = {};
+const chosen = arguments[0].map(s => [s, document.querySelector(s)]).filter(([, e]) => e);
+for (const [name, e] of [...chosen, ['surprise', most('#surprise-text')], ['cell', most('#cell-text')]]) {
+  const back = behind(e), front = over(parts(style(e).color), back);
+  const [a, b] = [light(front), light(back)].sort((x, y) => y - x);
+  found[name] = (a + 0.05) / (b + 0.05);
+}
+return found;
+"""
+
+
+# what it says
+
+
+def test_figures_and_floors_are_in_the_table(page, run):
+    read = Read(page)
+    best = json.loads((Path(run.run_dir) / "status.json").read_text())["best"]
+    assert f"{best['bpc']:.4f}" in read.text and "2 lanes, 8 symbols of context" in read.text
+    assert "Witten-Bell" in read.text and "xz -9e" in read.text
+    assert page.stat().st_size < 2_000_000
+    assert "Not on this page" not in read.text
+
+
+def test_a_run_that_is_under_way_has_curves_and_no_model(run, tmp_path):
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    lines = (Path(run.run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    (begun / "metrics.jsonl").write_text("\n".join([*lines[:5], lines[5][:20]]), encoding="utf-8")
+    (begun / "config.yaml").write_bytes((Path(run.run_dir) / "config.yaml").read_bytes())
+    (begun / "status.json").write_text('{"status": "running", "step": 5}')
+    read = written(begun, None)
+    assert "still training, step 5 of 30" in read.text
+    assert "no weights yet" in read.text and "training" in read.ids and "cells" not in read.ids
+
+
+def test_a_model_alone_writes_what_it_reads(run, tmp_path):
+    shutil.copytree(Path(run.run_dir) / "model", tmp_path / "alone")
+    read = written(tmp_path / "alone", tmp_path / "alone.html")
+    assert "this is a model alone" in read.text and "wrote itself" in read.text
+    assert "cells" in read.ids and "training" not in read.ids and "corpus" not in read.ids
+    given = written(tmp_path / "alone", tmp_path / "given.html", b"pass\n" * 9)
+    assert len(given.data["ids"]) == 44 and "wrote itself" not in given.text
+
+
+def test_a_model_that_diverged_leaves_the_curves(run, tmp_path):
+    shutil.copytree(run.run_dir, tmp_path / "run")
+    model = CharLM.from_pretrained(tmp_path / "run" / "model")
+    model.output.bias.data.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "run" / "model", model.vocab)
+    read = written(tmp_path / "run", None)
+    assert "not finite" in read.text and "training" in read.ids and "cells" not in read.ids
+
+
+@pytest.mark.parametrize(
+    "model, vocab",
+    [
+        ({"cell": "gru", "embedding_size": 0, "num_layers": 2}, {"unknown": "error"}),
+        ({"cell": "rnn", "nonlinearity": "relu"}, {"bytes_only": True, "unknown": "bytes"}),
+    ],
+)
+def test_other_models_and_vocabularies(model, vocab, run, tmp_path):
+    config = changed(
+        small(tmp_path / "run", data={"text": TEXT, "validation": 0.0}, model=model, vocab=vocab),
+        train={"steps": 2},
+    )
+    train(config, quiet=True)
+    read = written(config.run_dir, None)
+    assert {"training", "surprise", "cells", "neighbours", "corpus"} <= set(read.ids)
+    assert read.data["cells"]["of"] == 12 * model.get("num_layers", 1)
+    shown = {read.data["symbols"][i][0] for i in read.data["ids"]}
+    assert "␁" in shown and not any(c < " " for mark in shown for c in mark)
+    if "bytes_only" in vocab:
+        assert "C3" in shown and "é" in read.data["completed"].values()
+    else:
+        assert "one-hot" in read.text
+
+
+# what is refused
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(CharlmError, match="holds neither a model/ nor a checkpoint"):
+        write_page(str(tmp_path), None, None, "cpu")
+    with pytest.raises(CharlmError, match="no such run directory"):
+        write_page(str(tmp_path / "none"), None, None, "cpu")
+
+
+@pytest.mark.parametrize("text, told", [(b"a\xff", "byte 1 is not UTF-8"), (b"a", "too few to look at")])
+def test_text_that_cannot_be_read_is_refused(run, text, told, tmp_path):
+    with pytest.raises(CharlmError, match=told):
+        write_page(run.run_dir, tmp_path / "page.html", text, "cpu")
+
+
+def test_a_page_that_cannot_be_written_is_told(run, tmp_path):
+    with pytest.raises(CharlmError, match="cannot be written"):
+        write_page(run.run_dir, tmp_path / "none" / "page.html", None, "cpu")
+
+
+def test_without_matplotlib_it_says_what_to_install(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(CharlmError, match=re.escape("pip install 'charlm[report]'")):
+        write_page(run.run_dir, None, None, "cpu")
