@@ -72,7 +72,8 @@ def test_logits_that_are_not_finite_raise():
         probe_model(broken, VOCAB, TEXT)
 
 
-def test_a_cell_that_follows_a_fact_is_found_first():
+@pytest.mark.parametrize("lines", [900, 30])  # 12 stretches; one that is shorter than PASSAGE
+def test_a_cell_that_follows_a_fact_is_found_first(lines):
     counting = model(cell="rnn", layers=1, nonlinearity="relu")
     newline = int(VOCAB.encode("\n")[0])
     with torch.no_grad():  # cell 4 counts the characters of the line; the others do nothing
@@ -83,7 +84,7 @@ def test_a_cell_that_follows_a_fact_is_found_first():
         counting.layers[0].weight_ih_l0[4, 0] = 1
         counting.layers[0].weight_hh_l0[4, 4] = 1
     probe = probe_model(
-        counting, VOCAB, VOCAB.encode("".join("abc defg"[: 1 + k % 8] + "\n" for k in range(900)))
+        counting, VOCAB, VOCAB.encode("".join("abc defg"[: 1 + k % 8] + "\n" for k in range(lines)))
     )
     data, (matches,) = cell_data(probe, 7)
     assert matches[0]["fact"] == "line position" and matches[0]["unit"] == 4
