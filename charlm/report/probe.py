@@ -196,7 +196,8 @@ def nearest_symbols(
     frequent = frequent[counts[frequent] >= max(1, counts.sum() / RARE)]
     vectors = weight[frequent]
     vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    displays = [symbol_displays(vocab)[symbol][0] for symbol in frequent]
+    every = symbol_displays(vocab)
+    displays = [every[symbol][0] for symbol in frequent]
     rows = []
     for i, display in enumerate(displays[:WITH_NEIGHBOURS]):
         cosines = vectors @ vectors[i]
