@@ -2,7 +2,7 @@
 
     loop        train(): the loop, a step of it, and what it does every so often
     setup       corpus, lanes, model, optimizer and step of a config
-    step        forward, backward, clipping, update: plain, in slices, recorded; gradients of several processes
+    step        forward, backward, clipping, update: plain, in slices or recorded; on several processes
     lanes       contiguous streams of text, read window by window
     optimizer   learning rate, AdamW, average of the weights
     run         run directory, lock, state, status

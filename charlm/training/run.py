@@ -8,10 +8,10 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 
 import torch
 from filelock import FileLock, Timeout
@@ -109,8 +109,8 @@ class Run:
         self.state, self.clock = State(), Clock()
         self.logger = Logger(config, self.accelerator, quiet=quiet)
         self.say = self.logger.say
-        self._writer = ThreadPoolExecutor(1, "checkpoint")
-        self._writing: Future | None = None  # the checkpoint that is being written
+        self._writing: Thread | None = None  # writes a checkpoint
+        self._write_error: BaseException | None = None
         self._threads = torch.get_num_threads()
         self._begun = False  # before that a failure leaves the status of an earlier run
         self._agreed = (0, 0.0, 1)  # the step and time of the last agreement, steps to the next
@@ -200,13 +200,24 @@ class Run:
         write() or wait_for_writes().
         """
         self.wait_for_writes()
-        self._writing = self._writer.submit(write, *args, **options)
+
+        def work() -> None:
+            try:
+                write(*args, **options)
+            except BaseException as error:  # for the thread that trains
+                self._write_error = error
+
+        # A daemon: after a second Ctrl-C the process does not wait for it. The checkpoint before is complete.
+        self._writing = Thread(target=work, name="checkpoint", daemon=True)
+        self._writing.start()
 
     def wait_for_writes(self) -> None:
         """Until the checkpoint is on the disk. Raises what went wrong."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        if self._writing is not None:
+            self._writing.join()
+        error, self._write_error = self._write_error, None
+        if error is not None:
+            raise error
 
     # files of the run directory, and its end
 
@@ -241,8 +252,7 @@ class Run:
     def __exit__(self, kind, error, _) -> None:
         at_once = kind is KeyboardInterrupt  # waits for no disk and no network
         if self._writing is not None and not at_once:
-            wait([self._writing])
-        self._writer.shutdown(wait=False)
+            self._writing.join()
         try:
             self.logger.close(failed=error is not None, at_once=at_once)
             if at_once and self._begun:

@@ -51,7 +51,7 @@ def assert_bad(ran, name: str, told: str) -> None:
     assert "Traceback" not in ran.stderr
     (bad,) = [line for line in ran.stdout.splitlines() if line.startswith("BAD")]
     assert bad.split()[1] == name and told in bad
-    assert f"see to: {name}" in ran.stdout
+    assert f"needs attention: {name}" in ran.stdout
 
 
 def test_a_corpus_that_is_not_prepared(tmp_path):
@@ -126,7 +126,7 @@ def test_which_kernels_of_cudnn_are_told(tmp_path, model, precision, lanes, kern
 
 def test_the_hub_is_told_as_the_environment_has_it(config):
     ran = doctor(config, env=environment(HF_HUB_OFFLINE="0", HF_DATASETS_OFFLINE=None))
-    assert "online, when it can be reached" in ran.stdout
+    assert "online, if it can be reached" in ran.stdout
 
 
 def test_two_processes_are_examined_together(tmp_path):

@@ -145,7 +145,7 @@ def test_an_optimizer_goes_on_exactly(tied):
     step(other, other_optimizer, 3)
     for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(p, q), name
-    with pytest.raises(CharlmError, match="parameter nonsense that the model has not"):
+    with pytest.raises(CharlmError, match="parameter nonsense that the model does not have"):
         load_optimizer(other, other_optimizer, {"nonsense/exp_avg": torch.zeros(1)})
 
 
@@ -170,7 +170,7 @@ def damage(path: Path, how: str) -> None:
 def test_a_damaged_file_means_the_checkpoint_before(tmp_path, name, how):
     save(tmp_path, 1)
     damage(save(tmp_path, 2) / name, how)
-    with pytest.warns(UserWarning, match=rf"damaged checkpoint passed over: .*step-00000002.*{name}"):
+    with pytest.warns(UserWarning, match=rf"damaged checkpoint skipped: .*step-00000002.*{name}"):
         facts, tensors, _ = load_newest(tmp_path)
     assert facts["step"] == 1 and tensors["model"]["a/b"][0, 0] == 1.0
     assert steps_of(tmp_path) == [1, 2]  # nothing is deleted
@@ -225,7 +225,7 @@ def test_when_all_are_damaged_the_user_decides(run_of_three, tmp_path):
     before = files_of(run_dir / "checkpoints") | files_of(run_dir / "model")
     with (
         pytest.warns(UserWarning, match="damaged checkpoint"),
-        pytest.raises(CharlmError, match=r"none of its 3 checkpoint\(s\) is whole; delete .* to start anew"),
+        pytest.raises(CharlmError, match=r"none of its 3 checkpoint\(s\) is undamaged; delete .* to start"),
     ):
         train(small(run_dir, checkpoint={"every": 4, "keep": 3}), quiet=True)
     assert files_of(run_dir / "checkpoints") | files_of(run_dir / "model") == before

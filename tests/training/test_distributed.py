@@ -106,10 +106,8 @@ def test_another_number_of_processes_goes_on_with_the_same_training(runs, change
 def test_lanes_beyond_what_a_process_held_before_are_worked_off_in_slices(runs):
     """Half the processes, twice the lanes on each: no more of them at once than fitted before."""
     _, ran = runs
-    assert "6 lanes per process where there were 3 at once: worked off in 2 slices" in ran["two, then one"][2]
-    assert (
-        "3 lanes per process where there were 2 at once: worked off in 2 slices" in ran["four, then two"][2]
-    )
+    assert "6 lanes per process, where 3 were computed at once before" in ran["two, then one"][2]
+    assert "3 lanes per process, where 2 were computed at once before" in ran["four, then two"][2]
     assert "slices" not in ran["one, then two"][2]
     assert checkpoint_at(ran["two, then one"][0], 16)[0]["lanes_at_once"] == 3
 
@@ -184,7 +182,7 @@ def test_all_go_on_from_one_checkpoint_though_one_sees_the_newest_torn(two_views
         shutil.copytree(first.run_dir, tmp_path / folder)
     (tmp_path / "view/checkpoints/step-00000012/carry.safetensors").write_bytes(b"torn")
     told = train_on(2, config, last=f"--run_dir {tmp_path / 'view'}")
-    assert told.count("damaged checkpoint passed over") == 1
+    assert told.count("damaged checkpoint skipped") == 1
     assert "view/checkpoints/step-00000012/carry.safetensors: 4 bytes, should be" in told
     assert "(as process 1 on " in told and f"resumed {config.run_dir} at step 8" in told
     assert_same_state(config.run_dir, whole.run_dir)
@@ -195,7 +193,10 @@ def test_a_process_that_sees_no_checkpoint_lets_none_start_anew(two_views, tmp_p
     config = small(tmp_path / "run", train={"steps": 16})
     shutil.copytree(first.run_dir, config.run_dir)
     told = train_on(2, config, last=f"--run_dir {tmp_path / 'elsewhere'}", code=1)
-    assert "none of its 3 checkpoint(s) is whole" in told and "all processes must see the same folder" in told
+    assert (
+        "none of its 3 checkpoint(s) is undamaged" in told
+        and "all processes must see the same folder" in told
+    )
     assert newest(config.run_dir)[0]["step"] == 12
 
 

@@ -62,7 +62,7 @@ def test_when_a_process_is_killed_the_others_end_and_say_so(tmp_path, port, vict
     said, _ = processes[1 - victim].communicate(timeout=600)  # without a hang
     assert processes[1 - victim].returncode == 1
     assert f"charlm: error: process {1 - victim} has lost another process of this run" in said
-    assert "the same command goes on from it" in said and "Traceback" not in said
+    assert "the same command resumes from it" in said and "Traceback" not in said
     step = steps_of(config.run_dir)[-1]
     assert f"the last checkpoint is of step {step}" in said
     processes[victim].communicate()
@@ -84,7 +84,7 @@ def test_a_second_run_of_several_processes_in_one_directory_is_refused(tmp_path,
     processes = ranks_of(config, port)
     said = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
-    assert f"charlm: error: {config.run_dir}: another process trains there now" in said[0]
+    assert f"charlm: error: {config.run_dir}: another process is training there" in said[0]
     assert "Traceback" not in said[0] + said[1]
     assert first.poll() is None
     first.send_signal(signal.SIGTERM)
@@ -143,7 +143,7 @@ def test_when_one_process_is_asked_to_stop_all_stop_at_the_same_step(tmp_path, p
 
 TWICE = """
 import sys, time
-from charlm import checkpoint
+from charlm.training import checkpoint
 from charlm.config.parse import load_config
 from charlm.training.loop import train
 

@@ -299,7 +299,7 @@ def test_a_wandb_that_breaks_down_harms_nothing(tmp_path):
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
-    assert "stopped at step" in said and "wandb: given up" in said
+    assert "stopped at step" in said and "wandb: failed, no longer used" in said
     step = newest(config.run_dir)[0]["step"]
     assert [step for step, _ in losses(config.run_dir)] == list(range(1, step + 1))
 

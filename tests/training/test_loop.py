@@ -338,7 +338,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     with pytest.raises(NonFiniteLoss) as told:
         train(config, quiet=True, watch=poison)
     message = str(told.value)
-    assert "not finite at step 11" in message and "last good checkpoint is of step 8" in message
+    assert "not finite at step 11" in message and "the last checkpoint is of step 8" in message
     assert "optim.learning_rate" in message and "0.02" in message
     assert status(config.run_dir)["status"] == "failed" and "step 11" in status(config.run_dir)["error"]
     assert steps_of(config.run_dir) == [4, 8]
@@ -406,7 +406,7 @@ def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(tmp_path, name):
     reason = "Ctrl-C" if name == "SIGINT" else name
     assert status(config.run_dir) == {"status": "interrupted", "step": step, "reason": reason}
     assert 5 <= step < 4000 and steps_of(config.run_dir)[-1] == step == logged(config.run_dir)
-    assert f"stopped at step {step} ({reason})" in said and "the same command goes on" in said
+    assert f"stopped at step {step} ({reason})" in said and "the same command resumes" in said
     assert "Traceback" not in said
     summary = train(changed(config, train={"steps": step + 3}), quiet=True)  # steps may change
     assert (summary.status, summary.step) == ("done", step + 3)
@@ -436,7 +436,7 @@ def test_a_second_process_is_refused_and_disturbs_nothing(tmp_path):
 
     assert train(config, quiet=True, watch=meanwhile).status == "done"
     assert ran[0].returncode == 1
-    assert ran[0].stderr.startswith(f"charlm: error: {config.run_dir}: another process trains there now")
+    assert ran[0].stderr.startswith(f"charlm: error: {config.run_dir}: another process is training there")
     train(small(tmp_path / "alone", checkpoint={"every": 2}), quiet=True)
     assert_same_state(tmp_path / "run", tmp_path / "alone")
 

@@ -1,8 +1,8 @@
 """Files that charlm 0.1.0 wrote before its modules moved into folders still load and resume.
 
-tests/data/v0.1.0 holds, for an LSTM with averaged weights and byte symbols and for a GRU on one-hot input: the
-YAML, the prepared corpus, the run directory with its checkpoint of step 6 of 12, and the weights of step 12 as
-that version reached them without a stop.
+tests/data/v0.1.0 holds, for an LSTM with averaged weights and byte symbols and for a GRU on one-hot input,
+the YAML, the prepared corpus, the run directory with its checkpoint of step 6 of 12, and the weights of step
+12 as that version reached them without a stop.
 """
 
 import json
