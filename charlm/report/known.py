@@ -13,7 +13,7 @@ from charlm.corpus.prepared import Corpus, folder_of
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.model.char_lm import CharLM
-from charlm.monitor.history import History, read_history
+from charlm.monitor.run_files import History, read_history
 from charlm.sampling.generate import generate
 from charlm.training.checkpoint import steps_of
 from charlm.training.trained import load

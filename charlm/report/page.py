@@ -13,7 +13,7 @@ from charlm import __version__
 from charlm.errors import CharlmError
 from charlm.evaluation.by_context import by_context
 from charlm.files import replace
-from charlm.monitor.history import History
+from charlm.monitor.run_files import History
 from charlm.report import plots, tables
 from charlm.report.findings import cells, neighbours, passage
 from charlm.report.known import Known, gather, text_of

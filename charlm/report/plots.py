@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from charlm.errors import CharlmError
-from charlm.monitor.history import History, thinned
+from charlm.monitor.run_files import History, thinned
 
 # What matplotlib draws with, and the CSS variable that each becomes in the page.
 INK, MUTED, GRID, FIRST, SECOND = "#010101", "#010102", "#010103", "#010104", "#010105"

@@ -8,7 +8,7 @@ import numpy as np
 
 from charlm.corpus.prepared import Corpus, baseline_title
 from charlm.corpus.vocabulary import name_of
-from charlm.monitor.history import History
+from charlm.monitor.run_files import History
 from charlm.report.known import Known
 from charlm.report.marks import mark_of
 from charlm.terminal import visible
