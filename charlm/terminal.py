@@ -52,7 +52,7 @@ def side_by_side(items: list[str], columns: int) -> list[str]:
 
 @contextmanager
 def screen() -> Iterator:
-    """Yield a function that shows lines on the alternate screen; hides the cursor; restores both at the end."""
+    """Switch to the alternate screen, hide the cursor, and back; yields a function that shows lines there."""
     print("\x1b[?1049h\x1b[?25l", end="")
     try:
         yield lambda lines: print("\x1b[H" + "\x1b[K\r\n".join(lines) + "\x1b[K\x1b[J", end="", flush=True)

@@ -43,9 +43,7 @@ class History:
         content = {path.name for path in self.dir.iterdir()} if self.dir.exists() else {}
         if content and content.isdisjoint(FILES):
             raise CharlmError(f"{self.dir}: is not a run directory{runs_in(self.dir)}")
-        self.status = self._load(
-            "status.json", json.loads
-        )  # first, so that no record before the end is missed
+        self.status = self._load("status.json", json.loads)  # first: no record before "done" is missed
         self.read_metrics()
         self.steps = self.steps or self._load("config.yaml", yaml.safe_load).get("train", {}).get("steps", 0)
 
@@ -98,7 +96,7 @@ class History:
         """(step, bits per character) of the best evaluation on validation."""
         return min(self.points("validation/bpc"), key=lambda point: point[1], default=None)
 
-    def points(self, name: str, kind: type = int | float) -> list[tuple[int, Any]]:
+    def points(self, name: str, kind: type | tuple = (int, float)) -> list[tuple[int, Any]]:
         """(step, value) of one figure."""
         return [(r["step"], r[name]) for r in self.records if isinstance(r.get(name), kind)]
 
@@ -116,7 +114,7 @@ class History:
 
     def _gaps(self) -> list[tuple[int, float]]:
         """(steps, seconds) between the newest training records."""
-        times = [(r["step"], r["time"]) for r in self.records if "loss" in r][-21:]
+        times = [(r["step"], r["time"]) for r in self.records[-50:] if "loss" in r]
         return [(b - a, t - s) for (a, s), (b, t) in pairwise(times) if b > a]
 
     def seconds_left(self) -> float | None:
@@ -150,11 +148,11 @@ class History:
             "steps": self.steps or None,
             "seconds_left": self.seconds_left(),
             "seconds_silent": self.seconds_silent() or None,
-            "train": self.latest("loss") or None,
+            "train": self.latest("bpc") or None,
             "validation": {k.removeprefix("validation/"): v for k, v in validation.items()} or None,
             "best": dict(zip(("step", "bpc"), self.best, strict=True)) if self.best else None,
             "test": self.status.get("test"),
-            "sample": self.samples[-1][1] if self.samples else None,
+            "sample": self.latest("sample").get("sample"),
         }
 
 

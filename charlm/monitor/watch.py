@@ -30,10 +30,9 @@ def picture(run: History, columns: int, rows: int, braille: bool = True, color: 
         status = "has not begun yet" if run.dir.exists() else "does not exist yet"
         return wrapped(f"{run.dir} {status}", columns)[:rows]
     head, figures, sample = _head(run, columns), _figures(run, columns), []
-    if run.samples:
-        step, text = run.samples[-1]
-        sample = [colored(f"sample at step {step:,}:"[:columns], "dim")]
-        sample += wrapped(text.rstrip("\n"), columns, drop_whitespace=False)
+    if last := run.latest("sample"):
+        sample = [colored(f"sample at step {last['step']:,}:"[:columns], "dim")]
+        sample += wrapped(last["sample"].rstrip("\n"), columns, drop_whitespace=False)
     room = rows - len(head) - len(figures)
     height = min(PLOT_ROWS, room - 2 - min(len(sample), 6))
     curve = _curve(run, columns, height) if height >= 3 else []
@@ -70,7 +69,7 @@ def _curve(run: History, columns: int, rows: int) -> list[str]:
 
 
 def _figures(run: History, columns: int) -> list[str]:
-    last, validation = run.latest("loss"), run.points("validation/bpc")
+    last, validation = run.latest("bpc"), run.points("validation/bpc")
     items = TRAINING.format(**last).split("  ") if last else []
     if validation:
         points = {"validation": validation[-1], "best": run.best}

@@ -79,12 +79,11 @@ def test_the_time_left_does_not_count_a_pause_between_two_jobs(tmp_path):
 
 
 def test_a_run_is_silent_when_it_wrote_nothing_for_far_longer_than_before(tmp_path):
+    running = {"status": "running"}
     records = [{"step": s, "loss": 1.0, "time": time.time() - 1000 + 50 * s} for s in range(3)]
-    assert write(tmp_path, *records, status={"status": "running"}).seconds_silent() == pytest.approx(
-        900, abs=9
-    )
+    assert write(tmp_path, *records, status=running).seconds_silent() == pytest.approx(900, abs=9)
     records.append({"step": 3, "loss": 1.0, "time": time.time() - 200})
-    assert write(tmp_path, *records, status={"status": "running"}).seconds_silent() == 0
+    assert write(tmp_path, *records, status=running).seconds_silent() == 0
     assert write(tmp_path, *records[:3], status={"status": "done"}).seconds_silent() == 0
 
 
