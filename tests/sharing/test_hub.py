@@ -172,10 +172,10 @@ def test_training_writes_the_card_with_all_it_knows(run):
         )
         assert row in body
         assert f"| {figures['characters']:,} | {figures['bytes']:,} | a single pass |" in body
-    assert "validation, floor: unigram |" in body and "-gram, Witten-Bell |" in body
+    assert "validation, baseline: unigram |" in body and "-gram, Witten-Bell |" in body
     assert f"{len(charlm.load(run).vocab)} symbols: 45 characters" in body
     assert "| weights of step | 12 of 12 |" in body
-    assert "license" not in head and "Licence of the text, intended use" in body
+    assert "license" not in head and "License of the text, intended use" in body
     shown = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
     assert shown["model"]["hidden_size"] == 12 and "dir" not in shown["data"]
 
@@ -198,7 +198,7 @@ def test_a_run_without_a_card_gets_one_that_states_what_is_known(copy):
     (copy / "model" / "README.md").unlink()
     ready(copy, "me/mine")
     body = card_of(copy / "model")[1]
-    assert "| validation | " in body and "floor" not in body and "12 of 12" in body
+    assert "| validation | " in body and "baseline" not in body and "12 of 12" in body
     for name in ("README.md", "../config.yaml"):
         (copy / "model" / name).unlink()
     ready(copy, "me/mine")
