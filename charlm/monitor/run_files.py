@@ -1,4 +1,4 @@
-"""What the files of a run say, while it runs and afterwards: status.json, metrics.jsonl, config.yaml."""
+"""The files of a run, while it trains and afterwards: status.json, metrics.jsonl, config.yaml."""
 
 from __future__ import annotations
 

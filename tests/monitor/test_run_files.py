@@ -1,4 +1,4 @@
-"""What the files of a run say: torn lines, requeued and resumed jobs, damaged files, the time left."""
+"""The files of a run: torn lines, requeued and resumed jobs, damaged files, the time left."""
 
 import json
 import math

@@ -104,17 +104,17 @@ def test_a_sample_cannot_take_over_the_terminal(copy):
     assert "\x1b" not in output and r"\x1b]0;title\x07" in output and "狐狐狐" in output
 
 
-def test_a_running_run_tells_the_time_left(copy):
+def test_a_running_run_shows_the_time_left(copy):
     lines = (copy / "metrics.jsonl").read_text().splitlines()
     records = [r for r in map(json.loads, lines) if "loss" in r][:20]
-    for i, record in enumerate(records):  # 3 s per step, one of them beside an hour in the queue
+    for i, record in enumerate(records):  # 3 s per step, one of them with an hour in the queue
         record["time"] = time.time() - 60 + 3 * i - (3600 if i < 10 else 0)
     (copy / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     write_status(copy, "running")
     assert f"step 20 of {STEPS}  50%  01:00 left" in text(copy)
 
 
-def test_a_run_that_says_nothing_for_long_is_suspected(copy):
+def test_a_run_that_is_silent_for_long_may_have_been_killed(copy):
     write_status(copy, "running")
     assert "no figures for" not in text(copy)
     lines = (copy / "metrics.jsonl").read_text()
@@ -122,14 +122,14 @@ def test_a_run_that_says_nothing_for_long_is_suspected(copy):
     assert "no figures for 2:01:40" in text(copy)
 
 
-def test_what_a_run_that_stopped_says_of_itself_is_shown(copy):
+def test_why_a_run_stopped_is_shown(copy):
     write_status(copy, "failed", error="the loss is not finite at step 7; \x1b[2J try less")
     assert r"the loss is not finite at step 7; \x1b[2J try less" in text(copy)
     write_status(copy, "interrupted", reason="SIGUSR1")
     assert "SIGUSR1; the same command resumes the run" in text(copy)
 
 
-def test_a_run_that_has_begun_but_has_no_figures_says_so(copy):
+def test_a_run_without_figures_yet(copy):
     (copy / "metrics.jsonl").write_bytes(b"")
     write_status(copy, "running")
     assert text(copy, columns=200).endswith(f"running  step 0 of {STEPS}  0%\nno figures yet")
@@ -186,7 +186,7 @@ def test_in_a_pipe_it_prints_one_picture_without_escapes(finished, copy, capsys)
 
 
 @pytest.mark.parametrize("name", ["gone", "file", "empty", "other", "runs"])
-def test_what_is_no_run_is_told(finished, tmp_path, capsys, name):
+def test_what_is_not_a_run_is_an_error(finished, tmp_path, capsys, name):
     path = tmp_path / name
     if name == "file":
         path.write_text("")
@@ -200,7 +200,7 @@ def test_what_is_no_run_is_told(finished, tmp_path, capsys, name):
         main(["watch", str(path)])
         assert capsys.readouterr().out == f"{path} has not begun yet\n".replace("\n", "") + "\n"
         return
-    told = {
+    messages = {
         "gone": "no such run directory",
         "file": "is a file",
         "other": "is not a run directory",
@@ -208,7 +208,7 @@ def test_what_is_no_run_is_told(finished, tmp_path, capsys, name):
     }
     with pytest.raises(SystemExit) as left:
         main(["watch", str(path)])
-    assert left.value.code.startswith(f"charlm: error: {path}: ") and told[name] in left.value.code
+    assert left.value.code.startswith(f"charlm: error: {path}: ") and messages[name] in left.value.code
 
 
 class Terminal:
