@@ -24,10 +24,9 @@ FILES = ("status.json", "metrics.jsonl", "config.yaml", ".lock", "checkpoints") 
 
 
 class History:
-    """The records and the status of a run directory; refresh() reads what is new.
+    """The records and the status of a run directory; refresh() reads what is new. Files may be missing.
 
-    records: the lines of metrics.jsonl, steps ascending. status: the content of status.json, {} if missing.
-    steps: the length of the run according to config.yaml, 0 if missing.
+    records: the lines of metrics.jsonl, steps ascending. status: status.json. steps: train.steps, 0 at first.
     """
 
     def __init__(self, run_dir: str | Path = ""):
@@ -45,7 +44,8 @@ class History:
             raise CharlmError(f"{self.dir}: is not a run directory{runs_in(self.dir)}")
         self.status = self._load("status.json", json.loads)  # first: no record before "done" is missed
         self.read_metrics()
-        self.steps = self.steps or self._load("config.yaml", yaml.safe_load).get("train", {}).get("steps", 0)
+        if not self.steps:
+            self.steps = self._load("config.yaml", lambda s: yaml.safe_load(s)["train"]).get("steps", 0)
 
     def _load(self, name: str, parse) -> dict:
         path = self.dir / name
@@ -53,7 +53,7 @@ class History:
             content = parse(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
             raise CharlmError(f"{path}: cannot be read: {error}") from error
         if not isinstance(content, dict):
             raise CharlmError(f"{path}: cannot be read: it is not a mapping")
@@ -118,10 +118,7 @@ class History:
         return [(b - a, t - s) for (a, s), (b, t) in pairwise(times) if b > a]
 
     def seconds_left(self) -> float | None:
-        """Until the last step, at the recent speed; None if there are too few records, 0 if the run is done.
-
-        Time for evaluation and checkpoints counts; a pause between two jobs does not.
-        """
+        """Until the last step, from the recent speed without pauses between jobs; None if unknown, 0 if done."""
         gaps = self._gaps()
         if self.state == "done" or not gaps or not self.steps:
             return 0.0 if self.state == "done" else None

@@ -49,8 +49,7 @@ def _head(run: History, columns: int) -> list[str]:
     if run.state == "running" and (left := run.seconds_left()) is not None:
         items.append(f"{tqdm.format_interval(left)} left")
     if silent := run.seconds_silent():
-        duration = tqdm.format_interval(silent)
-        notes.append(f"no figures for {duration}; if it was killed, the same command resumes the run")
+        notes.append(f"no figures for {tqdm.format_interval(silent)}; if killed, the same command resumes it")
     if run.status.get("error"):
         notes.append(run.status["error"])
     if run.status.get("reason"):

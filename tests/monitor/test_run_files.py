@@ -106,6 +106,13 @@ def test_a_damaged_status_is_an_error_for_watch_and_missing_for_a_report(tmp_pat
     assert history.status == {} and history.last_step == 1
 
 
+@pytest.mark.parametrize("content", ["[]", "{", "train: 3", "model: {}", ""])
+def test_a_config_of_something_else_is_an_error(tmp_path, content):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(CharlmError, match=r"config\.yaml: cannot be read: "):
+        History(tmp_path).refresh()
+
+
 def test_a_long_series_becomes_means_of_neighbours():
     steps, values = thinned(np.arange(1, 1001), np.arange(1000.0), most=10)
     assert steps.tolist() == list(range(100, 1001, 100))
