@@ -118,7 +118,7 @@ class History:
         return [(b - a, t - s) for (a, s), (b, t) in pairwise(times) if b > a]
 
     def seconds_left(self) -> float | None:
-        """Until the last step, from the recent speed without pauses between jobs; None if unknown, 0 if done."""
+        """Until the last step, at recent speed, without pauses between jobs; None if unknown, 0 if done."""
         gaps = self._gaps()
         if self.state == "done" or not gaps or not self.steps:
             return 0.0 if self.state == "done" else None
