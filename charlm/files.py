@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:  # not at import time: `charlm watch` starts without numpy
+    import numpy as np
 
 
 def write_synced(path: str | Path, content: bytes | str) -> None:
@@ -68,7 +71,7 @@ class Journal:
 
     def append(self, content: bytes) -> None:
         """Add a record; it outlives this process, not a crash of the machine."""
-        head = np.array([len(content), zlib.crc32(content)], "<u8").tobytes()
+        head = struct.pack("<QQ", len(content), zlib.crc32(content))
         self._file.write(head + content)
         self._file.flush()
         self._length += 1
@@ -83,7 +86,7 @@ class Journal:
         with file:
             size = os.fstat(file.fileno()).st_size
             while len(head := file.read(16)) == 16:
-                length, crc = np.frombuffer(head, "<u8").tolist()
+                length, crc = struct.unpack("<QQ", head)
                 if not 0 < length <= size:  # a machine that went down leaves zeros, or anything
                     return
                 content = file.read(length)
@@ -102,6 +105,8 @@ class IdFile:
     """The ids of a .npy file, read from it slice by slice: mapped pages would count as resident."""
 
     def __init__(self, path: Path):
+        import numpy as np
+
         self.path = path
         with open(path, "rb") as file:
             np.lib.format.read_magic(file)
@@ -112,5 +117,7 @@ class IdFile:
         return self.length
 
     def __getitem__(self, part: slice) -> np.ndarray:
+        import numpy as np
+
         low, high, _ = part.indices(self.length)
         return np.fromfile(self.path, self.dtype, high - low, offset=self.offset + low * self.dtype.itemsize)

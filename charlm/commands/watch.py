@@ -10,9 +10,9 @@ from pathlib import Path
 
 from charlm.commands.words import Words
 from charlm.errors import CharlmError
-from charlm.monitor.progress import ENDED, Progress
-from charlm.monitor.watch import picture, sentence
-from charlm.terminal import can_show, has_color, is_live, screen
+from charlm.monitor.run_files import ENDED, History, runs_in
+from charlm.monitor.watch import picture
+from charlm.terminal import has_braille, has_color, is_live, screen, wrapped
 
 SECONDS = 1.0  # between two pictures
 
@@ -25,7 +25,7 @@ def run(argv: list[str]) -> None:
     how.add_argument("--once", action="store_true", help="one picture, as when stdout is not a terminal")
     how.add_argument("--json", action="store_true", help="the figures as JSON")
     args = parser.parse_args(argv)
-    progress = Progress(args.run)
+    progress = History(args.run)
     progress.refresh()
     live = is_live() and not args.once and not args.json
     if not live and not progress.dir.exists():
@@ -33,23 +33,23 @@ def run(argv: list[str]) -> None:
     if args.json:
         print(json.dumps(progress.figures(), ensure_ascii=False))
         return
-    if live and progress.status not in ENDED:
+    if live and progress.state not in ENDED:
         _follow(progress)
     else:
         print("\n".join(_lines(progress)))
 
 
-def _follow(progress: Progress) -> None:
+def _follow(progress: History) -> None:
     """Draw picture over picture until the run ends; the last one stays."""
     asked = signal.signal(signal.SIGTERM, _leave)
     try:
         with screen() as show:
-            while progress.status not in ENDED:
+            while progress.state not in ENDED:
                 size = shutil.get_terminal_size()
                 lines = _lines(progress, size.lines)
-                if progress.status == "waiting":
+                if progress.state == "waiting":
                     text = f"waiting for it to begin; Ctrl-C leaves{_others(progress.dir)}"
-                    lines += sentence(text, size.columns)
+                    lines += wrapped(text, size.columns)
                 show(lines)
                 time.sleep(SECONDS)
                 progress.refresh()
@@ -62,14 +62,11 @@ def _leave(number: int, frame) -> None:
     raise SystemExit(128 + number)
 
 
-def _lines(progress: Progress, rows: int = 40) -> list[str]:
+def _lines(progress: History, rows: int = 40) -> list[str]:
     columns = shutil.get_terminal_size().columns
-    return picture(progress, columns, rows, braille=can_show("\u28ff┤"), color=has_color())
+    return picture(progress, columns, rows, braille=has_braille(), color=has_color())
 
 
 def _others(folder: Path) -> str:
     """The runs beside one that is not there."""
-    if folder.exists() or not folder.parent.is_dir():
-        return ""
-    names = [path.name for path in sorted(folder.parent.iterdir()) if Progress.holds_run(path)]
-    return f"; in {folder.parent} there are: {', '.join(names)}" if names else ""
+    return "" if folder.exists() else runs_in(folder.parent)

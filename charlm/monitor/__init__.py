@@ -1,10 +1,8 @@
 """A run seen from outside.
 
-    progress  what status.json and metrics.jsonl say, while it runs
-    history   the same as series
-    watch     the picture on a terminal
-    braille   curves in characters
-    doctor    what a training would get on this machine
+    run_files  status.json, metrics.jsonl and config.yaml of a run, also while it trains
+    watch      the picture of a run on a terminal
+    doctor     what a training would get on this machine
 
 Imports training.
 """

@@ -1,104 +1,114 @@
-"""The picture of a run on a terminal: how far it is, its curve, its figures, what it writes by now."""
+"""The picture of a run on a terminal: progress, curve of the loss, figures, latest sample."""
 
 from __future__ import annotations
 
-from charlm.monitor.braille import Curve, plot
-from charlm.monitor.progress import Progress
-from charlm.terminal import painted, side_by_side, visible, wrapped
+import math
+import re
+import statistics
+from itertools import groupby, pairwise
+
+from tqdm import tqdm
+
+from charlm.monitor.run_files import History
+from charlm.terminal import colored, side_by_side, wrapped
 
 PLOT_ROWS = 12
-STATUS_COLORS = {"running": "cyan", "done": "green", "failed": "red", "interrupted": "yellow"}
+STATE_COLORS = {"running": "cyan", "done": "green", "failed": "red", "interrupted": "yellow"}
+TRAINING = (
+    "loss {loss:.3f}  bpc {bpc:.3f}  lr {learning_rate:.2g}  grad {grad_norm:.2g}  "
+    "{characters_per_second:,.0f} chars/s  epoch {epoch:.2f}"
+)
+DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # bits of a braille character by row, column
 
 
-def duration(seconds: float) -> str:
-    """45 s, 12 min, 3 h 05 min, 2 d 07 h."""
-    minutes, hours = int(seconds // 60), int(seconds // 3600)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    if hours < 2:
-        return f"{minutes} min"
-    return f"{hours} h {minutes % 60:02} min" if hours < 48 else f"{hours // 24} d {hours % 24:02} h"
+def picture(run: History, columns: int, rows: int, braille: bool = True, color: bool = False) -> list[str]:
+    """At most `rows` lines of at most `columns`; little room shortens the sample first, then the curve.
 
-
-def picture(
-    run: Progress, columns: int = 80, rows: int = 40, *, braille: bool = True, color: bool = False
-) -> list[str]:
-    """The lines to show, at most `rows` of at most `columns`; less of the sample, then of the curve, where
-    there is little room."""
-    head = _head(run, columns, color)
-    if run.status == "waiting":
-        return head[:rows]
-    figures = _figures(run, columns)
-    sample = _sample(run, columns, color)
+    braille: draw the curve with braille characters, else in ASCII. color: add escape sequences.
+    """
+    if run.state == "waiting":
+        status = "has not begun yet" if run.dir.exists() else "does not exist yet"
+        return wrapped(f"{run.dir} {status}", columns)[:rows]
+    head, figures, sample = _head(run, columns), _figures(run, columns), []
+    if last := run.latest("sample"):
+        sample = [colored(f"sample at step {last['step']:,}:"[:columns], "dim")]
+        sample += wrapped(last["sample"].rstrip("\n"), columns, drop_whitespace=False)
     room = rows - len(head) - len(figures)
     height = min(PLOT_ROWS, room - 2 - min(len(sample), 6))
-    curve = []
-    if height >= 3 and (run.train or run.validation):
-        curve = _curve(run, columns, height, braille, color)
-    return [*head, *curve, *figures, *sample[: max(room - len(curve), 0)]][:rows]
+    curve = _curve(run, columns, height) if height >= 3 else []
+    if not braille:
+        curve = [re.sub("[\u2801-\u28ff]", ".", line).replace("┤", "|") for line in curve]
+    lines = [*head, *curve, *figures, *sample[: max(room - len(curve), 0)]][:rows]
+    return lines if color else [re.sub("\x1b\\[\\d+m", "", line) for line in lines]
 
 
-def sentence(text: str, columns: int) -> list[str]:
-    """Its lines, broken between words."""
-    return side_by_side(visible(text).split(), columns, " ")
+def _head(run: History, columns: int) -> list[str]:
+    """Run directory, state, progress, and what is wrong."""
+    of = f" of {run.steps:,}  {min(run.last_step / run.steps, 1):.0%}" if run.steps else ""
+    items, notes = [str(run.dir), run.state, f"step {run.last_step:,}{of}"], []
+    if run.state == "running" and (left := run.seconds_left()) is not None:
+        items.append(f"{tqdm.format_interval(left)} left")
+    if silent := run.seconds_silent():
+        notes.append(f"no figures for {tqdm.format_interval(silent)}; if killed, the same command resumes it")
+    if run.status.get("error"):
+        notes.append(run.status["error"])
+    if run.status.get("reason"):
+        notes.append(f"{run.status['reason']}; the same command resumes the run")
+    lines = side_by_side(items, columns) + [line for note in notes for line in wrapped(note, columns)]
+    color = "yellow" if silent else STATE_COLORS.get(run.state, "bold")
+    return [colored(line, color) for line in lines]
 
 
-def _head(run: Progress, columns: int, color: bool) -> list[str]:
-    """Which run, its status, how far, how long."""
-    if run.status == "waiting":
-        what = "has not begun yet" if run.dir.exists() else "is not there yet"
-        return sentence(f"{run.dir} {what}", columns)
-    status = painted(run.status, STATUS_COLORS.get(run.status, "bold"), color)
-    of = f" of {run.steps:,}" if run.steps else ""
-    items = [str(run.dir), run.status, f"step {run.step:,}{of}"]
-    if run.steps:
-        items.append(f"{min(run.step / run.steps, 1):.0%}")
-    left = run.seconds_left()
-    if left is not None and run.status == "running":
-        items.append(f"{duration(left)} left")
-    lines = [line.replace(run.status, status, 1) if color else line for line in side_by_side(items, columns)]
-    if run.silent():
-        text = (
-            f"no figures for {duration(run.silent())}: was it killed? its command goes on from a checkpoint"
-        )
-        lines += [painted(line, "yellow", color) for line in sentence(text, columns)]
-    if run.told.get("error"):
-        lines += [painted(line, "red", color) for line in sentence(run.told["error"], columns)]
-    if run.told.get("reason"):
-        lines += sentence(f"{run.told['reason']}; the same command goes on from there", columns)
-    return lines
+def _curve(run: History, columns: int, rows: int) -> list[str]:
+    train, validation = run.points("bpc"), run.points("validation/bpc")
+    legend = "line: train" + (", o: validation" if validation else "") + "; bits per character (bpc) by step"
+    lines = [colored(line, "cyan") for line in plot(train, validation, columns, rows)]
+    lines = [line.replace("o", f"{colored('o', 'yellow')}\x1b[36m") for line in lines]
+    return [*lines, colored(legend[:columns], "dim")] if lines else []
 
 
-def _curve(run: Progress, columns: int, rows: int, braille: bool, color: bool) -> list[str]:
-    mark = "o"
-    lines = plot([Curve(run.train), Curve(run.validation, mark)], columns, rows, braille)
-    if color:
-        lines = [painted(line, "cyan", True).replace(mark, f"\x1b[33m{mark}\x1b[36m") for line in lines]
-    legend = f"bpc by step: line train{f', {mark} validation' if run.validation else ''}"
-    return [*lines, painted(legend[:columns], "dim", color)]
-
-
-def _figures(run: Progress, columns: int) -> list[str]:
-    last, items = run.last, []
-    if last:
-        items += [f"loss {last['loss']:.3f}", f"bpc {last['bpc']:.3f}"]
-        items += [f"lr {last['learning_rate']:.2g}", f"grad {last['grad_norm']:.2g}"]
-        items += [f"{last['characters_per_second'] / 1000:.1f}k chars/s", f"epoch {last['epoch']:.2f}"]
-    if run.validation:
-        step, bpc = run.validation[-1]
-        items.append(f"validation {bpc:.3f} at {step:,}")
-        step, bpc = run.best
-        items.append(f"best {bpc:.3f} at {step:,}")
-    if run.told.get("test"):
-        items.append(f"test {run.told['test']['bpc']:.3f}")
+def _figures(run: History, columns: int) -> list[str]:
+    last, validation = run.latest("bpc"), run.points("validation/bpc")
+    items = TRAINING.format(**last).split("  ") if last else []
+    if validation:
+        points = {"validation": validation[-1], "best": run.best}
+        items += [f"{name} {bpc:.3f} at {step:,}" for name, (step, bpc) in points.items()]
+    if run.status.get("test"):
+        items.append(f"test {run.status['test']['bpc']:.3f}")
     return side_by_side(items or ["no figures yet"], columns)
 
 
-def _sample(run: Progress, columns: int, color: bool) -> list[str]:
-    if run.sample is None:
+def plot(line: list, marks: list, columns: int, rows: int) -> list[str]:
+    """A line through points and an `o` at others, in `rows` + 1 lines of text at most `columns` wide.
+
+    Points are (x, y), x ascending. Those that are not finite are left out; without points there are no lines.
+    The first tenth of the line may lie above the plot: the first losses of a run would flatten the rest.
+    """
+    line, marks = ([point for point in points if math.isfinite(point[1])] for points in (line, marks))
+    points = line + marks
+    if not points:
         return []
-    step, text = run.sample
-    return [
-        painted(f"sample at step {step:,}:"[:columns], "dim", color),
-        *wrapped(text.rstrip("\n"), columns),
-    ]
+    left, right = min(points)[0], max(points)[0]
+    low, high = min(y for _, y in points), max(y for x, y in points if x >= left + (right - left) / 10)
+    labels = {row: f"{high - (high - low) * row / max(rows - 1, 1):.3g}" for row in (0, rows // 2, rows - 1)}
+    margin = max(map(len, labels.values())) + 2
+    columns = max(columns - margin, 1)
+
+    def dot(x: float, y: float) -> tuple[float, float]:
+        across, down = (x - left) / (right - left or 1), (high - min(y, high)) / (high - low or 1)
+        return across * (2 * columns - 1), down * (4 * rows - 1)
+
+    dots = groupby((dot(*point) for point in line if point[1] <= high), key=lambda point: round(point[0]))
+    means = [(x, statistics.fmean(y for _, y in column)) for x, column in dots]
+    cells = [[0] * columns for _ in range(rows)]
+    for (x0, y0), (x1, y1) in pairwise(means[:1] + means):
+        steps = max(x1 - x0, math.ceil(abs(y1 - y0)), 1)
+        for i in range(steps + 1):
+            x, y = round(x0 + (x1 - x0) * i / steps), round(y0 + (y1 - y0) * i / steps)
+            cells[y // 4][x // 2] |= DOTS[y % 4][x % 2]
+    text = [[chr(0x2800 + bits) if bits else " " for bits in row] for row in cells]
+    for x, y in (dot(*point) for point in marks):
+        text[round(y) // 4][round(x) // 2] = "o"
+    lines = [f"{labels.get(row, ''):>{margin - 2}} ┤{''.join(text[row])}".rstrip() for row in range(rows)]
+    first, last = f"{left:,.0f}", f"{right:,.0f}"
+    return [*lines, f"{'':{margin}}{first} {last:>{max(columns - len(first) - 1, 0)}}"[: margin + columns]]

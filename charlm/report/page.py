@@ -19,7 +19,7 @@ from charlm.errors import CharlmError
 from charlm.evaluation.by_context import by_context
 from charlm.files import replace
 from charlm.model.char_lm import CharLM
-from charlm.monitor.history import History, read_history, thinned
+from charlm.monitor.run_files import History, read_history, thinned
 from charlm.report.contents import character_counts, results, spread_samples
 from charlm.report.plots import context_plot, import_matplotlib, training_plots
 from charlm.report.probe import cell_data, nearest_symbols, passage_data, probe_model

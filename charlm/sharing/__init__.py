@@ -1,7 +1,7 @@
 """A model for other people: its card, the Hugging Face Hub, ONNX.
 
-    model_card  README.md beside the weights
-    hub         upload to the Hub
+    model_card  README.md next to the weights, from the template model_card.md
+    hub         upload to the Hugging Face Hub
     onnx        export to ONNX, compared with the model
 
 Imports model.

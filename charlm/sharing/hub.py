@@ -1,4 +1,4 @@
-"""A model to the Hugging Face Hub: the folder that training left, its card completed."""
+"""Upload to the Hugging Face Hub: the model folder that training wrote, with its card completed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ from charlm.errors import CharlmError, UsageError
 from charlm.files import replace
 from charlm.model.char_lm import CharLM
 from charlm.model.pretrained import FILES
-from charlm.sharing.model_card import NAME, model_card
+from charlm.sharing.model_card import model_card
 
 CARD = "README.md"
+REFUSALS = {
+    401: "the token is not valid",
+    403: "the token has no right to write there",
+    404: "not found, or the token has no right to see it",
+}
 
 
 def ready(run: str | Path, name: str, license: str | None = None, language: list[str] = ()) -> Path:
     """The model/ folder of a run, or a model folder itself, its card completed for the Hub.
 
-    license, language: for the head of the card, as the Hub names them (mit, apache-2.0; en, de).
-    Raises CharlmError when there is no model, it cannot be loaded, or the name is none.
+    license, language: for the head of the card, as the Hub names them (mit, apache-2.0; en, de); what is not
+    given stays. Raises CharlmError when there is no model or it cannot be loaded, UsageError for a bad name.
     """
     try:
         validate_repo_id(name)
@@ -35,37 +40,30 @@ def ready(run: str | Path, name: str, license: str | None = None, language: list
     if not folder.is_dir():
         raise CharlmError(f"{folder}: no such run directory or model folder")
     if not (folder / "config.json").exists():
-        if not (folder / "model" / "config.json").exists():
-            raise CharlmError(
-                f"{folder}: holds no model yet; training writes model/ when it evaluates, and at its end"
-            )
         folder /= "model"
+        if not (folder / "config.json").exists():
+            raise CharlmError(f"{run}: holds no model yet; training writes model/ when it evaluates and ends")
     model = CharLM.from_pretrained(folder)  # what cannot be loaded is not sent
-    path = folder / CARD
-    if path.exists():
-        text = path.read_text(encoding="utf-8")
+    card = folder / CARD
+    if card.exists():
+        text = card.read_text(encoding="utf-8")
     else:
         has_run = folder.name == "model" and (folder.parent / "config.yaml").exists()
-        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config = config_of(folder.parent) if has_run else None
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         figures = {"validation": about.get("validation")}
         text = model_card(model, model.vocab, config, None, figures, about.get("step"))
-    replace(path, _completed(text, name, license, list(language)))
+    content = ModelCard(text, ignore_metadata_errors=True)
+    if license:
+        content.data.license = license
+    if language:
+        content.data.language = language[0] if len(language) == 1 else list(language)
+    replace(card, str(content).replace('charlm.load("user/name")', f'charlm.load("{name}")'))
     return folder
 
 
-def _completed(text: str, name: str, license: str | None, language: list[str]) -> str:
-    """A card with its name on the Hub and what only its owner knows; what is not given stays."""
-    known = ModelCard(text, ignore_metadata_errors=True)
-    if license:
-        known.data.license = license
-    if language:
-        known.data.language = language[0] if len(language) == 1 else language
-    return str(known).replace(f'charlm.load("{NAME}")', f'charlm.load("{name}")')
-
-
 def upload(folder: Path, name: str, private: bool = False, message: str | None = None) -> str:
-    """Send the files of a model to the Hub, in one commit; returns its URL. The only call of the Hub.
+    """Send the files of a model to the Hub in one commit; returns its URL. Nothing else contacts the Hub.
 
     Raises CharlmError when there is no token, no right to write, or no network.
     """
@@ -74,7 +72,7 @@ def upload(folder: Path, name: str, private: bool = False, message: str | None =
     api = HfApi(library_name="charlm")
     try:
         api.create_repo(name, private=private or None, exist_ok=True)
-        sent = api.upload_folder(
+        commit = api.upload_folder(
             repo_id=name,
             folder_path=folder,
             allow_patterns=[CARD, *FILES],
@@ -82,13 +80,9 @@ def upload(folder: Path, name: str, private: bool = False, message: str | None =
         )
     except HfHubHTTPError as error:
         status = error.response.status_code
-        why = {
-            401: "the token is not valid",
-            403: "the token has no right to write there",
-            404: "not found, or the token has no right to see it",
-        }.get(status, "the Hub refuses")
-        told = " ".join((error.server_message or str(error)).split())
-        raise CharlmError(f"{name}: {why} ({status}: {told})") from error
-    except Exception as error:  # of whichever library speaks for huggingface_hub: no network, a timeout
+        message = " ".join((error.server_message or str(error)).split())
+        reason = REFUSALS.get(status, "refused by the Hub")
+        raise CharlmError(f"{name}: {reason} ({status}: {message})") from error
+    except Exception as error:  # of the HTTP library that huggingface_hub uses: no network, a timeout
         raise CharlmError(f"{name}: was not sent: {type(error).__name__}: {error}") from error
-    return str(sent.commit_url)
+    return str(commit.commit_url)

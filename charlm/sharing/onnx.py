@@ -1,13 +1,12 @@
-"""A model as ONNX: the window function with its carry, for serving without torch.
+"""Export to ONNX: the model as a function of ids and carry, for serving without torch.
 
     (ids, h[, c]) → (log_probabilities, next_h[, next_c])
 
     ids                 int64   [batch, time]
     log_probabilities   float32 [batch, time, V]    ln p of what follows each symbol
-    h, c, next_h, next_c  float32 [L, batch, H]     the carry: zeros at the start of a text; c is an lstm's
+    h, c, next_h, next_c  float32 [L, batch, H]     the carry (recurrent state), zeros at the start; c: lstm
 
-batch and time are free. What a server hands on from call to call is the carry. The file holds vocab.json and
-the model's config too, as its metadata.
+batch and time are free; a server passes the carry on. The metadata holds vocab.json and the model's config.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from torch import Tensor, nn
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.files import replace
-from charlm.model.char_lm import Carry, CharLM
+from charlm.model.char_lm import CharLM
 
-OPSET = 17  # of 2022: every runtime of today knows it
-WITHIN = 1e-4  # of the model itself
+OPSET = 17  # of 2022: every current runtime supports it
+TOLERANCE = 1e-4  # of the comparison with the model
 
 
 class _Window(nn.Module):
-    """CharLM with a carry of separate arguments."""
+    """CharLM with its carry as separate arguments."""
 
     def __init__(self, model: CharLM):
         super().__init__()
@@ -42,11 +41,11 @@ class _Window(nn.Module):
 
 
 def export(model: CharLM, vocab: Vocab, path: str | Path) -> float:
-    """Write a model, float32 on a CPU, as an ONNX file that was run and compared with the model before.
+    """Write a model, float32 on a CPU, as an ONNX file, after running it and comparing it with the model.
 
-    Returns the largest difference seen between the two: |a - b| / (1 + |a|), of log-probabilities in nats and
-    of the carry. The model is left in evaluation mode. Raises CharlmError when onnx or onnxruntime is
-    missing, the file cannot be written, or what it computes is not the model.
+    Returns the largest difference |a - b| / (1 + |a|) of log-probabilities in nats and of the carry. Leaves
+    the model in evaluation mode. Raises CharlmError when onnx or onnxruntime is missing, the file cannot be
+    written, or it does not compute what the model does.
     """
     try:
         import onnx
@@ -56,12 +55,12 @@ def export(model: CharLM, vocab: Vocab, path: str | Path) -> float:
     window, states = _Window(model).eval(), ("h", "c")[: len(model.zeros(1))]
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # that the exporter is the older one, and what it thinks of batches
+        warnings.simplefilter("ignore")  # about the older exporter, and about batches
         torch.onnx.export(
             window,
             (torch.zeros(2, 3, dtype=torch.long), *model.zeros(2)),
             file,
-            dynamo=False,  # the newer one would unroll the recurrent layers: no free length
+            dynamo=False,  # the newer exporter unrolls recurrent layers: time would not be free
             opset_version=OPSET,
             input_names=["ids", *states],
             output_names=["log_probabilities", *(f"next_{s}" for s in states)],
@@ -76,8 +75,8 @@ def export(model: CharLM, vocab: Vocab, path: str | Path) -> float:
     onnx.helper.set_model_props(graph, {k: json.dumps(v, ensure_ascii=False) for k, v in about.items()})
     content = graph.SerializeToString()
     difference = _compare(window, onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]))
-    if not difference < WITHIN:  # nan too, of a model that diverged
-        raise CharlmError(f"{path}: what onnxruntime computes differs from the model by {difference:g}")
+    if not difference < TOLERANCE:  # nan too, of a model that diverged
+        raise CharlmError(f"{path}: onnxruntime's output differs from the model by {difference:g}")
     try:
         replace(path, content)
     except OSError as error:
@@ -87,16 +86,16 @@ def export(model: CharLM, vocab: Vocab, path: str | Path) -> float:
 
 @torch.no_grad()
 def _compare(window: _Window, session) -> float:
-    """The largest difference over several windows of other sizes than the exported ones, carry handed on."""
+    """The largest difference over windows of other sizes than the exported one, with the carry passed on."""
     names = [i.name for i in session.get_inputs()]
-    generator, worst = torch.Generator().manual_seed(0), torch.zeros(())
+    generator, largest = torch.Generator().manual_seed(0), torch.zeros(())
     for batch in (1, 5):
-        ours: Carry = window.model.zeros(batch)
-        theirs = [state.numpy() for state in ours]
+        carry = window.model.zeros(batch)
+        onnx_carry = [state.numpy() for state in carry]
         for time in (1, 1, 7, 4):
             ids = torch.randint(window.model.vocab_size, (batch, time), generator=generator)
-            expected, *ours = window(ids, *ours)
-            got, *theirs = session.run(None, dict(zip(names, [ids.numpy(), *theirs], strict=True)))
-            for a, b in zip([expected, *ours], [got, *theirs], strict=True):
-                worst = torch.maximum(worst, ((a - torch.from_numpy(b)).abs() / (1 + a.abs())).max())
-    return worst.item()
+            expected, *carry = window(ids, *carry)
+            output, *onnx_carry = session.run(None, dict(zip(names, [ids.numpy(), *onnx_carry], strict=True)))
+            for a, b in zip([expected, *carry], [output, *onnx_carry], strict=True):
+                largest = torch.maximum(largest, ((a - torch.from_numpy(b)).abs() / (1 + a.abs())).max())
+    return largest.item()

@@ -10,16 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import wcwidth
 from helpers import charlm, command, environment, small
 
 from charlm.commands.cli import main
-from charlm.errors import CharlmError
-from charlm.monitor.braille import Curve, plot
-from charlm.monitor.progress import Progress
-from charlm.monitor.watch import duration, picture
-from charlm.terminal import width_of
+from charlm.monitor.run_files import History
+from charlm.monitor.watch import picture, plot
 from charlm.training.loop import train
 
 STEPS = 40
@@ -35,7 +34,7 @@ def finished(tmp_path_factory):
         sample={"every": 20},
     )
     train(config, quiet=True)
-    return Progress(config.run_dir).dir
+    return Path(config.run_dir)
 
 
 @pytest.fixture
@@ -44,14 +43,14 @@ def copy(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "copy")
 
 
-def tell(run, status, **more):
+def write_status(run, status, **more):
     (run / "status.json").write_text(json.dumps({"status": status, "step": 0} | more) + "\n")
 
 
 def shown(run, columns=80, rows=40, **options) -> list[str]:
-    progress = Progress(run)
-    progress.refresh()
-    return picture(progress, columns, rows, **options)
+    history = History(run)
+    history.refresh()
+    return picture(history, columns, rows, **options)
 
 
 def text(run, **options) -> str:
@@ -62,19 +61,19 @@ def text(run, **options) -> str:
 
 
 def test_a_finished_run_shows_its_status_curve_figures_and_sample(finished):
-    said = text(finished)
+    output = text(finished)
     records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     last = [r for r in records if "loss" in r][-1]
     validation = [(r["validation/bpc"], r["step"]) for r in records if "validation/bpc" in r]
     test = json.loads((finished / "status.json").read_text())["test"]
-    assert f"done  step {STEPS} of {STEPS}  100%" in said
-    assert f"loss {last['loss']:.3f}  bpc {last['bpc']:.3f}" in said
-    assert f"validation {validation[-1][0]:.3f} at {validation[-1][1]}" in said
-    assert "best {:.3f} at {}".format(*min(validation)) in said
-    assert f"test {test['bpc']:.3f}" in said
-    assert f"sample at step {STEPS}:\nThe " in said
-    assert re.search("[\u2801-\u28ff]", said) and said.count("o validation") == 1
-    assert "left" not in said
+    assert f"done  step {STEPS} of {STEPS}  100%" in output
+    assert f"loss {last['loss']:.3f}  bpc {last['bpc']:.3f}" in output
+    assert f"validation {validation[-1][0]:.3f} at {validation[-1][1]}" in output
+    assert "best {:.3f} at {}".format(*min(validation)) in output
+    assert f"test {test['bpc']:.3f}" in output
+    assert f"sample at step {STEPS}:\nThe " in output
+    assert re.search("[\u2801-\u28ff]", output) and output.count("o: validation") == 1
+    assert "left" not in output
 
 
 @pytest.mark.parametrize("columns", [200, 80, 40, 20, 8])
@@ -82,14 +81,14 @@ def test_a_finished_run_shows_its_status_curve_figures_and_sample(finished):
 def test_it_fits_any_terminal(finished, columns, rows):
     lines = shown(finished, columns, rows)
     assert len(lines) <= rows
-    assert max(width_of(line) for line in lines) <= columns
+    assert max(wcwidth.width(line) for line in lines) <= columns
     if rows >= 24 and columns >= 40:
         assert any("validation" in line for line in lines) and any("sample" in line for line in lines)
 
 
 def test_without_braille_it_is_ascii(finished):
-    said = text(finished, braille=False)
-    assert said.split("sample at")[0].isascii() and "." in said
+    output = text(finished, braille=False)
+    assert output.split("sample at")[0].isascii() and "." in output
 
 
 def test_colors_change_no_character(finished):
@@ -101,85 +100,46 @@ def test_colors_change_no_character(finished):
 def test_a_sample_cannot_take_over_the_terminal(copy):
     with open(copy / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"step": STEPS, "sample": "\x1b]0;title\x07 狐狐狐\r", "time": 1.0}) + "\n")
-    said = text(copy, columns=30)
-    assert "\x1b" not in said and r"\x1b]0;title\x07" in said and "狐狐狐" in said
+    output = text(copy, columns=30)
+    assert "\x1b" not in output and r"\x1b]0;title\x07" in output and "狐狐狐" in output
 
 
-def test_a_running_run_tells_the_time_left(copy):
+def test_a_running_run_shows_the_time_left(copy):
     lines = (copy / "metrics.jsonl").read_text().splitlines()
     records = [r for r in map(json.loads, lines) if "loss" in r][:20]
-    for i, record in enumerate(records):  # 3 s per step, one of them beside an hour in the queue
+    for i, record in enumerate(records):  # 3 s per step, one of them with an hour in the queue
         record["time"] = time.time() - 60 + 3 * i - (3600 if i < 10 else 0)
     (copy / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    tell(copy, "running")
-    assert f"step 20 of {STEPS}  50%  60 s left" in text(copy)
+    write_status(copy, "running")
+    assert f"step 20 of {STEPS}  50%  01:00 left" in text(copy)
 
 
-def test_a_run_that_says_nothing_for_long_is_suspected(copy):
-    tell(copy, "running")
+def test_a_run_that_is_silent_for_long_may_have_been_killed(copy):
+    write_status(copy, "running")
     assert "no figures for" not in text(copy)
     lines = (copy / "metrics.jsonl").read_text()
     (copy / "metrics.jsonl").write_text(re.sub(r'"time": [\d.]+', f'"time": {time.time() - 7300}', lines))
-    assert "no figures for 2 h 01 min" in text(copy)
+    assert "no figures for 2:01:40" in text(copy)
 
 
-def test_what_a_run_that_stopped_says_of_itself_is_shown(copy):
-    tell(copy, "failed", error="the loss is not finite at step 7; \x1b[2J try less")
+def test_why_a_run_stopped_is_shown(copy):
+    write_status(copy, "failed", error="the loss is not finite at step 7; \x1b[2J try less")
     assert r"the loss is not finite at step 7; \x1b[2J try less" in text(copy)
-    tell(copy, "interrupted", reason="SIGUSR1")
-    assert "SIGUSR1; the same command goes on from there" in text(copy)
+    write_status(copy, "interrupted", reason="SIGUSR1")
+    assert "SIGUSR1; the same command resumes the run" in text(copy)
 
 
-def test_lines_that_are_torn_or_not_ours_are_passed_over(copy):
-    """The torn one is read when the rest of it has come."""
-    path = copy / "metrics.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True)
-    first, last = lines[0], [line for line in lines if b'"loss"' in line][-1]
-    path.write_bytes(first + b'not JSON\n[1]\n{"step": 2, "time": 1, "loss": 3}\n' + last[:30])
-    progress = Progress(copy)
-    progress.refresh()
-    assert len(progress.train) == 1
-    with open(path, "ab") as file:
-        file.write(last[30:])
-    progress.refresh()
-    assert [step for step, _ in progress.train] == [1, STEPS]
-
-
-def test_a_run_that_goes_on_replaces_what_it_told_before(copy):
-    progress = Progress(copy)
-    progress.refresh()
-    lines = (copy / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    (copy / "new").write_bytes(b"".join(lines[:5]))
-    (copy / "new").rename(copy / "metrics.jsonl")
-    (copy / "config.yaml").write_text("train: {steps: 99}\n")
-    progress.refresh()
-    assert len(progress.train) == 5 and progress.steps == 99
-
-
-def test_a_run_that_has_begun_but_has_no_figures_says_so(copy):
+def test_a_run_without_figures_yet(copy):
     (copy / "metrics.jsonl").write_bytes(b"")
-    tell(copy, "running")
+    write_status(copy, "running")
     assert text(copy, columns=200).endswith(f"running  step 0 of {STEPS}  0%\nno figures yet")
-
-
-@pytest.mark.parametrize("content", ["[]", "{", "3"])
-def test_a_damaged_status_is_told(copy, content):
-    (copy / "status.json").write_text(content)
-    with pytest.raises(CharlmError, match=r"status\.json: is not"):
-        text(copy)
-
-
-def test_durations():
-    assert [duration(s) for s in (5, 119, 120, 7199, 11100, 200_000)] == [
-        *("5 s", "119 s", "2 min", "119 min", "3 h 05 min", "2 d 07 h")
-    ]
 
 
 # the plot
 
 
 def test_a_falling_line_falls():
-    rows = plot([Curve([(x, 10 - x) for x in range(11)])], 40, 5)
+    rows = plot([(x, 10 - x) for x in range(11)], [], 40, 5)
     inside = [row.split("┤")[1] for row in rows[:-1]]
     starts = [len(row) - len(row.lstrip("\u2800 ")) for row in inside]
     assert starts == sorted(starts) and starts[0] < 6 and starts[-1] > 20
@@ -187,7 +147,7 @@ def test_a_falling_line_falls():
 
 
 def test_what_a_run_begins_with_does_not_press_the_rest_flat():
-    rows = plot([Curve([(0, 1e6), (1, 5.0), *[(x, 2.0) for x in range(2, 100)]])], 40, 5)
+    rows = plot([(0, 1e6), (1, 5.0), *[(x, 2.0) for x in range(2, 100)]], [], 40, 5)
     assert rows[0].startswith("2 ") or rows[0].startswith("5 ")
 
 
@@ -196,8 +156,8 @@ def test_what_a_run_begins_with_does_not_press_the_rest_flat():
 )
 def test_few_or_odd_points_are_no_error(points):
     there = any(y == y for _, y in points)
-    assert bool(plot([Curve(points), Curve(points, "o")], 30, 4)) == there
-    assert bool(plot([Curve(points)], 1, 1, braille=False)) == there
+    assert bool(plot(points, points, 30, 4)) == there
+    assert bool(plot(points, [], 1, 1)) == there
 
 
 # the command
@@ -218,15 +178,15 @@ def test_it_answers_at_once(finished):
 
 
 def test_in_a_pipe_it_prints_one_picture_without_escapes(finished, copy, capsys):
-    tell(copy, "running")
+    write_status(copy, "running")
     for words in ([finished], [finished, "--once"], [copy]):
         main(["watch", *map(str, words)])
-        said = capsys.readouterr().out
-        assert f"step {STEPS} of {STEPS}" in said and "\x1b" not in said
+        output = capsys.readouterr().out
+        assert f"step {STEPS} of {STEPS}" in output and "\x1b" not in output
 
 
 @pytest.mark.parametrize("name", ["gone", "file", "empty", "other", "runs"])
-def test_what_is_no_run_is_told(finished, tmp_path, capsys, name):
+def test_what_is_not_a_run_is_an_error(finished, tmp_path, capsys, name):
     path = tmp_path / name
     if name == "file":
         path.write_text("")
@@ -240,15 +200,15 @@ def test_what_is_no_run_is_told(finished, tmp_path, capsys, name):
         main(["watch", str(path)])
         assert capsys.readouterr().out == f"{path} has not begun yet\n".replace("\n", "") + "\n"
         return
-    told = {
+    messages = {
         "gone": "no such run directory",
         "file": "is a file",
-        "other": "is not the directory of a run",
-        "runs": "holds some: mine",
+        "other": "is not a run directory",
+        "runs": f"is not a run directory; runs in {path}: mine",
     }
     with pytest.raises(SystemExit) as left:
         main(["watch", str(path)])
-    assert left.value.code.startswith(f"charlm: error: {path}: ") and told[name] in left.value.code
+    assert left.value.code.startswith(f"charlm: error: {path}: ") and messages[name] in left.value.code
 
 
 class Terminal:
@@ -287,14 +247,14 @@ def test_it_waits_follows_and_ends_with_the_run(finished, tmp_path):
     """From before the run's directory is there to its end, with a torn last line on the way."""
     run = tmp_path / "later"
     terminal = Terminal("watch", "later", cwd=tmp_path)
-    terminal.until("later is not there yet")
+    terminal.until("later does not exist yet")
     terminal.until("waiting for it to begin")
     run.mkdir()
     terminal.until("has not begun yet")
     lines = (finished / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     shutil.copy(finished / "config.yaml", run)
     (run / "metrics.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:10])
-    tell(run, "running")
+    write_status(run, "running")
     terminal.until(f"step 3 of {STEPS}")
     with open(run / "metrics.jsonl", "ab") as file:
         file.write(lines[3][10:])
@@ -309,7 +269,7 @@ def test_it_waits_follows_and_ends_with_the_run(finished, tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_the_terminal_as_it_was(copy, number, code):
-    tell(copy, "running")
+    write_status(copy, "running")
     terminal = Terminal("watch", copy, columns=40, NO_COLOR="1")
     terminal.until("sample at")
     terminal.process.send_signal(number)
@@ -321,6 +281,6 @@ def test_a_signal_leaves_the_terminal_as_it_was(copy, number, code):
 
 
 def test_a_terminal_that_cannot_move_the_cursor_gets_one_picture(copy):
-    tell(copy, "running")
+    write_status(copy, "running")
     ran = charlm("watch", copy, env=environment(TERM="dumb"))
     assert ran.returncode == 0 and "\x1b" not in ran.stdout and "sample at" in ran.stdout

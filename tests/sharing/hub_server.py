@@ -17,7 +17,7 @@ class Hub:
 
     def __enter__(self) -> Hub:
         self.repos: dict[str, dict[str, bytes]] = {}  # name → path → content
-        self.asked: list[dict] = []  # the bodies of create
+        self.created: list[dict] = []  # the bodies of create
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         Thread(target=self._server.serve_forever, daemon=True).start()
@@ -50,12 +50,12 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if self.headers.get("Authorization") != "Bearer right":
                 return self._send(403, {"error": "You don't have the rights"}, X_Error_Message="no rights")
             if self.path == "/api/repos/create":
-                told = json.loads(body)
-                hub.asked.append(told)
-                name = f"{told['organization']}/{told['name']}"
-                known = name in hub.repos
+                request = json.loads(body)
+                hub.created.append(request)
+                name = f"{request['organization']}/{request['name']}"
+                exists = name in hub.repos
                 hub.repos.setdefault(name, {})
-                return self._send(409 if known else 200, {"url": f"{hub.url}/{name}"})
+                return self._send(409 if exists else 200, {"url": f"{hub.url}/{name}"})
             name = re.match("/api/models/([^/]+/[^/]+)/", self.path)[1]
             if "/preupload/" in self.path:
                 files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]

@@ -64,10 +64,10 @@ def log_probabilities(model) -> torch.Tensor:
 def test_what_was_pushed_is_what_is_loaded(hub, copy, tmp_path, capsys):
     (copy / "model" / "notes.txt").write_text("not for others")
     main(["push", str(copy), "me/mine", "--private", "--license", "mit"])
-    told = capsys.readouterr().out
-    assert told.splitlines()[0] == f"sending {copy / 'model'} to me/mine, private:"
-    assert told.splitlines()[-1].startswith(f"{hub.url}/me/mine/commit/")
-    assert hub.asked == [{"name": "mine", "organization": "me", "visibility": "private"}]
+    output = capsys.readouterr().out
+    assert output.splitlines()[0] == f"sending {copy / 'model'} to me/mine, private:"
+    assert output.splitlines()[-1].startswith(f"{hub.url}/me/mine/commit/")
+    assert hub.created == [{"name": "mine", "organization": "me", "visibility": "private"}]
     assert set(hub.repos["me/mine"]) == {"README.md", *FILES}
     assert b"license: mit" in hub.repos["me/mine"]["README.md"]
     ours = charlm.load(copy)
@@ -84,7 +84,7 @@ def test_a_second_push_goes_to_the_same_place(hub, copy):
     assert b"license: apache-2.0" in hub.repos["me/mine"]["README.md"]
 
 
-def test_a_token_that_may_not_write_is_told_so(hub, run, monkeypatch):
+def test_a_token_without_the_right_to_write_is_an_error(hub, run, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "wrong")
     with pytest.raises(
         CharlmError, match=r"^me/mine: the token has no right to write there \(403: no rights"
@@ -92,7 +92,7 @@ def test_a_token_that_may_not_write_is_told_so(hub, run, monkeypatch):
         upload(run / "model", "me/mine")
 
 
-def test_no_token_and_no_network_are_told(run, monkeypatch, hub):
+def test_no_token_and_no_network_are_errors(run, monkeypatch, hub):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(CharlmError, match=r"^me/mine: was not sent: "):
         upload(run / "model", "me/mine")
@@ -110,10 +110,10 @@ def test_no_token_and_no_network_are_told(run, monkeypatch, hub):
 def test_what_would_be_sent(copy, capsys, monkeypatch, hub, words, offline, why):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     main(["push", str(copy), "me/mine", "--language", "en", "--language", "de", *words])
-    told = capsys.readouterr().out
-    assert told.startswith(f"would send {copy / 'model'} to me/mine:\n")
-    assert all(f"bytes  {name}\n" in told for name in ("README.md", *FILES))
-    assert told.splitlines()[-1].startswith(f"nothing was sent ({why})")
+    output = capsys.readouterr().out
+    assert output.startswith(f"would send {copy / 'model'} to me/mine:\n")
+    assert all(f"bytes  {name}\n" in output for name in ("README.md", *FILES))
+    assert output.splitlines()[-1].startswith(f"nothing was sent ({why})")
     assert hub.repos == {} and card_of(copy / "model")[0]["language"] == ["en", "de"]
 
 
@@ -132,19 +132,19 @@ def test_the_folder_that_is_pushed_gives_the_same_log_probabilities(copy, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("mine", "name the owner too, as in user/mine"),
         ("me/mi ne", "not a name on the Hub"),
         ("a/b/c", "a/b/c"),
     ],
 )
-def test_a_name_that_is_none(run, name, told):
-    with pytest.raises(UsageError, match=told):
+def test_a_bad_name_is_a_usage_error(run, name, message):
+    with pytest.raises(UsageError, match=message):
         ready(run, name)
 
 
-def test_what_is_no_model_is_not_sent(copy, tmp_path):
+def test_what_is_not_a_model_is_not_sent(copy, tmp_path):
     with pytest.raises(CharlmError, match="nowhere: no such run directory or model folder"):
         ready(tmp_path / "nowhere", "me/mine")
     (tmp_path / "empty").mkdir()
@@ -158,7 +158,7 @@ def test_what_is_no_model_is_not_sent(copy, tmp_path):
 # the card
 
 
-def test_training_writes_the_card_with_all_it_knows(run):
+def test_training_writes_the_card_with_all_figures(run):
     head, body = card_of(run / "model")
     assert head == {
         "library_name": "charlm",
@@ -172,15 +172,15 @@ def test_training_writes_the_card_with_all_it_knows(run):
         )
         assert row in body
         assert f"| {figures['characters']:,} | {figures['bytes']:,} | a single pass |" in body
-    assert "validation, floor: unigram |" in body and "-gram, Witten-Bell |" in body
+    assert "validation, baseline: unigram |" in body and "-gram, Witten-Bell |" in body
     assert f"{len(charlm.load(run).vocab)} symbols: 45 characters" in body
     assert "| weights of step | 12 of 12 |" in body
-    assert "license" not in head and "Licence of the text, intended use" in body
+    assert "license" not in head and "License of the text, intended use" in body
     shown = yaml.safe_load(body.split("```yaml\n")[1].split("```")[0])
     assert shown["model"]["hidden_size"] == 12 and "dir" not in shown["data"]
 
 
-def test_a_push_fills_in_what_only_the_owner_knows_and_leaves_the_rest(copy):
+def test_a_push_fills_in_license_and_language_and_leaves_the_rest(copy):
     path = copy / "model" / "README.md"
     text = path.read_text(encoding="utf-8").replace("hardware, time and energy", "energy")
     path.write_text(text + "\nTrained for fun.\n", encoding="utf-8")
@@ -194,11 +194,11 @@ def test_a_push_fills_in_what_only_the_owner_knows_and_leaves_the_rest(copy):
     )
 
 
-def test_a_run_without_a_card_gets_one_that_states_what_is_known(copy):
+def test_a_run_without_a_card_gets_one_from_its_files(copy):
     (copy / "model" / "README.md").unlink()
     ready(copy, "me/mine")
     body = card_of(copy / "model")[1]
-    assert "| validation | " in body and "floor" not in body and "12 of 12" in body
+    assert "| validation | " in body and "baseline" not in body and "12 of 12" in body
     for name in ("README.md", "../config.yaml"):
         (copy / "model" / name).unlink()
     ready(copy, "me/mine")

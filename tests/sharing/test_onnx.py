@@ -68,10 +68,10 @@ def test_it_computes_what_the_model_does_for_any_batch_and_length(options, tmp_p
             ids = torch.randint(len(FALLBACK), (batch, time))
             with torch.no_grad():
                 logits, carry = model(ids, carry)
-            told, *theirs = session.run(None, dict(zip(names, [ids.numpy(), *theirs], strict=True)))
-            assert told.shape == (batch, time, len(FALLBACK))
-            for ours, his in zip([logits.log_softmax(-1), *carry], [told, *theirs], strict=True):
-                torch.testing.assert_close(torch.from_numpy(his), ours, rtol=0, atol=2e-6)
+            output, *theirs = session.run(None, dict(zip(names, [ids.numpy(), *theirs], strict=True)))
+            assert output.shape == (batch, time, len(FALLBACK))
+            for ours, other in zip([logits.log_softmax(-1), *carry], [output, *theirs], strict=True):
+                torch.testing.assert_close(torch.from_numpy(other), ours, rtol=0, atol=2e-6)
 
 
 def test_the_file_holds_its_vocabulary_and_the_sizes_of_the_model(tmp_path):
@@ -110,7 +110,7 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
         export(make(FALLBACK), FALLBACK, tmp_path / "m.onnx")
 
 
-def test_nothing_is_said_beside_the_result(tmp_path, recwarn, capfd):
+def test_it_prints_nothing_and_warns_of_nothing(tmp_path, recwarn, capfd):
     export(make(FALLBACK, "gru"), FALLBACK, tmp_path / "m.onnx")
     assert not [w for w in recwarn if "onnx" in str(w.message).lower()] and capfd.readouterr() == ("", "")
     assert np.isfinite(

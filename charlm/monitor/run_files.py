@@ -1,0 +1,178 @@
+"""The files of a run, while it trains and afterwards: status.json, metrics.jsonl, config.yaml."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from charlm.errors import CharlmError
+from charlm.training.logger import read_records
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ENDED = ("done", "interrupted", "failed")
+FILES = ("status.json", "metrics.jsonl", "config.yaml", ".lock", "checkpoints")  # one of them makes it a run
+
+
+class History:
+    """The records and the status of a run directory; refresh() reads what is new. Files may be missing.
+
+    records: the lines of metrics.jsonl, steps ascending. status: status.json. steps: train.steps, 0 at first.
+    """
+
+    def __init__(self, run_dir: str | Path = ""):
+        self.dir = Path(run_dir)
+        self.records: list[dict] = []
+        self.status: dict = {}
+        self.steps = self._inode = self._offset = 0  # inode: of metrics.jsonl; offset: its bytes read so far
+
+    def refresh(self) -> None:
+        """Read what is new. Raises CharlmError for a folder that is not a run's, or a damaged file."""
+        if self.dir.is_file():
+            raise CharlmError(f"{self.dir}: is a file; name a run directory, such as runs/stdlib")
+        content = {path.name for path in self.dir.iterdir()} if self.dir.exists() else {}
+        if content and content.isdisjoint(FILES):
+            raise CharlmError(f"{self.dir}: is not a run directory{runs_in(self.dir)}")
+        self.status = self._load("status.json", json.loads)  # first: no record before "done" is missed
+        self.read_metrics()
+        if not self.steps:
+            self.steps = self._load("config.yaml", lambda s: yaml.safe_load(s)["train"]).get("steps", 0)
+
+    def _load(self, name: str, parse) -> dict:
+        path = self.dir / name
+        try:
+            content = parse(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+            raise CharlmError(f"{path}: cannot be read: {error}") from error
+        if not isinstance(content, dict):
+            raise CharlmError(f"{path}: cannot be read: it is not a mapping")
+        return content
+
+    def read_metrics(self) -> None:
+        """Read the lines added to metrics.jsonl, or all of a new file, which a resumed run writes."""
+        path = self.dir / "metrics.jsonl"
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            stat = os.fstat(file.fileno())
+            if stat.st_ino != self._inode or stat.st_size < self._offset:
+                self.records, self.steps, self._inode, self._offset = [], 0, stat.st_ino, 0
+            file.seek(self._offset)
+            lines = [line for line in file if line.endswith(b"\n")]  # the last one may be half written
+        self._offset += sum(map(len, lines))
+        for record in read_records(lines):
+            while self.records and self.records[-1]["step"] > record["step"]:  # repeated by a requeued job
+                self.records.pop()
+            self.records.append(record)
+
+    @property
+    def state(self) -> str:
+        """waiting (there is no run yet), running, done, interrupted or failed."""
+        return self.status.get("status", "waiting")
+
+    @property
+    def last_step(self) -> int:
+        """The last step in the records and the status; 0 if there is none."""
+        return max(self.status.get("step", 0), *(record["step"] for record in self.records[-1:]), 0)
+
+    @property
+    def samples(self) -> list[tuple[int, str]]:
+        """(step, text) of the samples drawn during training."""
+        return self.points("sample", str)
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """(step, bits per character) of the best evaluation on validation."""
+        return min(self.points("validation/bpc"), key=lambda point: point[1], default=None)
+
+    def points(self, name: str, kind: type | tuple = (int, float)) -> list[tuple[int, Any]]:
+        """(step, value) of one figure."""
+        return [(r["step"], r[name]) for r in self.records if isinstance(r.get(name), kind)]
+
+    def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(steps int64[n], values float64[n]) of one figure; n may be 0."""
+        import numpy as np  # not above: `charlm watch` starts faster without it
+
+        steps, values = np.array(self.points(name), np.float64).reshape(-1, 2).T
+        return steps.astype(np.int64), values
+
+    def latest(self, name: str) -> dict:
+        """The newest record that has a figure, without its time; {} if there is none."""
+        record = next((r for r in reversed(self.records) if name in r), {})
+        return {key: value for key, value in record.items() if key != "time"}
+
+    def _gaps(self) -> list[tuple[int, float]]:
+        """(steps, seconds) between the newest training records."""
+        times = [(r["step"], r["time"]) for r in self.records[-50:] if "loss" in r]
+        return [(b - a, t - s) for (a, s), (b, t) in pairwise(times) if b > a]
+
+    def seconds_left(self) -> float | None:
+        """Until the last step, at recent speed, without pauses between jobs; None if unknown, 0 if done."""
+        gaps = self._gaps()
+        if self.state == "done" or not gaps or not self.steps:
+            return 0.0 if self.state == "done" else None
+        median = statistics.median(seconds / steps for steps, seconds in gaps)
+        gaps = [(steps, seconds) for steps, seconds in gaps if seconds <= 20 * median * steps]
+        steps, seconds = map(sum, zip(*gaps, strict=True))
+        return seconds / steps * max(self.steps - self.last_step, 0)
+
+    def seconds_silent(self) -> float:
+        """Since the newest record of a running run; 0 unless far longer than the time between its records."""
+        if self.state != "running" or not self.records:
+            return 0.0
+        silent = time.time() - self.records[-1]["time"]
+        return silent if silent > max(120, *(10 * seconds for _, seconds in self._gaps())) else 0.0
+
+    def figures(self) -> dict:
+        """All figures for a script; None for one that is missing."""
+        validation = self.latest("validation/bpc")
+        return {
+            "run": str(self.dir),
+            "status": self.state,
+            "reason": self.status.get("reason") or self.status.get("error"),
+            "step": self.last_step,
+            "steps": self.steps or None,
+            "seconds_left": self.seconds_left(),
+            "seconds_silent": self.seconds_silent() or None,
+            "train": self.latest("bpc") or None,
+            "validation": {k.removeprefix("validation/"): v for k, v in validation.items()} or None,
+            "best": dict(zip(("step", "bpc"), self.best, strict=True)) if self.best else None,
+            "test": self.status.get("test"),
+            "sample": self.latest("sample").get("sample"),
+        }
+
+
+def read_history(run_dir: str | Path) -> History:
+    """The history of a folder in which any file may be missing, and status.json damaged."""
+    history = History(run_dir)
+    with suppress(CharlmError):
+        history.refresh()
+    history.read_metrics()
+    return history
+
+
+def runs_in(folder: Path) -> str:
+    """The end of an error message: the run directories in a folder, "" if there are none."""
+    runs = [path.parent.name for path in sorted(folder.glob("*/status.json"))]
+    return f"; runs in {folder}: {', '.join(runs)}" if runs else ""
+
+
+def thinned(steps: np.ndarray, values: np.ndarray, most: int = 600) -> tuple[np.ndarray, np.ndarray]:
+    """At most `most` points of a long series, means of neighbours: int64[n], float64[n] → the same types."""
+    import numpy as np
+
+    if len(steps) <= most:
+        return steps, values
+    edges = np.linspace(0, len(steps), most + 1).astype(int)
+    return steps[edges[1:] - 1], np.add.reduceat(values, edges[:-1]) / np.diff(edges)
