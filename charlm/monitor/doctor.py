@@ -39,6 +39,7 @@ class Doctor:
         self.config, self.hours, self.quiet = config, hours, quiet
         self.findings: list[tuple[str, str, bool]] = []
         self.parts = Parts(config)
+        self.main, self.world = self.parts.main, self.parts.world
         self.failed: list[str] = []
 
     def tell(self, name: str, text: str, ok: bool = True) -> None:

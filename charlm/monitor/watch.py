@@ -2,12 +2,54 @@
 
 from __future__ import annotations
 
-from charlm.monitor.braille import Curve, plot
-from charlm.monitor.progress import Progress
-from charlm.terminal import painted, side_by_side, visible, wrapped
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
 
+from charlm.monitor.braille import Curve, plot
+from charlm.monitor.progress import ENDED, Progress
+from charlm.terminal import can_show, has_color, painted, screen, side_by_side, visible, wrapped
+
+SECONDS = 1.0  # between two pictures
 PLOT_ROWS = 12
 STATUS_COLORS = {"running": "cyan", "done": "green", "failed": "red", "interrupted": "yellow"}
+
+
+def show(run: Progress, live: bool) -> None:
+    """Print the picture of a run; live: draw it again and again until the run ends, then print the last."""
+
+    def lines(rows: int = 40) -> list[str]:
+        columns = shutil.get_terminal_size().columns
+        return picture(run, columns, rows, braille=can_show("\u28ff┤"), color=has_color())
+
+    if not live or run.status in ENDED:
+        print("\n".join(lines()))
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        with screen() as draw:
+            while run.status not in ENDED:
+                size = shutil.get_terminal_size()
+                shown = lines(size.lines)
+                if run.status == "waiting":
+                    text = f"waiting for it to begin; Ctrl-C leaves{other_runs(run.dir)}"
+                    shown += sentence(text, size.columns)
+                draw(shown)
+                time.sleep(SECONDS)
+                run.refresh()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        print("\n".join(lines()))
+
+
+def other_runs(folder: Path) -> str:
+    """For messages: the runs in the folder in which one was expected."""
+    if folder.exists() or not folder.parent.is_dir():
+        return ""
+    names = [path.name for path in sorted(folder.parent.iterdir()) if Progress.holds_run(path)]
+    return f"; in {folder.parent} there are: {', '.join(names)}" if names else ""
 
 
 def duration(seconds: float) -> str:
