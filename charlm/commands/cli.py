@@ -10,10 +10,13 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from charlm import __version__
 from charlm.errors import CharlmError, CharlmWarning, UsageError
+
+if TYPE_CHECKING:
+    from charlm.config.fields import Config
 
 COMMANDS = {  # command → the module beside this one that has a function of that name, what the command does
     "hello": ("train", 'the classroom example: an RNN learns "hello" in ten steps'),
@@ -29,14 +32,14 @@ COMMANDS = {  # command → the module beside this one that has a function of th
     "completion": ("cli", "a script that lets bash or zsh complete commands, options and values"),
 }
 
-_LINES = "\n".join(f"  {name:<11} {about}" for name, (_, about) in COMMANDS.items())
+_TABLE = "\n".join(f"  {name:<11} {about}" for name, (_, about) in COMMANDS.items())
 USAGE = f"""\
 usage: charlm COMMAND [options]
 
 Character-level LSTM, GRU and RNN language models, from hello to Wikipedia.
 
 commands:
-{_LINES}
+{_TABLE}
 
   charlm COMMAND --help     the options of a command
   charlm --version
@@ -89,10 +92,10 @@ def _function(command: str):
 
 
 def _exit(code: int, message: str) -> None:
-    """Print a message on stderr and end the process; return where all is done.
+    """Print a message on stderr and exit; code 0 returns.
 
-    One process of several, and any after Ctrl-C, skips Python's own shutdown, which would wait for threads,
-    and wandb for the network. Also, the threads of torch's process group outlive the group
+    One process of several, and any after Ctrl-C, skips Python's own shutdown, which waits for threads, and
+    wandb in it for the network. Also, the threads of torch's process group outlive the group
     (DistributedDataParallel holds it); one that frees a tensor during the shutdown aborts the process: on a
     busy machine one run in 25 ended so.
     """
@@ -143,8 +146,8 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} ({self.prog} --help)")
 
 
-def parse_with_config(parser: Parser, argv: list[str]):
-    """(Namespace, Config) of a command whose options are those of the parser and all fields of a config."""
+def parse_with_config(parser: Parser, argv: list[str]) -> tuple[argparse.Namespace, Config]:
+    """Parse a command's own options, those of the parser, and the fields of a config."""
     from charlm.config.parse import parse
 
     args, rest = parser.parse_known_args(argv)
@@ -160,8 +163,8 @@ def run_parser(command: str, more: str = "") -> Parser:
     return parser
 
 
-def run_of(args: argparse.Namespace):
-    """(run directory, model folder or hub id; the Config given by --config, or None)."""
+def run_of(args: argparse.Namespace) -> tuple[str, Config | None]:
+    """Run directory, model folder or hub id, and the config if --config names the run."""
     from charlm.config.parse import parse
 
     if (args.run is None) == (args.config is None):
@@ -192,8 +195,7 @@ Run once, and again after an update of charlm; new shells then complete on Tab:
   zsh   charlm completion zsh > FOLDER/_charlm, for a FOLDER in $fpath, before compinit
 """
 CONFIGS = {  # what completes --config
-    "bash": """_charlm_config_file() {
-      compgen -d -W "NAMES" -- "$1"; compgen -f -X '!*.y*ml' -- "$1"; }""",
+    "bash": '_charlm_config_file() { compgen -d -W "NAMES" -- "$1"; compgen -f -X "!*.y*ml" -- "$1"; }',
     "zsh": "_charlm_config_file() { compadd -- NAMES; _files -g '*.(yaml|yml)' }",
 }
 # readline splits "--a=b" into "--a", "=" and "b"; shtab expects "--a" and "b". Files where nothing else fits.
@@ -221,7 +223,7 @@ def completion(argv: list[str]) -> None:
 
 
 def _all_parsers() -> argparse.ArgumentParser:
-    """A parser with all commands, collected from their --help; its actions say how to complete them."""
+    """A parser with all commands, collected by their --help, and how shtab is to complete their values."""
     from unittest.mock import patch
 
     root, found = argparse.ArgumentParser("charlm"), []
@@ -232,10 +234,9 @@ def _all_parsers() -> argparse.ArgumentParser:
             with suppress(SystemExit):
                 _function(name)(["--help"])
     for (name, (_, about)), parent in zip(COMMANDS.items(), found, strict=True):
-        parser = commands.add_parser(
-            name, help=about, parents=[parent], add_help=False, conflict_handler="resolve"
-        )
-        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        parser = commands.add_parser(name, help=about, parents=[parent], add_help=False)
+        if name != "hello":
+            parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         for action in parser._actions:
             if action.metavar == "CONFIG":  # --data, --model, …: a whole section
                 action.help = argparse.SUPPRESS
@@ -244,5 +245,5 @@ def _all_parsers() -> argparse.ArgumentParser:
             elif str(action.metavar).startswith("{"):  # jsonargparse's choices
                 action.choices = action.metavar.strip("{}").split(",")
             elif action.nargs != 0 and not action.choices:
-                action.complete = {"zsh": "_files"}  # bash does so by itself
+                action.complete = {"zsh": "_files"}  # the default of bash
     return root
