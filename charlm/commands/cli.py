@@ -128,10 +128,7 @@ TERMS = (
     "Lane: one contiguous stream of the text, a row of the batch. Carry: the recurrent state that a lane "
     "hands from one window to the next. Bptt (truncated backpropagation through time): length of a window."
 )
-FIGURES = (
-    "nats/char: mean loss; bpc: the same in bits; bpb: bits per UTF-8 byte, comparable between vocabularies; "
-    "perplexity: e to the power of nats/char"
-)
+FIGURES = "nats/char: mean loss; bpc: the same in bits; bpb: bits per UTF-8 byte; perplexity: e^(nats/char)"
 
 
 class Parser(argparse.ArgumentParser):

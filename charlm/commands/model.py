@@ -75,7 +75,9 @@ def _text(args: argparse.Namespace, vocab, config):
         content = read_text(args.text)
         try:
             return args.text, vocab.encode(content)
-        except ValueError as error:  # UnicodeDecodeError, or a CharlmError
+        except UnicodeDecodeError as error:
+            raise CharlmError(f"--text {args.text}: byte {error.start:,} is not UTF-8") from error
+        except CharlmError as error:
             raise CharlmError(f"--text {args.text}: {error}") from error
     corpus = prepare(config)
     if corpus.vocab != vocab:
