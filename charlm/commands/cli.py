@@ -18,7 +18,7 @@ from charlm.errors import CharlmError, CharlmWarning, UsageError
 if TYPE_CHECKING:
     from charlm.config.fields import Config
 
-COMMANDS = {  # command → the module beside this one that has a function of that name, what the command does
+COMMANDS = {  # command → module of this folder that has a function of that name, what the command does
     "hello": ("train", 'the classroom example: an RNN learns "hello" in ten steps'),
     "prepare": ("train", "text → vocabulary and ids on disk"),
     "train": ("train", "train a model, or resume a run that was stopped"),

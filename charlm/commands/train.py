@@ -53,7 +53,7 @@ def prepare(argv: list[str]) -> None:
     if args.shard is not None:
         shard, _, shards = args.shard.partition("/")
         if not (shard.isdecimal() and shards.isdecimal() and int(shard) < int(shards)):
-            raise CharlmError(f"--shard {args.shard}: give I/N with I from 0 to N-1, such as --shard 0/4")
+            raise CharlmError(f"--shard {args.shard}: give a number from 0 and a total, such as --shard 0/4")
         print(prepared.prepare_shard(config, int(shard), int(shards)))
     elif args.merge is not None:
         if not args.merge.isdecimal() or int(args.merge) < 1:
@@ -96,7 +96,7 @@ def hello(argv: list[str]) -> None:
     parser.add_argument("--figure", metavar="FILE", help="draw the model before and after training (SVG)")
     args = parser.parse_args(argv)
     if args.figure is not None and not args.figure.endswith(".svg"):
-        raise CharlmError(f"--figure {args.figure}: the drawing is an SVG, give a name that ends in .svg")
+        raise CharlmError(f"--figure {args.figure}: the drawing is an SVG, name it .svg")
     from charlm.hello import hello
 
     hello.hello(args.explain, args.debug, args.figure)

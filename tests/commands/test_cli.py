@@ -546,3 +546,21 @@ def test_a_run_without_a_model_yet_samples_from_its_checkpoint(run, tmp_path):
     train(config, quiet=True)
     assert not (tmp_path / "run" / "model").exists()
     assert run("sample", config.run_dir, "--prompt", "The ", "--length", "5").startswith("The ")
+
+
+# report
+
+
+@pytest.mark.parametrize("most", range(1, 11))
+def test_report_reads_the_start_of_a_text_up_to_a_whole_character(run, tmp_path, monkeypatch, most):
+    read = []
+
+    def write_page(run, output, text, device):
+        read.append(text)
+        return tmp_path / "text", []
+
+    monkeypatch.setattr("charlm.commands.inspect_run.MOST", most)
+    monkeypatch.setattr("charlm.report.page.write_page", write_page)
+    (tmp_path / "text").write_text("aé狐🦊", encoding="utf-8")  # 1, 2, 3 and 4 bytes
+    run("report", "runs/any", "--text", tmp_path / "text")
+    assert "aé狐🦊".startswith(read[0].decode()) and most - 4 <= len(read[0]) <= most
