@@ -148,7 +148,8 @@ def parse_with_config(parser: Parser, argv: list[str]) -> tuple[argparse.Namespa
     from charlm.config.parse import parse
 
     args, rest = parser.parse_known_args(argv)
-    return args, parse(rest, parser.prog, description=parser.description, parents=[parser])
+    parents = [parser] if {"-h", "--help"} & set(rest) else []  # in the help, not in --print_config
+    return args, parse(rest, parser.prog, description=parser.description, parents=parents)
 
 
 def run_parser(command: str, more: str = "") -> Parser:

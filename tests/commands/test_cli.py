@@ -16,7 +16,7 @@ from helpers import MIXED, charlm, command, config_file, environment, files_of, 
 from charlm import __version__
 from charlm.commands import model as model_commands
 from charlm.commands.cli import COMMANDS, FIGURES, main
-from charlm.config.parse import to_yaml
+from charlm.config.parse import from_dict, to_yaml
 from charlm.corpus.prepared import prepare
 from charlm.errors import CharlmError
 from charlm.training.loop import train
@@ -136,12 +136,14 @@ def test_every_command_has_help(name, capsys):
     assert f"charlm {name}" in capsys.readouterr().out
 
 
-def test_print_config_shows_every_value_and_trains_nothing(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["train", "prepare", "doctor"])
+def test_print_config_shows_every_value_and_trains_nothing(capsys, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as left:
-        main(["train", "--config", "hello", "--train.steps", "3", "--print_config"])
+        main([name, "--config", "hello", "--train.steps", "3", "--print_config"])
     assert left.value.code == 0
     tree = yaml.safe_load(capsys.readouterr().out)
+    assert from_dict(tree).train.steps == 3  # it can be stored and used with --config
     assert tree["train"]["steps"] == 3 and tree["model"]["hidden_size"] == 3
     assert tree["log"]["project"] == "charlm" and tree["evaluate"]["lanes"] == 32  # defaults too
     assert list(tmp_path.iterdir()) == []
