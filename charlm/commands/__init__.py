@@ -1,9 +1,9 @@
-"""The command line.
+"""The command line: one function per command.
 
-    cli                sends words to commands, turns errors into exit codes
-    words              what the parsers of commands share
-    completion_script  the scripts of charlm completion
-    completion, doctor, evaluate, export, hello, prepare, push, report, sample, train, watch   a command each
+    cli          main: the table of commands, exit codes; what the parsers share; completion
+    train        train, prepare, doctor, hello
+    model        evaluate, sample, push, export
+    inspect_run  watch, report
 
-Imports everything, each command when it runs.
+Imports everything, each command what it needs when it runs.
 """

@@ -1,7 +1,8 @@
-"""charlm prepare | train | evaluate | …: each command imports what it needs, when it runs."""
+"""charlm COMMAND …: the table of commands, exit codes, what the parsers share, and shell completion."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import traceback
@@ -9,120 +10,238 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from charlm import __version__
 from charlm.errors import CharlmError, CharlmWarning, UsageError
 
-COMMANDS = {  # command X is run(argv) of charlm/commands/X.py
-    "hello": 'the classroom\'s toy: an RNN learns "hello" in ten steps',
-    "prepare": "text → vocabulary and ids on disk",
-    "train": "train a model, or go on with a run that was stopped",
-    "watch": "a run on the terminal: curve, figures, latest sample, time left",
-    "doctor": "what a training would get on this machine, before it waits in a queue",
-    "evaluate": "bits per character and per byte on held-out text",
-    "sample": "draw text from a model",
-    "push": "put a model on the Hugging Face Hub",
-    "export": "write a model as ONNX, for serving without torch",
-    "report": "one HTML page: curves, samples, surprises, cells",
-    "completion": "a script by which bash or zsh completes charlm's words",
+if TYPE_CHECKING:
+    from charlm.config.fields import Config
+
+COMMANDS = {  # command → module of this folder that has a function of that name, what the command does
+    "hello": ("train", 'the classroom example: an RNN learns "hello" in ten steps'),
+    "prepare": ("train", "text → vocabulary and ids on disk"),
+    "train": ("train", "train a model, or resume a run that was stopped"),
+    "watch": ("inspect_run", "a run on the terminal: curve, figures, latest sample, time left"),
+    "doctor": ("train", "check a config on this machine: devices, speed, memory, disk, time"),
+    "evaluate": ("model", "bits per character and per byte on held-out text"),
+    "sample": ("model", "draw text from a model"),
+    "push": ("model", "put a model on the Hugging Face Hub"),
+    "export": ("model", "write a model as ONNX, for serving without torch"),
+    "report": ("inspect_run", "one HTML page of a run: curves, samples, cells, what surprises the model"),
+    "completion": ("cli", "a script that lets bash or zsh complete commands, options and values"),
 }
 
-_LINES = "\n".join(f"  {name:<11} {about}" for name, about in COMMANDS.items())
+_TABLE = "\n".join(f"  {name:<11} {about}" for name, (_, about) in COMMANDS.items())
 USAGE = f"""\
 usage: charlm COMMAND [options]
 
 Character-level LSTM, GRU and RNN language models, from hello to Wikipedia.
 
 commands:
-{_LINES}
+{_TABLE}
 
-  charlm COMMAND --help     its options
+  charlm COMMAND --help     the options of a command
   charlm --version
-  --debug                   of any command: where an error comes from
+  --debug                   with any command: show the traceback of an error
 
 start with:  charlm train --config stdlib
 """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command, and leave with a code: 0 done, 1 what the user can mend, 2 words that mean nothing,
-    70 an error that nobody foresaw, 130 Ctrl-C.
+    """Run a command. Exit codes: 0 done, 1 an error that the user can fix, 2 a usage error, 70 an unexpected
+    error, 130 Ctrl-C.
 
-    --debug among the words, or CHARLM_DEBUG=1, shows where an error comes from.
+    --debug anywhere on the command line, or CHARLM_DEBUG=1, prints the traceback of an error.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words or os.environ.get("CHARLM_DEBUG", "0") not in ("", "0")
-    if words[:1] != ["hello"]:  # whose --debug shows shapes as well
+    if words[:1] != ["hello"]:  # its own --debug shows shapes as well
         words = [word for word in words if word != "--debug"]
-    if words[:1] == ["--version"]:
-        print(f"charlm {__version__}")
-        return
-    if not words or words[0] in ("-h", "--help"):
-        print(USAGE, end="")
+    if not words or words[0] in ("-h", "--help", "--version"):
+        print(f"charlm {__version__}\n" if words[:1] == ["--version"] else USAGE, end="")
         return
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? instead of failing
-    warnings.formatwarning = _formatted(warnings.formatwarning)
-    code, said, cause = 0, "", None
+    warnings.formatwarning = _format_warning
+    code, message = 0, ""
     try:
-        if words[0] not in COMMANDS:
-            raise UsageError(f"no command {words[0]!r} (commands: {', '.join(COMMANDS)})")
-        import_module(f"charlm.commands.{words[0]}").run(words[1:])
+        _function(words[0])(words[1:])
     except KeyboardInterrupt:
-        code, said = 130, "charlm: stopped by Ctrl-C"
+        code, message = 130, "charlm: stopped by Ctrl-C"
     except BrokenPipeError:  # `charlm sample … | head`
         sys.stderr.close()
     except Exception as error:
-        cause = error
-        code, said = _explained(error)
         if debug:
             traceback.print_exception(error)
-    if code == 130 or int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        _leave_at_once(code, said)
-    if code == 1:
-        raise SystemExit(said) from cause  # which prints it
-    if code:
-        print(said, file=sys.stderr)
-        raise SystemExit(code) from cause
+        if isinstance(error, CharlmError):
+            code, message = 2 if isinstance(error, UsageError) else 1, f"charlm: error: {error}"
+        else:
+            first = (str(error).strip().splitlines() or ["without a message"])[0][:300]
+            hint = "" if debug else "; run it again with --debug, or CHARLM_DEBUG=1, to see the traceback"
+            code, message = 70, f"charlm: unexpected {type(error).__name__}: {first}{hint}"
+    _exit(code, message)
 
 
-def _explained(error: Exception) -> tuple[int, str]:
-    """(exit code, the line that says what is wrong)."""
-    if isinstance(error, CharlmError):
-        return (2 if isinstance(error, UsageError) else 1), f"charlm: error: {error}"
-    lines = str(error).strip().splitlines() or ["without a message"]
-    return 70, (
-        f"charlm: unexpected {type(error).__name__}: {lines[0][:300]}; "
-        f"with --debug, or CHARLM_DEBUG=1, the same command shows where it comes from"
-    )
+def _function(command: str):
+    if command not in COMMANDS:
+        raise UsageError(f"no command {command!r} (commands: {', '.join(COMMANDS)})")
+    return getattr(import_module(f"charlm.commands.{COMMANDS[command][0]}"), command)
 
 
-def _leave_at_once(code: int, said: str) -> NoReturn:
-    """End without taking Python down in order: one process of several, or any after Ctrl-C.
+def _exit(code: int, message: str) -> None:
+    """Print a message on stderr and exit; code 0 returns.
 
-    The threads of torch's process group outlive it (DistributedDataParallel keeps it). One that still lets go
-    of a tensor while Python goes down under it aborts the process: on a busy machine one run in 25 ended so.
-    And Python, going down, would wait for threads, and wandb for the network.
+    One process of several, and any after Ctrl-C, skips Python's own shutdown, which waits for threads, and
+    wandb in it for the network. Also, the threads of torch's process group outlive the group
+    (DistributedDataParallel holds it); one that frees a tensor during the shutdown aborts the process: on a
+    busy machine one run in 25 ended so.
     """
-    with suppress(OSError, ValueError):
-        if said:
-            print(said, file=sys.stderr, flush=True)
-        sys.stdout.flush()
-    os._exit(code)
+    if code == 130 or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        with suppress(OSError, ValueError):
+            if message:
+                print(message, file=sys.stderr, flush=True)
+            sys.stdout.flush()
+        os._exit(code)
+    if code == 1:
+        raise SystemExit(message)  # Python prints it and exits with 1
+    if code:
+        print(message, file=sys.stderr)
+        raise SystemExit(code)
 
 
-def _formatted(other):
-    """charlm's own warnings as one line, without the place in its source."""
+_python_format = warnings.formatwarning
 
-    def text(message, category, *args, **kwargs) -> str:
-        if issubclass(category, CharlmWarning):
-            return f"charlm: warning: {message}\n"
-        return other(message, category, *args, **kwargs)
 
+def _format_warning(message, category, *args, **kwargs) -> str:
+    """charlm's own warnings as one line, without their place in its source."""
+    if issubclass(category, CharlmWarning):
+        return f"charlm: warning: {message}\n"
+    return _python_format(message, category, *args, **kwargs)
+
+
+# What the parsers of commands share.
+
+TERMS = (
+    "Lane: one contiguous stream of the text, a row of the batch. Carry: the recurrent state that a lane "
+    "hands from one window to the next. Bptt (truncated backpropagation through time): length of a window."
+)
+FIGURES = "nats/char: mean loss; bpc: the same in bits; bpb: bits per UTF-8 byte; perplexity: e^(nats/char)"
+
+
+class Parser(argparse.ArgumentParser):
+    """The arguments of a command: none is abbreviated, and errors are UsageErrors."""
+
+    def __init__(self, command: str, more: str = "", **kwargs):
+        about = COMMANDS[command][1]
+        about = f"{about[0].upper()}{about[1:]}. {more}"
+        super().__init__(f"charlm {command}", description=about, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} ({self.prog} --help)")
+
+
+def parse_with_config(parser: Parser, argv: list[str]) -> tuple[argparse.Namespace, Config]:
+    """Parse a command's own options, those of the parser, and the fields of a config."""
+    from charlm.config.parse import parse
+
+    args, rest = parser.parse_known_args(argv)
+    parents = [parser] if {"-h", "--help"} & set(rest) else []  # in the help, not in --print_config
+    return args, parse(rest, parser.prog, description=parser.description, parents=parents)
+
+
+def run_parser(command: str, more: str = "") -> Parser:
+    """A parser with the arguments that name a model: see run_of."""
+    parser = Parser(command, more)
+    parser.add_argument("run", nargs="?", help="run directory, model folder or hub id")
+    parser.add_argument("--config", help="use the run of this config, instead of RUN")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
+    return parser
+
+
+def run_of(args: argparse.Namespace) -> tuple[str, Config | None]:
+    """Run directory, model folder or hub id, and the config if --config names the run."""
+    from charlm.config.parse import parse
+
+    if (args.run is None) == (args.config is None):
+        raise UsageError("name a run directory, or --config for its config")
+    config = parse(["--config", args.config]) if args.config else None
+    return config.run_dir if config else args.run, config
+
+
+def read_text(path: str, most: int = -1) -> bytes:
+    """The bytes of --text FILE, at most so many. Raises CharlmError for an empty or unreadable file."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(most)
+    except OSError as error:
+        raise CharlmError(f"--text {path}: {error.strerror}") from error
+    if not text:
+        raise CharlmError(f"--text {path}: the file is empty")
     return text
 
 
-if __name__ == "__main__":
-    main()
+# Shell completion, by shtab.
+
+INSTALL = """\
+
+Run once, and again after an update of charlm; new shells then complete on Tab:
+  bash  charlm completion bash > ~/.local/share/bash-completion/completions/charlm
+        (without the package bash-completion: source that file in ~/.bashrc)
+  zsh   charlm completion zsh > FOLDER/_charlm, for a FOLDER in $fpath, before compinit
+"""
+CONFIGS = {  # what completes --config
+    "bash": '_charlm_config_file() { compgen -d -W "NAMES" -- "$1"; compgen -f -X "!*.y*ml" -- "$1"; }',
+    "zsh": "_charlm_config_file() { compadd -- NAMES; _files -g '*.(yaml|yml)' }",
+}
+# readline splits "--a=b" into "--a", "=" and "b"; shtab expects "--a" and "b". Files where nothing else fits.
+EQUALS_SIGN = """
+_charlm() {
+  local word before=()
+  for word in "${COMP_WORDS[@]:0:COMP_CWORD}"; do [ "$word" = "=" ] || before+=("$word"); done
+  COMP_WORDS=("${before[@]}" "${COMP_WORDS[COMP_CWORD]#=}") COMP_CWORD=${#before[@]}
+  _shtab_charlm
+}
+complete -o default -o bashdefault -F _charlm charlm"""
+
+
+def completion(argv: list[str]) -> None:
+    """Print a completion script; it needs no Python when it completes."""
+    parser = Parser("completion", INSTALL, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shell", choices=tuple(CONFIGS))
+    shell = parser.parse_args(argv).shell
+    import shtab
+
+    from charlm.config.parse import shipped_configs
+
+    function = CONFIGS[shell].replace("NAMES", " ".join(shipped_configs()))
+    print(shtab.complete(_all_parsers(), shell, preamble=function) + EQUALS_SIGN * (shell == "bash"))
+
+
+def _all_parsers() -> argparse.ArgumentParser:
+    """A parser with all commands, collected by their --help, and how shtab is to complete their values."""
+    from unittest.mock import patch
+
+    root, found = argparse.ArgumentParser("charlm"), []
+    root.add_argument("--version", action="version", help="show the version")
+    commands = root.add_subparsers()
+    with patch.object(argparse.ArgumentParser, "print_help", lambda parser: found.append(parser)):
+        for name in COMMANDS:
+            with suppress(SystemExit):
+                _function(name)(["--help"])
+    for (name, (_, about)), parent in zip(COMMANDS.items(), found, strict=True):
+        parser = commands.add_parser(name, help=about, parents=[parent], add_help=False)
+        if name != "hello":
+            parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        for action in parser._actions:
+            if action.metavar == "CONFIG":  # --data, --model, …: a whole section
+                action.help = argparse.SUPPRESS
+            elif "--config" in action.option_strings:
+                action.complete = dict.fromkeys(CONFIGS, "_charlm_config_file")
+            elif str(action.metavar).startswith("{"):  # jsonargparse's choices
+                action.choices = action.metavar.strip("{}").split(",")
+            elif action.nargs != 0 and not action.choices:
+                action.complete = {"zsh": "_files"}  # the default of bash
+    return root

@@ -1,34 +1,102 @@
-"""charlm train: train a model, or go on with a run that was stopped."""
+"""charlm train, prepare, doctor, hello."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 
-from charlm.commands.words import Words
-from charlm.config.parse import parse
+from charlm.commands.cli import FIGURES, TERMS, Parser, parse_with_config
+from charlm.errors import CharlmError
 from charlm.training.signals import Stop
 
-ABOUT = "Beside the fields of a config: --json prints how it ended, as JSON, instead of how it goes."
 
-
-def run(argv: list[str]) -> None:
-    """charlm train."""
-    with ExitStack() as listening:
-        # Before torch is imported: a signal in the seconds that takes ends nothing either.
-        stop = listening.enter_context(Stop())
-        parser = Words("charlm train", add_help=False)
-        parser.add_argument("--json", action="store_true")
-        args, words = parser.parse_known_args(argv)
-        config = parse(words, "charlm train", description=ABOUT)
-        from charlm.training.loop import train
+def train(argv: list[str]) -> None:
+    """Train a model, or resume its run."""
+    parser = Parser("train", f"{TERMS} {FIGURES}.", add_help=False)
+    parser.add_argument("--json", action="store_true", help="print only the result, as JSON")
+    with ExitStack() as signals:
+        # Before torch is imported: a signal during the seconds that takes is not lost either.
+        stop = signals.enter_context(Stop())
+        args, config = parse_with_config(parser, argv)
+        from charlm.training import loop
 
         try:
-            summary = train(config, stop=stop, quiet=args.json)
+            summary = loop.train(config, stop=stop, quiet=args.json)
         except Exception:
-            listening.pop_all()  # go on listening: slurm ends the others of a crash, which are to say why
+            signals.pop_all()  # keep the handlers: slurm ends the other processes, which still report
             raise
     if args.json and os.environ.get("RANK", "0") == "0":
         print(json.dumps(asdict(summary), default=str, ensure_ascii=False))
+
+
+PREPARE = (
+    "Several machines that share data.dir prepare a text together: run --shard I/N for every I from 0 to N-1 "
+    "(count the characters), --merge N (choose the vocabulary), --shard I/N for every I again (encode), and "
+    "--merge N again (join the parts to what one machine would write)."
+)
+
+
+def prepare(argv: list[str]) -> None:
+    """Prepare the corpus of a config, all of it or a part."""
+    parser = Parser("prepare", PREPARE, add_help=False)
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--shard", metavar="I/N", help="count or encode part I, from 0, of N")
+    mode.add_argument("--merge", metavar="N", help="merge the N parts, when all are counted or encoded")
+    mode.add_argument("--verify", action="store_true", help="compare a corpus with its checksums and text")
+    mode.add_argument("--json", action="store_true", help="print the report as JSON")
+    args, config = parse_with_config(parser, argv)
+    from charlm.corpus import prepared
+
+    if args.shard is not None:
+        shard, _, shards = args.shard.partition("/")
+        if not (shard.isdecimal() and shards.isdecimal() and int(shard) < int(shards)):
+            raise CharlmError(f"--shard {args.shard}: give a number from 0 and a total, such as --shard 0/4")
+        print(prepared.prepare_shard(config, int(shard), int(shards)))
+    elif args.merge is not None:
+        if not args.merge.isdecimal() or int(args.merge) < 1:
+            raise CharlmError(f"--merge {args.merge}: give the number of shards, such as --merge 4")
+        corpus = prepared.merge(config, int(args.merge))
+        again = f"every --shard I/{args.merge} again, then --merge {args.merge}"
+        print(corpus.report() if corpus else f"the vocabulary is chosen. To encode the text, run {again}")
+    elif args.verify:
+        print(f"{prepared.verify(config).folder}: as it was made, and as its text is now")
+    else:
+        corpus = prepared.prepare(config)
+        figures = {"folder": str(corpus.folder)} | corpus.info
+        print(json.dumps(figures) if args.json else corpus.report())
+
+
+def doctor(argv: list[str]) -> None:
+    """Check a config on this machine; exit with 1 if it is not ready to train."""
+    parser = Parser("doctor", "Nothing is written.", add_help=False)
+    parser.add_argument("--hours", type=float, metavar="H", help="time limit that the training must fit in")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    args, config = parse_with_config(parser, argv)
+    if args.hours is not None and not args.hours > 0:
+        raise CharlmError(f"--hours {args.hours:g}: must be above 0")
+    from charlm.monitor.doctor import Doctor
+
+    doctor = Doctor(config, args.hours, quiet=args.json)
+    ready = doctor.examine()
+    if args.json and doctor.main:
+        findings = [{"name": name, "ok": ok, "text": text} for name, text, ok in doctor.findings]
+        print(json.dumps({"ready": ready, "processes": doctor.world, "findings": findings}))
+    if not ready:
+        sys.exit(1)
+
+
+def hello(argv: list[str]) -> None:
+    """Train the RNN of the classroom example."""
+    parser = Parser("hello")
+    parser.add_argument("--explain", action="store_true", help="show vocabulary, one-hot matrix, weights")
+    parser.add_argument("--debug", action="store_true", help="show the shapes at every stage")
+    parser.add_argument("--figure", metavar="FILE", help="draw the model before and after training (SVG)")
+    args = parser.parse_args(argv)
+    if args.figure is not None and not args.figure.endswith(".svg"):
+        raise CharlmError(f"--figure {args.figure}: the drawing is an SVG, name it .svg")
+    from charlm.hello import hello
+
+    hello.hello(args.explain, args.debug, args.figure)

@@ -168,6 +168,11 @@ def runs_in(folder: Path) -> str:
     return f"; runs in {folder}: {', '.join(runs)}" if runs else ""
 
 
+def other_runs(folder: Path) -> str:
+    """For messages about a run directory that does not exist: the runs next to it."""
+    return "" if folder.exists() else runs_in(folder.parent)
+
+
 def thinned(steps: np.ndarray, values: np.ndarray, most: int = 600) -> tuple[np.ndarray, np.ndarray]:
     """At most `most` points of a long series, means of neighbours: int64[n], float64[n] → the same types."""
     import numpy as np

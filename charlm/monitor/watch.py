@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
+import signal
 import statistics
+import sys
+import time
 from itertools import groupby, pairwise
 
 from tqdm import tqdm
 
-from charlm.monitor.run_files import History
-from charlm.terminal import colored, side_by_side, wrapped
+from charlm.monitor.run_files import ENDED, History, other_runs
+from charlm.terminal import colored, has_braille, has_color, screen, side_by_side, wrapped
 
+SECONDS = 1.0  # between two pictures
 PLOT_ROWS = 12
 STATE_COLORS = {"running": "cyan", "done": "green", "failed": "red", "interrupted": "yellow"}
 TRAINING = (
@@ -19,6 +24,33 @@ TRAINING = (
     "{characters_per_second:,.0f} chars/s  epoch {epoch:.2f}"
 )
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # bits of a braille character by row, column
+
+
+def show(run: History, live: bool) -> None:
+    """Print the picture of a run; live: draw it every second until the run ends, then print the last one."""
+
+    def lines(rows: int = 40) -> list[str]:
+        columns = shutil.get_terminal_size().columns
+        return picture(run, columns, rows, braille=has_braille(), color=has_color())
+
+    if not live or run.state in ENDED:
+        print("\n".join(lines()))
+        return
+    handler = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        with screen() as draw:
+            while run.state not in ENDED:
+                size = shutil.get_terminal_size()
+                shown = lines(size.lines)
+                if run.state == "waiting":
+                    text = f"waiting for it to begin; Ctrl-C ends this{other_runs(run.dir)}"
+                    shown += wrapped(text, size.columns)
+                draw(shown)
+                time.sleep(SECONDS)
+                run.refresh()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        print("\n".join(lines()))
 
 
 def picture(run: History, columns: int, rows: int, braille: bool = True, color: bool = False) -> list[str]:

@@ -1,9 +1,12 @@
-"""The commands as users type them: what they print, where errors go, and with which code they end."""
+"""The commands as users type them: what they print, where errors go, and the exit code."""
 
+import contextlib
+import io
 import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,23 +14,32 @@ import yaml
 from helpers import MIXED, charlm, command, config_file, environment, files_of, small
 
 from charlm import __version__
-from charlm.commands.cli import COMMANDS, main
-from charlm.config.parse import to_yaml
+from charlm.commands import model as model_commands
+from charlm.commands.cli import COMMANDS, FIGURES, main
+from charlm.config.parse import from_dict, to_yaml
 from charlm.corpus.prepared import prepare
+from charlm.errors import CharlmError
 from charlm.training.loop import train
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run whose vocabulary spells rare characters in bytes."""
+def trained(tmp_path_factory):
+    """A run whose vocabulary spells rare characters in bytes: (config, what `charlm train --json` prints)."""
     config = small(
         tmp_path_factory.mktemp("cli") / "run",
         vocab={"unknown": "bytes", "coverage": 0.9},
         train={"steps": 40},
         evaluate={"lanes": 3, "context": 20},
     )
-    train(config, quiet=True)
-    return config
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        main(["train", "--config", str(config_file(config)), "--json"])
+    return config, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def finished(trained):
+    return trained[0]
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +66,26 @@ def run(capsys):
 
 
 @pytest.fixture
-def refused(run, capsys):
-    """Run a command that must fail with 1 or 2; returns what it says after 'charlm: error: '."""
+def failed(run, capsys):
+    """Run a command that must fail; returns (exit code, stderr)."""
+
+    def failed(*words) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            run(*words)
+        code, printed = ended.value.code, capsys.readouterr().err
+        return (1, f"{printed}{code}\n") if isinstance(code, str) else (code, printed)  # Python prints a text
+
+    return failed
+
+
+@pytest.fixture
+def refused(failed):
+    """Run a command that must fail with 1 or 2, in one line; returns what follows 'charlm: error: '."""
 
     def refused(*words) -> str:
-        with pytest.raises(SystemExit) as left:
-            run(*words)
-        said = left.value.code  # a text is printed to stderr by Python, which exits with 1
-        if said == 2:
-            said = capsys.readouterr().err.removesuffix("\n")
-        assert said.startswith("charlm: error: ")
-        return said.removeprefix("charlm: error: ")
+        code, printed = failed(*words)
+        assert code in (1, 2) and printed.startswith("charlm: error: ") and printed.count("\n") == 1
+        return printed.removeprefix("charlm: error: ").removesuffix("\n")
 
     return refused
 
@@ -72,34 +93,31 @@ def refused(run, capsys):
 # help and usage
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], []])
-def test_help_and_version_answer_at_once(words):
-    """They import nothing that takes long to import."""
-    ran = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "charlm", *words], capture_output=True, encoding="utf-8"
-    )
+def test_help_and_version(run):
+    assert run("--version") == f"charlm {__version__}\n"
+    assert run() == run("--help") and all(f"  {name} " in run() for name in COMMANDS)
+
+
+def test_help_imports_nothing_that_takes_long():
+    words = [sys.executable, "-X", "importtime", "-m", "charlm", "--help"]
+    ran = subprocess.run(words, capture_output=True, encoding="utf-8")
     assert ran.returncode == 0
-    if words == ["--version"]:
-        assert ran.stdout == f"charlm {__version__}\n"
-    else:
-        assert all(f"  {name} " in ran.stdout for name in COMMANDS)
-    lines = ran.stderr.splitlines()[1:]
-    imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines}
+    imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in ran.stderr.splitlines()[1:]}
     assert "charlm" in imported
     assert not imported & {"torch", "datasets", "wandb", "accelerate", "numpy", "pyarrow", "jsonargparse"}
 
 
 def test_a_command_that_is_not_one_is_named_with_those_that_are(refused):
-    said = refused("trian")
-    assert "'trian'" in said and all(name in said for name in COMMANDS)
+    message = refused("trian")
+    assert "'trian'" in message and all(name in message for name in COMMANDS)
 
 
 def test_train_help_shows_what_every_field_is(capsys):
     with pytest.raises(SystemExit) as left:
         main(["train", "--help"])
     assert left.value.code == 0
-    said = " ".join(capsys.readouterr().out.split())
-    for told in (
+    message = " ".join(capsys.readouterr().out.split())
+    for expected in (
         "--config",
         "--model.hidden_size",
         "Units per recurrent layer.",
@@ -107,7 +125,7 @@ def test_train_help_shows_what_every_field_is(capsys):
         "Largest norm of the gradient; null for no clipping.",
         "Weights & Biases. auto: online with an account that can be reached",
     ):
-        assert told in said
+        assert expected in message
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
@@ -118,31 +136,107 @@ def test_every_command_has_help(name, capsys):
     assert f"charlm {name}" in capsys.readouterr().out
 
 
-def test_print_config_shows_every_value_and_trains_nothing(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["train", "prepare", "doctor"])
+def test_print_config_shows_every_value_and_trains_nothing(capsys, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as left:
-        main(["train", "--config", "hello", "--train.steps", "3", "--print_config"])
+        main([name, "--config", "hello", "--train.steps", "3", "--print_config"])
     assert left.value.code == 0
     tree = yaml.safe_load(capsys.readouterr().out)
+    assert from_dict(tree).train.steps == 3  # it can be stored and used with --config
     assert tree["train"]["steps"] == 3 and tree["model"]["hidden_size"] == 3
     assert tree["log"]["project"] == "charlm" and tree["evaluate"]["lanes"] == 32  # defaults too
     assert list(tmp_path.iterdir()) == []
 
 
-# errors
+# errors and exit codes
 
 
-def test_words_that_mean_nothing_are_told_in_one_line_on_stderr_and_end_with_2(tmp_path):
-    """A real process: no traceback, nothing on stdout, nothing left behind."""
-    ran = charlm("train", "--model.hiden_size=3", cwd=tmp_path)
-    assert ran.returncode == 2 and ran.stdout == ""
-    assert ran.stderr == "charlm: error: unknown option --model.hiden_size; did you mean model.hidden_size?\n"
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_option_ends_with_2_in_one_line(failed, name):
+    code, printed = failed(name, "--no_such_option", "3")
+    assert code == 2
+    assert printed.startswith("charlm: error: ") and printed.count("\n") == 1
+
+
+def test_a_misspelled_field_gets_the_nearest_one(failed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, printed = failed("train", "--model.hiden_size=3")
+    assert code == 2
+    assert printed == "charlm: error: unknown option --model.hiden_size; did you mean model.hidden_size?\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_that_the_user_can_fix_ends_with_1_in_one_line(tmp_path):
+    """A real process, in which Python prints it."""
+    ran = charlm("train", "--train.steps", "0", cwd=tmp_path)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr == "charlm: error: train.steps=0: must be 1 or more\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A bug in charlm sample."""
+
+    def sample(argv):
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(model_commands, "sample", sample)
+
+
+def test_an_unexpected_error_ends_with_70_and_a_hint(failed, broken):
+    assert failed("sample", "runs/any") == (
+        70,
+        "charlm: unexpected ZeroDivisionError: division; "
+        "run it again with --debug, or CHARLM_DEBUG=1, to see the traceback\n",
+    )
+
+
+@pytest.mark.parametrize("words", [("--debug", "sample"), ("sample", "--debug")])
+def test_debug_shows_the_traceback(failed, broken, words):
+    code, printed = failed(*words)
+    assert code == 70
+    assert printed.startswith("Traceback") and __file__ in printed
+    assert printed.splitlines()[-1] == "charlm: unexpected ZeroDivisionError: division"
+
+
+@pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), ("", False)])
+def test_the_environment_requests_the_traceback_of_any_error(failed, monkeypatch, value, shown):
+    monkeypatch.setenv("CHARLM_DEBUG", value)
+    code, printed = failed("train", "--train.steps", "0")
+    assert code == 1
+    assert printed.splitlines()[-1] == "charlm: error: train.steps=0: must be 1 or more"
+    assert ("Traceback" in printed and "charlm/config" in printed) == shown
+
+
+def test_a_stopped_training_ends_with_0_as_one_that_is_done(tmp_path):
+    """slurm/train.sh reads in status.json which of the two it was."""
+    config = small(tmp_path / "run", train={"max_hours": 1e-9})
+    for words in ([], ["--train.max_hours", "null"]):
+        assert main(["train", "--config", str(config_file(config)), *words]) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_too_little_memory_is_an_error_with_its_fix(tmp_path, error):
+    def watch(step, model, loss):
+        raise error
+
+    fix = "Raise train.accumulate: the same training in slices; .* there is no checkpoint yet"
+    with pytest.raises(CharlmError, match=fix) as caught:
+        train(small(tmp_path / "run"), quiet=True, watch=watch)
+    assert str(caught.value).startswith(str(error))
 
 
 @pytest.mark.parametrize("name", ["train", "prepare"])
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["--config", "stdlip"], "did you mean stdlib?"),
         (["--train.bptt=0"], "train.bptt=0: must be 1 or more"),
@@ -151,10 +245,10 @@ def test_words_that_mean_nothing_are_told_in_one_line_on_stderr_and_end_with_2(t
         (["--data.source=text", "--data.data_files=/no/such.txt"], "/no/such.txt"),
     ],
 )
-def test_values_that_cannot_be_are_named(refused, tmp_path, monkeypatch, name, words, told):
+def test_values_that_cannot_be_are_named(refused, tmp_path, monkeypatch, name, words, expected):
     monkeypatch.chdir(tmp_path)
-    said = refused(name, *words)
-    assert told in said
+    message = refused(name, *words)
+    assert expected in message
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".lock" and p.name != ".lock"]
 
 
@@ -166,9 +260,9 @@ def test_ctrl_c_ends_sampling_with_130_after_what_was_streamed(finished):
     arrived = process.stdout.read(400)
     assert arrived.startswith(b"The ") and process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=300)
+    _, message = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert said == b"charlm: stopped by Ctrl-C\n"
+    assert message == b"charlm: stopped by Ctrl-C\n"
 
 
 def test_a_reader_that_has_enough_is_no_error(finished):
@@ -177,9 +271,31 @@ def test_a_reader_that_has_enough_is_no_error(finished):
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
     process.stdout.read(10)
     process.stdout.close()
-    said = process.stderr.read()
+    message = process.stderr.read()
     process.wait(600)
-    assert said == b""
+    assert message == b""
+
+
+# train and doctor
+
+
+def test_train_json_is_the_result_and_nothing_else(trained):
+    config, printed = trained
+    result = json.loads(printed)
+    assert (result["status"], result["step"], result["run_dir"]) == ("done", 40, config.run_dir)
+    assert result["test"] == json.loads((Path(config.run_dir) / "status.json").read_text())["test"]
+
+
+def test_doctor_json_holds_every_finding(run, failed, finished, capsys):
+    words = ["doctor", "--config", config_file(finished), "--json"]
+    result = json.loads(run(*words))
+    assert result["ready"] and result["processes"] == 1
+    assert {"device", "speed", "disk"} <= {finding["name"] for finding in result["findings"]}
+    with pytest.raises(SystemExit) as ended:
+        run(*words, "--train.batch_size", "100000")
+    result = json.loads(capsys.readouterr().out)
+    assert ended.value.code == 1 and not result["ready"]
+    assert [finding for finding in result["findings"] if not finding["ok"]]
 
 
 # prepare
@@ -187,7 +303,7 @@ def test_a_reader_that_has_enough_is_no_error(finished):
 
 def test_prepare_reports_the_corpus_and_prepares_once(run, tmp_path):
     config = small(tmp_path / "run", vocab={"unknown": "bytes", "coverage": 0.9})
-    told = run("prepare", "--config", config_file(config))
+    printed = run("prepare", "--config", config_file(config))
     (folder,) = (p for p in (tmp_path / "data").iterdir() if p.is_dir())
     corpus = prepare(config)
     for expected in (
@@ -201,11 +317,14 @@ def test_prepare_reports_the_corpus_and_prepares_once(run, tmp_path):
         "-gram, Witten-Bell",
         "xz -9e",
     ):
-        assert expected in told
+        assert expected in printed
     total = sum(size["characters"] for size in corpus.splits.values())
     assert total == len(MIXED)
     before = files_of(tmp_path / "data")
-    assert run("prepare", "--config", config_file(config)) == told
+    assert run("prepare", "--config", config_file(config)) == printed
+    result = json.loads(run("prepare", "--config", config_file(config), "--json"))
+    assert Path(result["folder"]) == folder
+    assert result["splits"]["train"]["characters"] > result["splits"]["test"]["characters"] > 0
     assert files_of(tmp_path / "data") == before
     assert not (tmp_path / "run").exists()
 
@@ -225,12 +344,13 @@ def test_evaluate_scores_the_test_split_unless_another_is_named(run, finished):
 
 
 def test_evaluate_prints_what_json_holds(run, finished):
-    told, figures = run("evaluate", finished.run_dir), evaluated(run, finished.run_dir)
-    assert told == (
+    printed, figures = run("evaluate", finished.run_dir), evaluated(run, finished.run_dir)
+    assert printed == (
         f"test: {figures['nats_per_character']:.4f} nats/char, {figures['bpc']:.4f} bpc, "
         f"{figures['bpb']:.4f} bpb, perplexity {figures['perplexity']:.6g}\n"
         f"over {figures['characters']:,} characters, {figures['bytes']:,} bytes "
         f"({figures['lanes']} lanes, {figures['context']} characters of warm-up context)\n"
+        f"({FIGURES})\n"
     )
 
 
@@ -288,10 +408,11 @@ def test_what_evaluate_cannot_read_is_named(refused, finished, closed, tmp_path)
     )
     bad = tmp_path / "bad.txt"
     bad.write_bytes(b"good \xff bad")
-    assert f"{bad}: byte 5 is not UTF-8" in refused("evaluate", finished.run_dir, "--text", bad)
+    message = refused("evaluate", finished.run_dir, "--text", bad)
+    assert f"{bad}: byte 5 is not UTF-8" in message
     bad.write_text("The X", encoding="utf-8")
-    said = refused("evaluate", closed.run_dir, "--text", bad)
-    assert str(bad) in said and "'X' (U+0058 LATIN CAPITAL LETTER X) at position 4" in said
+    message = refused("evaluate", closed.run_dir, "--text", bad)
+    assert str(bad) in message and "'X' (U+0058 LATIN CAPITAL LETTER X) at position 4" in message
     bad.write_text("")
     assert "the file is empty" in refused("evaluate", finished.run_dir, "--text", bad)
     assert "evaluate.lanes=0" in refused("evaluate", finished.run_dir, "--lanes", "0")
@@ -300,10 +421,10 @@ def test_what_evaluate_cannot_read_is_named(refused, finished, closed, tmp_path)
 def test_evaluate_dynamic_prints_the_plain_figure_and_beside_it_the_one_of_adapting_weights(run, finished):
     words = (finished.run_dir, "--dynamic", "--dynamic_rate", "0.01")
     weights = files_of(f"{finished.run_dir}/model")
-    told, figures = run("evaluate", *words), evaluated(run, *words)
+    printed, figures = run("evaluate", *words), evaluated(run, *words)
     adapted, plain = figures.pop("dynamic"), evaluated(run, finished.run_dir, "--lanes", "1")
     assert figures == plain and adapted["nats_per_character"] < plain["nats_per_character"]
-    first, protocol, second, how = told.splitlines()
+    first, protocol, _, second, how = printed.splitlines()
     assert first.startswith(f"test: {plain['nats_per_character']:.4f} nats/char") and "(1 lane, " in protocol
     assert second.startswith(f"dynamic: {adapted['nats_per_character']:.4f} nats/char")
     assert how.startswith("a step at rate 0.01 after every 32 characters, decay 0.001")
@@ -314,16 +435,16 @@ def test_evaluate_dynamic_prints_the_plain_figure_and_beside_it_the_one_of_adapt
 
 def test_evaluate_by_context_shows_the_rows_that_json_holds(run, finished):
     words = (finished.run_dir, "--by_context", "--max_characters", "100")
-    told, figures = run("evaluate", *words), evaluated(run, *words)
+    printed, figures = run("evaluate", *words), evaluated(run, *words)
     rows = figures.pop("by_context")
     assert figures == evaluated(run, finished.run_dir, "--max_characters", "100")
     assert figures["symbols"] == 99
     assert [r["characters_from"] for r in rows] == [1, 2, 4, 8, 16, 32]
-    assert [line.split()[0] for line in told.splitlines()[-6:]] == ["1", "2", "4", "8", "16", "32"]
+    assert [line.split()[0] for line in printed.splitlines()[-6:]] == ["1", "2", "4", "8", "16", "32"]
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["--dynamic", "--lanes", "4"], "--dynamic reads the text in one lane"),
         (["--dynamic", "--dynamic_rate", "-1"], "--dynamic_rate -1.0: must be 0 or more, such as "),
@@ -335,17 +456,17 @@ def test_evaluate_by_context_shows_the_rows_that_json_holds(run, finished):
         (["--context", "-1"], "evaluate.context=-1: must be 0 or more"),
     ],
 )
-def test_options_of_evaluate_that_cannot_be_are_named(refused, finished, words, told):
-    assert told in refused("evaluate", finished.run_dir, *words)
+def test_options_of_evaluate_that_cannot_be_are_named(refused, finished, words, expected):
+    assert expected in refused("evaluate", finished.run_dir, *words)
 
 
 def test_evaluate_refuses_a_corpus_with_another_vocabulary(refused, finished, tmp_path):
     config = small(finished.run_dir, vocab={"coverage": 0.5, "unknown": "bytes"})
     path = tmp_path / "other.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")
-    said = refused("evaluate", "--config", path)
+    message = refused("evaluate", "--config", path)
     ours, theirs = len(prepare(config).vocab), len(prepare(finished).vocab)
-    assert f"its vocabulary ({ours} symbols) does not fit the model ({theirs} symbols)" in said
+    assert f"its vocabulary ({ours} symbols) does not fit the model ({theirs} symbols)" in message
 
 
 # sample
@@ -363,6 +484,12 @@ def test_several_samples_have_seeds_one_apart(run, finished):
     several = run(*words, "--seed", "3", "--num_samples", "3")
     alone = [run(*words, "--seed", str(seed)) for seed in (3, 4, 5)]
     assert several == "".join(f"--- sample {i + 1}, seed {3 + i} ---\n{text}" for i, text in enumerate(alone))
+    lines = run(*words, "--seed", "3", "--num_samples", "3", "--json").splitlines()
+    samples = [json.loads(line) for line in lines]
+    assert [(sample["prompt"], sample["seed"]) for sample in samples] == [
+        ("The ", seed) for seed in (3, 4, 5)
+    ]
+    assert [f"{sample['prompt']}{sample['text']}\n" for sample in samples] == alone
 
 
 def test_options_not_given_come_from_the_config_of_the_run(run, finished):
@@ -382,19 +509,19 @@ def test_options_not_given_come_from_the_config_of_the_run(run, finished):
 
 @pytest.mark.parametrize("prompt", ["🦊 🎉", "ß\u0301", "\0", "", "終わり", "a\r\nb"])
 def test_any_prompt_works_and_comes_back(run, finished, prompt):
-    told = run("sample", finished.run_dir, "--prompt", prompt, "--length", "5", "--temperature", "0")
-    assert told.startswith(prompt) and told.endswith("\n")
-    told.encode("utf-8")  # no half of a character
+    printed = run("sample", finished.run_dir, "--prompt", prompt, "--length", "5", "--temperature", "0")
+    assert printed.startswith(prompt) and printed.endswith("\n")
+    printed.encode("utf-8")  # no half of a character
 
 
 def test_a_prompt_outside_a_closed_vocabulary_is_named_and_nothing_is_printed(refused, closed, capsys):
-    said = refused("sample", closed.run_dir, "--prompt", "The 🎉")
-    assert said.startswith("'🎉' (U+1F389 PARTY POPPER) at position 4 is not in the closed vocabulary")
+    message = refused("sample", closed.run_dir, "--prompt", "The 🎉")
+    assert message.startswith("'🎉' (U+1F389 PARTY POPPER) at position 4 is not in the closed vocabulary")
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["--num_samples", "0"], "num_samples=0: must be 1 or more"),
         (["--temperature", "-1"], "sample.temperature=-1.0: must be 0 or more"),
@@ -404,8 +531,8 @@ def test_a_prompt_outside_a_closed_vocabulary_is_named_and_nothing_is_printed(re
         (["--device", "tpu9"], "device tpu9: "),
     ],
 )
-def test_options_of_sample_that_cannot_be_are_named(refused, finished, words, told):
-    assert told in refused("sample", finished.run_dir, *words)
+def test_options_of_sample_that_cannot_be_are_named(refused, finished, words, expected):
+    assert expected in refused("sample", finished.run_dir, *words)
 
 
 def test_a_model_folder_samples_without_its_run(run, finished, tmp_path):
@@ -421,3 +548,21 @@ def test_a_run_without_a_model_yet_samples_from_its_checkpoint(run, tmp_path):
     train(config, quiet=True)
     assert not (tmp_path / "run" / "model").exists()
     assert run("sample", config.run_dir, "--prompt", "The ", "--length", "5").startswith("The ")
+
+
+# report
+
+
+@pytest.mark.parametrize("most", range(1, 11))
+def test_report_reads_the_start_of_a_text_up_to_a_whole_character(run, tmp_path, monkeypatch, most):
+    read = []
+
+    def write_page(run, output, text, device):
+        read.append(text)
+        return tmp_path / "text", []
+
+    monkeypatch.setattr("charlm.commands.inspect_run.MOST", most)
+    monkeypatch.setattr("charlm.report.page.write_page", write_page)
+    (tmp_path / "text").write_text("aé狐🦊", encoding="utf-8")  # 1, 2, 3 and 4 bytes
+    run("report", "runs/any", "--text", tmp_path / "text")
+    assert "aé狐🦊".startswith(read[0].decode()) and most - 4 <= len(read[0]) <= most

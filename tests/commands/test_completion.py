@@ -1,10 +1,15 @@
-"""Completion, asked as bash and zsh ask for it."""
+"""Completion, requested as bash and zsh request it."""
 
+import contextlib
+import io
+import os
+import pty
 import shlex
 import shutil
 import subprocess
 
 import pytest
+from helpers import environment
 
 from charlm.commands.cli import COMMANDS, main
 from charlm.config.fields import Config
@@ -12,19 +17,16 @@ from charlm.config.parse import flatten, shipped_configs
 
 
 @pytest.fixture(scope="module")
-def scripts(tmp_path_factory):
-    """{shell: file}, as the command prints them."""
-    import contextlib
-    import io
-
-    folder, files = tmp_path_factory.mktemp("completion"), {}
-    for shell in ("bash", "zsh"):
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said):
+def folder(tmp_path_factory):
+    """A folder with the scripts, as the command prints them: bash, and _charlm for zsh's fpath."""
+    folder = tmp_path_factory.mktemp("completion")
+    for shell, name in (("bash", "bash"), ("zsh", "_charlm")):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
             main(["completion", shell])
-        files[shell] = folder / shell
-        files[shell].write_text(said.getvalue(), encoding="utf-8")
-    return files
+        (folder / name).write_text(printed.getvalue(), encoding="utf-8")
+    (folder / ".zshrc").write_text(ZSHRC.format(folder=folder))
+    return folder
 
 
 BASH = """\
@@ -33,46 +35,73 @@ COMP_WORDS=({words}) COMP_CWORD={last}
 _charlm
 printf '%s\\n' "${{COMPREPLY[@]}}"
 """
-# What zsh's own functions would show, printed.
-ZSH = """\
-compdef() {{ :; }}
-compadd() {{ shift; printf '%s\\n' "$@"; }}
-_files() {{ print -l files "$@"; }}
-_describe() {{ print -l "${{(@P)2}}"; }}
-source {script}
-words=({words}) CURRENT={last}
-_charlm
+ZSHRC = """\
+PROMPT='ready' LISTMAX=100000
+fpath=({folder} $fpath)
+autoload -Uz compinit && compinit -u -d {folder}/dump
+compadd() {{ # also writes its matches to a file; with -O, -A or -D it adds none
+  local -a _matches
+  if [[ ${{@[1,(i)(-|--)]}} != *-(O|A|D)\\ * ]]; then
+    builtin compadd -A _matches "$@"
+    print -rl -- $_matches >> "$OFFERED"
+  fi
+  builtin compadd "$@"
+}}
+comppostfuncs=(exit)
 """
 
 
-def offered(shell: str, script, line: str, cwd) -> list[str]:
-    """What Tab offers at the end of a line."""
-    if shutil.which(shell) is None:
-        pytest.skip(f"no {shell} here")
-    words = [*line.split(" ")]
-    last = len(words) - (shell == "bash")  # bash counts from 0
-    text = {"bash": BASH, "zsh": ZSH}[shell].format(
-        script=script, words=" ".join(shlex.quote(w) for w in words), last=last
+def in_bash(folder, line: str, cwd) -> list[str]:
+    """The words that bash offers at the end of a line."""
+    words = line.split(" ")
+    text = BASH.format(
+        script=folder / "bash", words=" ".join(shlex.quote(w) for w in words), last=len(words) - 1
     )
-    start = [shell, "-f", "-c"] if shell == "zsh" else [shell, "--norc", "-c"]
-    ran = subprocess.run([*start, text], capture_output=True, encoding="utf-8", cwd=cwd, timeout=120)
+    ran = subprocess.run(["bash", "--norc", "-c", text], capture_output=True, encoding="utf-8", cwd=cwd)
     assert ran.returncode == 0 and ran.stderr == "", ran.stderr
-    found = ran.stdout.split("\n")[:-1]
-    return [w for w in found if w.startswith(words[-1])] if shell == "zsh" else [w for w in found if w]
+    return [word for word in ran.stdout.split("\n") if word]
 
 
-@pytest.fixture(params=["bash", "zsh"])
-def tab(request, scripts, tmp_path):
+def in_zsh(folder, line: str, cwd) -> list[str]:
+    """The words that an interactive zsh offers at the end of a line."""
+    if shutil.which("zsh") is None:
+        pytest.skip("no zsh here")
+    offered = folder / "offered"
+    offered.write_text("")
+    ours, theirs = pty.openpty()
+    env = environment(ZDOTDIR=str(folder), OFFERED=str(offered), TERM="xterm")
+    ends = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    process = subprocess.Popen(["zsh", "-d", "-i"], env=env, cwd=cwd, start_new_session=True, **ends)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # zsh has ended
+        while b"ready" not in shown:
+            shown += os.read(ours, 1 << 16)
+        os.write(ours, f"{line}\t".encode())
+        while os.read(ours, 1 << 16):
+            pass
+    os.close(ours)
+    assert process.wait(120) == 0
+    return [word for word in offered.read_text().split("\n") if word]
+
+
+@pytest.fixture
+def cwd(tmp_path):
     (tmp_path / "my own.yaml").write_text("")
     (tmp_path / "notes.txt").write_text("")
     (tmp_path / "runs").mkdir()
-    return lambda line: offered(request.param, scripts[request.param], line, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(params=[in_bash, in_zsh], ids=["bash", "zsh"])
+def tab(request, folder, cwd):
+    return lambda line: request.param(folder, line, cwd)
 
 
 def test_commands(tab):
-    told = [word.partition(":")[0] for word in tab("charlm ")]
-    assert set(told) - {"--help", "--version"} == set(COMMANDS)
-    assert [word.partition(":")[0] for word in tab("charlm tr")] == ["train"]
+    assert set(tab("charlm ")) == set(COMMANDS)
+    assert tab("charlm tr") == ["train"]
+    assert set(tab("charlm --")) == {"--help", "--version"}
 
 
 def test_every_field_and_option_of_a_command(tab):
@@ -84,33 +113,33 @@ def test_every_field_and_option_of_a_command(tab):
 
 
 def test_names_of_configs_and_their_files(tab):
-    told = tab("charlm train --config ")
-    assert set(shipped_configs()) <= set(told)
+    offered = tab("charlm train --config ")
+    assert {*shipped_configs(), "my own.yaml"} <= {word.replace("\\", "") for word in offered}
+    assert "notes.txt" not in offered
     assert tab("charlm train --config text") == ["text8"]
 
 
 def test_the_values_of_a_choice(tab):
-    assert tab("charlm train --model.cell ") == ["lstm", "gru", "rnn"]
+    assert sorted(tab("charlm train --model.cell ")) == ["gru", "lstm", "rnn"]
     assert tab("charlm train --vocab.end_of_document t") == ["true"]
 
 
-def test_bash_completes_after_an_equals_sign_and_leaves_files_to_the_shell(scripts, tmp_path):
+def test_bash_completes_after_an_equals_sign_and_leaves_files_to_the_shell(folder, cwd):
     def tab(line):
-        return offered("bash", scripts["bash"], line, tmp_path)
+        return in_bash(folder, line, cwd)
 
-    (tmp_path / "my own.yaml").write_text("")
-    (tmp_path / "notes.txt").write_text("")
     assert tab("charlm train --model.cell =") == ["lstm", "gru", "rnn"]
     assert tab("charlm train --model.cell = g") == ["gru"]
     assert tab("charlm evaluate ") == []  # then bash itself offers files
-    assert [w for w in tab("charlm train --config ") if "." in w] == ["my own.yaml"]
+    assert tab("charlm train --config hello --train.steps = 5 --model.ce") == ["--model.cell"]
 
 
-def test_zsh_offers_files_where_no_option_begins(scripts, tmp_path):
-    assert "files" in offered("zsh", scripts["zsh"], "charlm evaluate ", tmp_path)
+def test_zsh_offers_files_where_no_option_begins(folder, cwd):
+    assert {"notes.txt", "runs"} <= set(in_zsh(folder, "charlm evaluate ", cwd))
+    assert "notes.txt" in in_zsh(folder, "charlm evaluate runs --text ", cwd)
 
 
-def test_a_shell_that_is_not_known_is_told(capsys):
-    with pytest.raises(SystemExit) as left:
+def test_an_unknown_shell_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
         main(["completion", "fish"])
-    assert left.value.code == 2 and "bash" in capsys.readouterr().err
+    assert ended.value.code == 2 and "bash" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from helpers import MIXED, changed, charlm, config_file, environment, files_of, launched, small
 
-from charlm.commands import doctor as cli_doctor
+from charlm.commands.train import doctor as doctor_command
 from charlm.config.parse import to_yaml
 from charlm.corpus.prepared import folder_of, prepare
 from charlm.errors import CharlmError
@@ -66,7 +66,7 @@ def test_a_time_limit_that_is_too_short(config):
 
 def test_a_time_limit_that_makes_no_sense(config):
     with pytest.raises(CharlmError, match="--hours -1: must be above 0"):
-        cli_doctor.run(["--config", str(config_file(config)), "--hours=-1"])
+        doctor_command(["--config", str(config_file(config)), "--hours=-1"])
 
 
 def test_a_batch_that_the_text_is_too_short_for(config):

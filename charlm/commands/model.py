@@ -1,0 +1,201 @@
+"""charlm evaluate, sample, push, export: what is done with a trained model."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from charlm.commands.cli import FIGURES, TERMS, Parser, read_text, run_of, run_parser
+from charlm.errors import CharlmError, UsageError
+from charlm.terminal import visible
+
+
+def _load(args: argparse.Namespace):
+    """Trained: (model, vocabulary, config)."""
+    run, config = run_of(args)
+    from charlm.training.trained import load
+
+    trained = load(run, args.device)
+    return trained._replace(config=config) if config else trained
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict:
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def evaluate(argv: list[str]) -> None:
+    """Score held-out text."""
+    parser = run_parser("evaluate", f"{TERMS} {FIGURES}.")
+    parser.add_argument("--split", help="split of the run's corpus (default: test)")
+    parser.add_argument("--text", metavar="FILE", help="a text file instead of a split")
+    parser.add_argument("--lanes", type=int, help="lanes read in parallel; 1 is the exact single pass")
+    parser.add_argument("--context", type=int, help="characters that warm up the carry of a lane")
+    parser.add_argument("--max_characters", type=int, help="score only this many symbols, from the start")
+    more = parser.add_mutually_exclusive_group()
+    more.add_argument("--dynamic", action="store_true", help="also let the weights adapt to the text so far")
+    more.add_argument("--by_context", action="store_true", help="also the loss by distance from a reset")
+    parser.add_argument("--dynamic_rate", type=float, metavar="R", help="step of --dynamic (default: 5e-4)")
+    decay = "share of the way back to the trained weights per step of --dynamic (default: 1e-3)"
+    parser.add_argument("--dynamic_decay", type=float, metavar="D", help=decay)
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    args = parser.parse_args(argv)
+    if args.split is not None and args.text is not None:
+        raise UsageError("name --split or --text, not both")
+    if args.max_characters is not None and args.max_characters < 2:
+        raise UsageError(f"--max_characters {args.max_characters}: must be 2 or more")
+    if not args.dynamic and _given(args, "dynamic_rate", "dynamic_decay"):
+        raise UsageError("--dynamic_rate and --dynamic_decay are for --dynamic: add it")
+    if args.dynamic and (args.lanes not in (None, 1) or args.context):
+        raise UsageError("--dynamic reads the text in one lane: leave --lanes and --context out")
+    model, vocab, config = _load(args)
+    from charlm.evaluation import by_context, dynamic, evaluate
+
+    settings = dataclasses.replace(config.evaluate, **_given(args, "lanes", "context"))
+    name, ids = _text(args, vocab, config)
+    ids = ids[: args.max_characters]
+    if args.dynamic:
+        rate = dynamic.RATE if args.dynamic_rate is None else args.dynamic_rate
+        decay = dynamic.DECAY if args.dynamic_decay is None else args.dynamic_decay
+        figures = dynamic.evaluate_dynamic(model, vocab, ids, settings, rate, decay)
+    else:
+        figures = evaluate.evaluate(model, vocab, ids, settings)
+    if args.by_context:
+        figures["by_context"] = by_context.by_context(model, vocab, ids, settings)
+    print(json.dumps({"text": name} | figures) if args.json else _figures_text(name, figures))
+
+
+def _text(args: argparse.Namespace, vocab, config):
+    """(name, ids) of the text to score."""
+    from charlm.corpus.prepared import prepare
+
+    if args.text is not None:
+        content = read_text(args.text)
+        try:
+            return args.text, vocab.encode(content)
+        except UnicodeDecodeError as error:
+            raise CharlmError(f"--text {args.text}: byte {error.start:,} is not UTF-8") from error
+        except CharlmError as error:
+            raise CharlmError(f"--text {args.text}: {error}") from error
+    corpus = prepare(config)
+    if corpus.vocab != vocab:
+        raise CharlmError(
+            f"{corpus.folder}: its vocabulary ({len(corpus.vocab)} symbols) does not fit the model "
+            f"({len(vocab)} symbols); name the config that the model was trained with, or --text FILE"
+        )
+    split = args.split or "test"
+    return split, corpus[split]
+
+
+def _figures_text(name: str, figures: dict) -> str:
+    def line(name: str, of: dict) -> str:
+        return (
+            f"{name}: {of['nats_per_character']:.4f} nats/char, {of['bpc']:.4f} bpc, "
+            f"{of['bpb']:.4f} bpb, perplexity {of['perplexity']:.6g}"
+        )
+
+    lanes = "1 lane" if figures["lanes"] == 1 else f"{figures['lanes']} lanes"
+    lines = [
+        line(name, figures),
+        f"over {figures['characters']:,} characters, {figures['bytes']:,} bytes "
+        f"({lanes}, {figures['context']} characters of warm-up context)",
+        f"({FIGURES})",
+    ]
+    if "dynamic" in figures:
+        of = figures["dynamic"]
+        lines += [
+            line("dynamic", of),
+            f"a step at rate {of['rate']:g} after every {of['window']} characters, "
+            f"decay {of['decay']:g} to the trained weights",
+        ]
+    if "by_context" in figures:
+        from charlm.evaluation.by_context import table
+
+        lines += ["", table(figures["by_context"])]
+    return "\n".join(lines)
+
+
+def sample(argv: list[str]) -> None:
+    """Draw text from a model."""
+    parser = run_parser("sample", "Options that are not given come from the config of the run.")
+    parser.add_argument("--prompt", help="text that the sample continues")
+    parser.add_argument("--length", type=int, help="symbols to draw")
+    parser.add_argument("--temperature", type=float, help="divides the logits; 0 always takes the likeliest")
+    parser.add_argument("--top_k", type=int, help="draw from the k likeliest symbols only")
+    parser.add_argument("--top_p", type=float, help="draw from the likeliest symbols that reach this sum")
+    parser.add_argument("--seed", type=int, help="seed of the draw")
+    parser.add_argument("--num_samples", type=int, default=1, help="samples to draw; their seeds count up")
+    parser.add_argument("--json", action="store_true", help="print every sample as a line of JSON")
+    args = parser.parse_args(argv)
+    model, vocab, config = _load(args)
+    import torch
+
+    from charlm.sampling.generate import stream_text
+
+    given = _given(args, "prompt", "length", "temperature", "top_k", "top_p", "seed")
+    options = dataclasses.replace(config.sample, **given)
+    if model.device.type == "cpu" and args.num_samples < 16:
+        torch.set_num_threads(1)  # a step is too small to share
+    pieces = stream_text(model, vocab, options, args.num_samples)
+    shown = visible if sys.stdout.isatty() else str
+    if args.num_samples == 1 and not args.json:
+        print(shown(options.prompt + next(pieces)[0]), end="", flush=True)  # errors come before the prompt
+        for (piece,) in pieces:
+            print(shown(piece), end="", flush=True)
+        print()
+        return
+    for i, parts in enumerate(zip(*pieces, strict=True)):
+        text, seed = "".join(parts), options.seed + i
+        if args.json:
+            print(json.dumps({"prompt": options.prompt, "text": text, "seed": seed}, ensure_ascii=False))
+        else:
+            print(f"--- sample {i + 1}, seed {seed} ---\n{shown(options.prompt + text)}")
+
+
+def push(argv: list[str]) -> None:
+    """Send a model to the Hugging Face Hub."""
+    parser = Parser("push", "The model card is sent too. Offline the command lists what it would send.")
+    parser.add_argument("run", help="run directory or model folder")
+    parser.add_argument("name", help="repository on the Hub: user/name or organization/name")
+    parser.add_argument("--license", help="of the weights, as named by the Hub: mit, apache-2.0, …")
+    parser.add_argument("--language", action="append", default=[], help="of the text: en, …; may be repeated")
+    parser.add_argument("--private", action="store_true", help="if the repository is new, make it private")
+    parser.add_argument("--message", help="of the commit")
+    parser.add_argument("--dry_run", action="store_true", help="write the card, send nothing")
+    args = parser.parse_args(argv)
+    from huggingface_hub import constants
+
+    from charlm.model.pretrained import FILES
+    from charlm.sharing.hub import CARD, ready, upload
+
+    folder = ready(args.run, args.name, args.license, args.language)
+    dry = "--dry_run" if args.dry_run else "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
+    private = ", private" if args.private else ""
+    print(f"{'would send' if dry else 'sending'} {folder} to {args.name}{private}:")
+    for file in (CARD, *FILES):
+        print(f"  {(folder / file).stat().st_size:>13,} bytes  {file}")
+    if dry:
+        print(f"nothing was sent ({dry}); the card to read before sending: {folder / CARD}")
+    else:
+        print(upload(folder, args.name, args.private, args.message), flush=True)
+
+
+def export(argv: list[str]) -> None:
+    """Write a model as ONNX."""
+    parser = Parser("export", "From (ids, carry) to (log-probabilities, carry). Needs onnx and onnxruntime.")
+    parser.add_argument("run", help="run directory, model folder or hub id")
+    parser.add_argument("file", type=Path, help="file to write, such as model.onnx")
+    args = parser.parse_args(argv)
+    if not args.file.parent.is_dir():
+        raise CharlmError(f"{args.file}: there is no folder {args.file.parent}")
+    from charlm.sharing import onnx
+    from charlm.training.trained import load
+
+    model, vocab, _ = load(args.run, "cpu")
+    difference = onnx.export(model, vocab, args.file)
+    print(
+        f"{args.file}: {args.file.stat().st_size:,} bytes, {len(vocab)} symbols; "
+        f"onnxruntime agrees with the model within {difference:.1g}"
+    )
