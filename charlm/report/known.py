@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from charlm.config.fields import Config
-from charlm.config.parse import config_of
+from charlm.config.parse import read_run_config
 from charlm.corpus.prepared import Corpus, folder_of
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
@@ -50,7 +50,7 @@ def gather(where: str, device: str | None) -> Known:
     if weights or not known.history.records:  # with nothing at all, load says what is wrong
         known.model, known.vocab, known.config = load(where, device)
     else:
-        known.config = config_of(path)
+        known.config = read_run_config(path)
         known.missing.append(
             "All that takes a model: the run has no weights yet, neither model/ nor a checkpoint."
         )

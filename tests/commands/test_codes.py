@@ -75,7 +75,7 @@ def test_the_environment_asks_for_the_same_with_any_error(leaves, monkeypatch, v
     monkeypatch.setenv("CHARLM_DEBUG", value)
     code, said = leaves("train", "--train.steps", "0")
     assert code == 1 and said.splitlines()[-1] == "charlm: error: train.steps=0: must be 1 or more"
-    assert ("Traceback" in said and "config.py" in said) == shown
+    assert ("Traceback" in said and "checks.py" in said) == shown
 
 
 def test_a_stopped_training_ends_with_0_as_one_that_is_done(tmp_path):

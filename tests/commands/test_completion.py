@@ -90,7 +90,7 @@ def test_names_of_configs_and_their_files(tab):
 
 
 def test_the_values_of_a_choice(tab):
-    assert tab("charlm train --model.cell ") == ["lstm", "gru", "rnn"]
+    assert tab("charlm train --model.norm ") == ["none", "layer", "rms"]
     assert tab("charlm train --vocab.end_of_document t") == ["true"]
 
 
@@ -100,8 +100,8 @@ def test_bash_completes_after_an_equals_sign_and_leaves_files_to_the_shell(scrip
 
     (tmp_path / "my own.yaml").write_text("")
     (tmp_path / "notes.txt").write_text("")
-    assert tab("charlm train --model.cell =") == ["lstm", "gru", "rnn"]
-    assert tab("charlm train --model.cell = g") == ["gru"]
+    assert tab("charlm train --model.norm =") == ["none", "layer", "rms"]
+    assert tab("charlm train --model.norm = l") == ["layer"]
     assert tab("charlm evaluate ") == []  # then bash itself offers files
     assert [w for w in tab("charlm train --config ") if "." in w] == ["my own.yaml"]
 
