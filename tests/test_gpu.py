@@ -13,8 +13,10 @@ from charlm.evaluation.dynamic import evaluate_dynamic
 from charlm.model.device import set_float32_precision
 from charlm.sampling.generate import generate, generate_ids
 from charlm.training.lanes import Lanes, Position
-from charlm.training.loop import train
-from charlm.training.setup import Parts
+from charlm.training.loop import train, train_step
+from charlm.training.run import State
+from charlm.training.setup import make_accelerator, set_up
+from charlm.training.step import fix_summation_order, gradient_exchange, records_steps
 
 pytestmark = [
     pytest.mark.gpu,
@@ -121,9 +123,8 @@ def test_a_recorded_step_trains_as_the_plain_one_does(tmp_path, precision):
 def test_a_step_is_recorded_where_it_can_be(tmp_path):
     for precision, expected in (("bf16", True), ("fp32", True), ("fp16", False)):
         AcceleratorState._reset_state(reset_partial_state=True)
-        parts = Parts(run(tmp_path, precision, precision=precision))
-        parts.set_up(print)
-        assert parts.records is expected
+        config = run(tmp_path, precision, precision=precision)
+        assert records_steps(config, make_accelerator(config)) is expected
 
 
 def test_a_recorded_run_with_all_that_draws_random_numbers_goes_on_where_it_was(tmp_path):
@@ -141,17 +142,13 @@ def test_a_recorded_run_with_all_that_draws_random_numbers_goes_on_where_it_was(
 
 @pytest.mark.parametrize("cuda_graph", [False, True])
 def test_between_lines_of_the_log_a_step_waits_for_nothing(tmp_path, cuda_graph):
-    parts = Parts(run(tmp_path, "run", precision="bf16", cuda_graph=cuda_graph))
-    parts.set_up(print)
-    carry, position = None, Position()
+    config = run(tmp_path, "run", precision="bf16", cuda_graph=cuda_graph)
+    setup, state = set_up(config, make_accelerator(config), print), State()
     try:
         for step in range(6):
             if step == 3:
                 torch.cuda.set_sync_debug_mode("error")
-            x, y = parts.lanes.window(position)
-            _, _, carry = parts.forward_backward(x, y, carry)
-            parts.update()
-            position = parts.lanes.after(position)
+            train_step(config, setup, state)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -230,8 +227,6 @@ def test_gradients_are_sent_in_the_dtype_asked_for(tmp_path, gradients):
     """DistributedDataParallel over NCCL with one process, which averages with itself."""
     import torch.distributed as dist
 
-    from charlm.training import distributed as reduction
-
     dist.init_process_group("nccl", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
         config = ModelConfig(embedding_size=16, hidden_size=32, num_layers=2)
@@ -241,8 +236,8 @@ def test_gradients_are_sent_in_the_dtype_asked_for(tmp_path, gradients):
         plain = [p.grad.clone() for p in model.parameters()]
         model.zero_grad()
         wrapped = torch.nn.parallel.DistributedDataParallel(model)
-        reduction.options(gradients).register_comm_hook(wrapped)
-        reduction.settle(wrapped, "cuda")
+        gradient_exchange(gradients).register_comm_hook(wrapped)
+        fix_summation_order(wrapped, "cuda")
         wrapped(ids, None, ids)[0].backward()
         low = [g.to(torch.bfloat16).float() for g in plain] if gradients == "bf16" else plain
         for p, expected in zip(model.parameters(), low, strict=True):

@@ -1,7 +1,8 @@
-"""The classroom's toy: an RNN learns "hello".
+"""The classroom example: an RNN learns "hello".
 
-    hello    runs configs/hello.yaml and prints what the lecture prints
-    drawing  the network with its numbers, as SVG
+    hello               runs configs/hello.yaml and prints the table of the lecture
+    drawing             the network with its numbers, as SVG
+    drawing.svg.jinja   the template of the drawing
 
-Imports training.
+Imports training and the folders below it.
 """

@@ -1,7 +1,7 @@
-"""The classroom's toy, on the same path as Wikipedia: an RNN of 3 units learns "hello" in ten steps.
+"""The classroom example, through the same code as Wikipedia: an RNN of 3 units learns "hello" in ten steps.
 
 Seed 123, vocabulary h e l o, input "hell", target "ello", one-hot input, nn.RNN then nn.Linear, Adam with
-learning rate 0.1. The loss shown is the sum over the window of four characters, as in the lecture notebook.
+learning rate 0.1. The printed loss is the sum over the window of four characters, as in the lecture notebook.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from charlm.config.parse import load_config
 from charlm.corpus.prepared import prepare
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
-from charlm.hello.drawing import Panel, draw, panel
+from charlm.hello.drawing import Panel, compute_panel, draw
 from charlm.model.char_lm import CharLM
 from charlm.training.lanes import Lanes, Position
 from charlm.training.loop import train
@@ -25,10 +25,11 @@ from charlm.training.loop import train
 def hello(
     explain: bool = False, debug: bool = False, figure: str | Path | None = None
 ) -> list[tuple[str, float]]:
-    """Run configs/hello.yaml, printing a line per step; returns (predicted string, summed loss) of each.
+    """Run configs/hello.yaml and print a line per step; returns (predicted string, summed loss) of each.
 
-    Nothing is left on the disk but the figure. explain: show vocabulary, one-hot matrix, weights and model
-    first. debug: show the shapes at every stage. figure: an SVG of the model before and after training.
+    Leaves no file except the figure. explain: print vocabulary, one-hot matrix, weights and model first.
+    debug: print the shape after each stage. figure: path for an SVG of the model before and after training.
+    Raises CharlmError when the figure cannot be written.
     """
     lines: list[tuple[str, float]] = []
     panels: list[Panel] = []
@@ -43,7 +44,7 @@ def hello(
             if step == 0 and explain:
                 _explain(model, corpus.vocab, x)
             if step == 0:
-                panels.append(panel("before training", model, x, y))
+                panels.append(compute_panel("before training", model, x, y))
             with torch.no_grad():
                 predicted = corpus.vocab.decode(model(x)[0].argmax(-1)[0].tolist())
             lines.append((predicted, loss * x.numel()))
@@ -54,7 +55,7 @@ def hello(
         summary = train(config, quiet=True, watch=watch)
         if figure is not None:
             trained = CharLM.from_pretrained(summary.run_dir / "model")
-            panels.append(panel(f"after {summary.step} steps", trained, x, y))
+            panels.append(compute_panel(f"after {summary.step} steps", trained, x, y))
             texts = [[corpus.vocab.characters[i] for i in ids[0].tolist()] for ids in (x, y)]
             _write(Path(figure), draw(panels, *texts, corpus.vocab))
     return lines
@@ -86,10 +87,9 @@ def _explain(model: CharLM, vocab: Vocab, x: torch.Tensor) -> None:
 
 
 def _show_shapes(config: Config, vocab: Vocab, x: torch.Tensor) -> None:
-    """Send one window through a fresh model and print the shape that leaves each stage."""
-    state = torch.get_rng_state()
-    model = CharLM(config.model, len(vocab))
-    torch.set_rng_state(state)
+    """Pass one window through a new model and print the shape after each stage."""
+    with torch.random.fork_rng(devices=[]):  # the training afterwards draws the same weights
+        model = CharLM(config.model, len(vocab))
 
     def shape(out) -> str:
         tensors = out if isinstance(out, tuple) else (out,)

@@ -1,14 +1,11 @@
-"""One HTML page about a run.
+"""The HTML page of a run.
 
-    page        the page
-    known       what there is of a run
-    tables      its words and numbers
-    plots       its curves as SVG
-    looking     the cells while they read a text
-    findings    what the cells follow
-    text_facts  simple facts about text that a cell might follow
-    marks       how a symbol looks on the page
-    html/       template, style, script
+    page        read_run(): everything a run has left; render(): the page
+    contents    table of results, samples, character counts; how symbols are displayed
+    plots       line plots as SVG
+    probe       what a model predicts and what its cells do while it reads a text
+    text_facts  simple facts about text, and the correlation of cells with them
+    html/       template, style sheet, script
 
-Imports monitor and training.
+Imports monitor, training and the folders below them.
 """

@@ -1,140 +1,198 @@
-"""charlm report: what is known of a run, as one HTML page that needs nothing else."""
+"""charlm report: one self-contained HTML page about a run."""
 
 from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
 import numpy as np
 
 from charlm import __version__
+from charlm.config.fields import Config
+from charlm.config.parse import read_run_config
+from charlm.corpus.prepared import Corpus, folder_of
+from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.evaluation.by_context import by_context
 from charlm.files import replace
-from charlm.monitor.history import History
-from charlm.report import plots, tables
-from charlm.report.findings import cells, neighbours, passage
-from charlm.report.known import Known, gather, text_of
-from charlm.report.looking import look
+from charlm.model.char_lm import CharLM
+from charlm.monitor.history import History, read_history, thinned
+from charlm.report.contents import character_counts, results, spread_samples
+from charlm.report.plots import context_plot, import_matplotlib, training_plots
+from charlm.report.probe import cell_data, nearest_symbols, passage_data, probe_model
+from charlm.sampling.generate import generate
+from charlm.terminal import visible
+from charlm.training.checkpoint import steps_of
+from charlm.training.trained import load
 
 HTML = Path(__file__).parent / "html"
-NEAR, NEAR_WORK = 30_000, 3e10  # symbols that the loss by distance is measured on; fewer of a large model
+GENERATED = 4000  # symbols that the model generates when there is no text to read
+CONTEXT, CONTEXT_WORK = 30_000, 3e10  # symbols for the loss by context; symbols × parameters of a large model
 COUNTED = 1_000_000  # symbols of a text whose frequencies are counted
-# id, what must be there, and the title of every section
-SECTIONS = [
-    ("training", "plots", "Training"),
-    ("results", "results", "Results"),
-    ("samples", "samples", "Samples"),
-    ("surprise", "passage", "Surprise"),
-    ("cells", "passage", "Cells"),
-    ("context", "context", "Context"),
-    ("neighbours", "neighbours", "Neighbours"),
-    ("corpus", "corpus", "Corpus"),
-]
+
+
+@dataclass
+class RunContents:
+    """Everything a run directory, a model folder or a hub id holds. What it lacks is None or empty, and
+    `missing` has a sentence about it."""
+
+    source: str
+    run_dir: Path | None = None  # None for a model folder or a hub id
+    history: History = field(default_factory=History)
+    config: Config | None = None
+    model: CharLM | None = None
+    vocab: Vocab | None = None
+    corpus: Corpus | None = None
+    missing: list[str] = field(default_factory=list)
 
 
 def write_page(
-    where: str, output: str | Path | None, text: bytes | None, device: str | None
+    source: str, output: str | Path | None, text: bytes | None, device: str | None
 ) -> tuple[Path, list[str]]:
     """Write the page of a run directory, a model folder or a hub id. Returns its path and what is missing.
 
-    output: None is report.html in the folder, or in the current one for a hub id. text: what the model reads,
-    in place of held-out text. device: where the model runs; None is a GPU if there is one.
-    Raises CharlmError when there is neither a model nor a figure, for text that the model's vocabulary does
-    not have, when matplotlib is not installed, and when the page cannot be written.
+    output: None is report.html in the folder, or in the current one for a hub id. text: UTF-8 for the model
+    to read instead of held-out text. device: where the model runs; None is a GPU if there is one.
+    Raises CharlmError when there is neither a model nor a figure, for text that the vocabulary of the model
+    cannot encode, when matplotlib is not installed, and when the page cannot be written.
     """
-    plots.matplotlib()  # missing: say so before the work
-    known = gather(where, device)
-    source, ids = text_of(known, text)
-    page = render(known, source, ids)
-    path = Path(output) if output else (Path(where) if Path(where).is_dir() else Path()) / "report.html"
+    import_matplotlib()  # fail before the work
+    run = read_run(source, device)
+    text_source, ids = choose_text(run, text)
+    page = render(run, text_source, ids)
+    path = Path(output) if output else (Path(source) if Path(source).is_dir() else Path()) / "report.html"
     try:
         replace(path, page)
     except OSError as error:
         raise CharlmError(f"{path}: cannot be written ({error.strerror})") from error
-    return path, known.missing
+    return path, run.missing
 
 
-def render(known: Known, source: str, ids: np.ndarray) -> str:
-    """The page. ids: the text to read, of which `source` tells; fewer than 2 show none."""
-    floors = known.corpus.info["floors"] if known.corpus is not None else {}
-    told = {
-        "source": source,
-        "floors": floors,
-        "plots": _plots(known.history, floors),
-        "results": tables.results(known.history, floors),
-        "samples": tables.samples(known.history),
-        "corpus": tables.corpus(known.corpus) if known.corpus is not None else None,
+def read_run(source: str, device: str | None) -> RunContents:
+    """Open a run directory, a model folder or a hub id. Raises CharlmError without a model and any figure."""
+    path, run = Path(source), RunContents(source)
+    if path.is_dir() and not (path / "config.json").exists():
+        run.run_dir, run.history = path, read_history(path)
+        if not run.history.records:
+            run.missing.append("Training curves and samples: metrics.jsonl has no figures yet.")
+    else:
+        run.missing.append("Training curves, results and samples: this is a model without its run directory.")
+    if run.history.records and not (path / "model" / "config.json").exists() and not steps_of(path):
+        run.config = read_run_config(path)
+        run.missing.append("Everything that needs a model: no weights yet, neither model/ nor a checkpoint.")
+    else:
+        run.model, run.vocab, run.config = load(source, device)
+    config_dir = run.run_dir or (path.parent if path.name == "model" else None)
+    if config_dir is None or not (config_dir / "config.yaml").exists():
+        run.missing.append("Corpus and baselines: without a config.yaml the corpus cannot be found.")
+        return run
+    try:
+        folder = folder_of(run.config)
+        if folder.is_dir():
+            run.corpus = Corpus(folder)
+        else:
+            run.missing.append(
+                f"Corpus and baselines: {folder} does not exist. Run `charlm prepare` with the config of the "
+                f"run, in the folder in which the run was started."
+            )
+    except CharlmError as error:
+        run.missing.append(f"Corpus and baselines: {error}")
+    return run
+
+
+def choose_text(run: RunContents, text: bytes | None) -> tuple[str, np.ndarray]:
+    """(source, ids) of the text for the model to read. source: 'given', a split, 'generated'; '': no model.
+
+    ids: uint8[n] or uint16[n]. Raises CharlmError for a given text that cannot be encoded or is too short.
+    """
+    if run.model is None:
+        return "", np.empty(0, np.uint8)
+    if text is not None:
+        return "given", _encoded(text, run.vocab)
+    if run.corpus is not None and run.corpus.vocab == run.vocab:
+        for split in ("validation", "test", "train"):
+            if split in run.corpus.splits and len(run.corpus[split]) > 1:
+                return split, run.corpus[split]
+    elif run.corpus is not None:
+        run.missing.append("Text of the corpus: its vocabulary differs from the model's.")
+    run.missing.append(
+        "Held-out text: the model reads text that it generated; --text FILE gives it another text."
+    )
+    return "generated", run.vocab.encode(
+        generate(run.model, run.vocab, length=GENERATED, prompt="", temperature=0.8)
+    )
+
+
+def _encoded(text: bytes, vocab: Vocab) -> np.ndarray:
+    try:
+        ids = vocab.encode(text)
+    except UnicodeDecodeError as error:
+        raise CharlmError(f"--text: byte {error.start:,} is not UTF-8 ({error.reason})") from error
+    except CharlmError as error:
+        raise CharlmError(f"--text: {error}") from error
+    if len(ids) < 2:
+        raise CharlmError(f"--text: {len(ids)} symbol(s) are too short for a report: give 2 or more")
+    return ids
+
+
+def render(run: RunContents, text_source: str, ids: np.ndarray) -> str:
+    """The page. text_source, ids: as choose_text returns them."""
+    history, corpus = run.history, run.corpus
+    baselines = corpus.info["floors"] if corpus is not None else {}
+    _, speeds = history.series("characters_per_second")
+    values = {
+        "run": run,
+        "name": Path(run.source).resolve().name if Path(run.source).is_dir() else run.source,
+        "parameters": sum(p.numel() for p in run.model.parameters()) if run.model is not None else 0,
+        "throughput": float(np.median(speeds)) if len(speeds) else None,
+        "baselines": baselines,
+        "plots": training_plots(lambda name: thinned(*history.series(name)), baselines),
+        "results": results(history.records, history.status, baselines),
+        "samples": spread_samples(history.samples),
+        "text_source": text_source,
+        "version": __version__,
+        "time": time.strftime("%Y-%m-%d %H:%M"),
     }
-    if known.model is not None and len(ids) > 1:
+    if corpus is not None:
+        values["characters"] = {
+            key: character_counts(corpus, key) for key in ("most_frequent", "first_left_out")
+        }
+    if len(ids) > 1:
         try:
-            told |= _inside(known, ids)
+            values |= _model_sections(run, ids)
         except CharlmError as error:
-            known.missing.append(f"All that takes a model: {error}.")
-    told |= {
-        "sections": [(id, title) for id, key, title in SECTIONS if told.get(key)],
-        "name": Path(known.where).resolve().name if Path(known.where).is_dir() else known.where,
-        "about": tables.about(known),
-        "facts": tables.facts(known),
-        "missing": known.missing,
-        "made": f"Made by charlm {__version__} on {time.strftime('%Y-%m-%d %H:%M')}.",
-    }
-    files = {kind: (HTML / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")}
+            run.missing.append(f"Everything that needs a model: {error}.")
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HTML), autoescape=True)
-    environment.filters["seen"] = lambda mark: "␣" if mark == " " else mark
-    return environment.get_template("report.html").render(**told, **files)
+    environment.filters |= {"thousands": "{:,}".format, "visible": visible}
+    return environment.get_template("report.html").render(values)
 
 
-def _inside(known: Known, ids: np.ndarray) -> dict:
-    """What the model does with a text, for the template."""
-    model, vocab = known.model, known.vocab
-    seen = look(model, vocab, ids)
-    shown, layers = cells(seen, model.config.hidden_size)
-    told = {
-        "passage": f"{np.nanmean(seen.bits):.2f} bits per symbol",
-        "data": _safe(passage(seen, vocab) | {"cells": shown}),
-        "layers": layers,
-        "cell_count": f"{shown['of']:,}",
-        "compared": f"{seen.symbols:,}",
-        "embedded": model.config.embedding_size,
-    }
-    if len(shown["list"]) < shown["of"]:
-        told["left_out"] = (
-            f"To keep the page small, the {len(shown['list']):,} cells that follow a fact most closely "
-            f"are in it, and not the other {shown['of'] - len(shown['list']):,}."
-        )
-    near = ids[: int(np.clip(NEAR_WORK / sum(p.numel() for p in model.parameters()), 2_000, NEAR))]
-    rows = by_context(model, vocab, near, known.config.evaluate)
-    if len(rows) > 2:
-        told |= {"context": plots.context_plot(rows), "near": f"{len(near):,}"}
+def _model_sections(run: RunContents, ids: np.ndarray) -> dict:
+    """Values of the template for the sections that need a model."""
+    model, vocab = run.model, run.vocab
+    probe = probe_model(model, vocab, ids)
+    cells, layers = cell_data(probe, model.config.hidden_size)
+    near = ids[: int(np.clip(CONTEXT_WORK / sum(p.numel() for p in model.parameters()), 2_000, CONTEXT))]
+    rows = by_context(model, vocab, near, run.config.evaluate)
     counts = np.bincount(ids[:COUNTED], minlength=len(vocab))
-    if known.corpus is not None and known.corpus.vocab == vocab:
-        counts += np.bincount(known.corpus["train"][:COUNTED], minlength=len(vocab))
-    return told | {"neighbours": neighbours(model, vocab, counts)}
+    if run.corpus is not None and run.corpus.vocab == vocab:
+        counts += np.bincount(run.corpus["train"][:COUNTED], minlength=len(vocab))
+    return {
+        "probe": probe,
+        "mean_bits": float(np.nanmean(probe.bits)),
+        "data": _script_json(passage_data(probe, vocab) | {"cells": cells}),
+        "cells": cells,
+        "layers": layers,
+        "context": context_plot(rows) if len(rows) > 2 else None,
+        "context_symbols": len(near),
+        "neighbours": nearest_symbols(model, vocab, counts),
+    }
 
 
-def _safe(values: dict) -> str:
-    """JSON that may stand in a <script>: no text in it can end that."""
+def _script_json(values: dict) -> str:
+    """JSON for a <script>, which no text in it can close."""
     text = json.dumps(values, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _plots(history: History, floors: dict) -> list[tuple[str, str]]:
-    names = {"ngram": f"{floors.get('ngram', {}).get('order')}-gram"}
-    lines = {names.get(name, name): floor["bpc"] for name, floor in floors.items()}
-    found = [
-        ("Bits per character", plots.bpc_plot(history, lines)),
-        ("Loss, nats per symbol", plots.curve(history, "loss", "loss", "training loss by step")),
-        ("Learning rate", plots.curve(history, "learning_rate", "learning rate", "learning rate by step")),
-        (
-            "Gradient norm, before clipping",
-            plots.curve(history, "grad_norm", "norm", "gradient norm by step", spreads=True),
-        ),
-        (
-            "Throughput",
-            plots.curve(history, "characters_per_second", "characters/s", "characters per second by step"),
-        ),
-    ]
-    return [(caption, svg) for caption, svg in found if svg]

@@ -1,24 +1,54 @@
-"""Plots as SVG that takes its colours from the page around it, so that light and dark both suit it."""
+"""Line plots as SVG. Their colours are CSS variables of the page, so they follow its light or dark theme."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
+from charlm.corpus.prepared import baseline_title
 from charlm.errors import CharlmError
-from charlm.monitor.history import History, thinned
 
-# What matplotlib draws with, and the CSS variable that each becomes in the page.
+Series = tuple[np.ndarray, np.ndarray]  # x, y
+
+# Colours that stand for CSS variables of the page.
 INK, MUTED, GRID, FIRST, SECOND = "#010101", "#010102", "#010103", "#010104", "#010105"
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", FIRST: "line-1", SECOND: "line-2"}
-_WIDTH, _HEIGHT = 4.4, 2.7  # inches; shown about as wide as a phone, where its letters are still read
+_SIZE = 4.4, 2.7  # inches; at the width of a phone the letters are still readable
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: the page's font, and a small file
+    "font.size": 9,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+}
+# figure of metrics.jsonl, label of the axis, caption of a plot by step
+CURVES = [
+    ("loss", "loss", "Loss, nats per symbol"),
+    ("learning_rate", "learning rate", "Learning rate"),
+    ("grad_norm", "norm", "Gradient norm, before clipping"),
+    ("characters_per_second", "characters/s", "Throughput, characters per second"),
+]
 
 
-def matplotlib():
-    """The library, without a screen. Raises CharlmError when it is not installed."""
+def import_matplotlib():
+    """(matplotlib, its Figure). Raises CharlmError when it is not installed."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -29,44 +59,65 @@ def matplotlib():
     return matplotlib, Figure
 
 
-def plot(draw: Callable, title: str) -> str:
-    """An <svg> of one pair of axes, which `draw` is called with. title: for those who cannot see it."""
-    library, figure_of = matplotlib()
-    style = {
-        "svg.fonttype": "none",  # letters as text: the page's font, and small
-        "svg.hashsalt": title,  # names inside the picture: the same every time, others in every picture
-        "font.size": 9,
-        "axes.edgecolor": MUTED,
-        "axes.linewidth": 0.6,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.labelcolor": INK,
-        "axes.grid": True,
-        "grid.color": GRID,
-        "grid.linewidth": 0.6,
-        "text.color": INK,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "lines.linewidth": 1.5,
-        "legend.frameon": False,
-        "legend.fontsize": 8.5,
+def training_plots(series: Callable[[str], Series], baselines: dict) -> list[tuple[str, str]]:
+    """(caption, <svg>) of every figure of training that has finite values.
+
+    series: name of a figure → (steps, values). baselines: key of corpus.json → figures.
+    """
+    # "6-gram, Witten-Bell" is too long for the margin
+    levels = {baseline_title(key, row).split(",")[0]: row["bpc"] for key, row in baselines.items()}
+    plots = [("Bits per character", _bpc_plot(series("bpc"), series("validation/bpc"), levels))]
+    for name, label, caption in CURVES:
+        plots.append((caption, _curve(*series(name), label, caption, log=name == "grad_norm")))
+    return [(caption, svg) for caption, svg in plots if svg]
+
+
+def context_plot(rows: list[dict]) -> str:
+    """Bits per character by distance from a reset of the state; rows as by_context returns them."""
+
+    def finish(axes) -> None:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.set_xlabel("characters since the state was reset")
+        axes.set_ylabel("bits per character")
+        axes.legend(loc="upper right")
+
+    distances = np.array([row["characters_from"] for row in rows])
+    figures = {
+        "since a reset": "nats_per_character",
+        "state carried from the start": "carried_nats_per_character",
     }
-    with library.rc_context(style):
-        figure = figure_of(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    lines = {k: (distances, np.array([row[v] for row in rows]) / np.log(2)) for k, v in figures.items()}
+    return _plot("bits per character by characters since the state was reset", lines, [*lines], finish)
+
+
+def _plot(title: str, lines: dict[str, Series], marked: list[str], finish: Callable) -> str | None:
+    """An <svg> of one pair of axes, or None when no line has a finite value.
+
+    title: for screen readers. marked: labels of the lines with marked points. finish(axes): sets the rest.
+    """
+    if not any(np.isfinite(y).any() for _, y in lines.values()):
+        return None
+    matplotlib, figure_class = import_matplotlib()
+    # the salt makes ids inside the picture unique in the page, and the same in every run
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": title}):
+        figure = figure_class(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
-        draw(axes)
+        for colour, (label, (x, y)) in zip((FIRST, SECOND), lines.items(), strict=False):
+            if len(x):
+                marker = "o" if label in marked or len(x) == 1 else ""
+                axes.plot(x, y, color=colour, label=label, marker=marker)
+        finish(axes)
         out = io.StringIO()
-        about = {"Creator": None, "Date": None, "Format": None, "Type": None}
-        figure.savefig(out, format="svg", transparent=True, metadata=about)
-    return _for_page(out.getvalue(), title)
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(out, format="svg", transparent=True, metadata=no_metadata)
+    return _inline_svg(out.getvalue(), title)
 
 
-def _for_page(svg: str, title: str) -> str:
+def _inline_svg(svg: str, title: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r' id="(?!\w*[0-9a-f]{10}")[^"]*"', "", svg)  # figure_1, axes_1: in every picture the same
+    svg = re.sub(r' id="(?!\w*[0-9a-f]{10}")[^"]*"', "", svg)  # figure_1, axes_1: the same in every picture
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
     for colour, name in _VARIABLES.items():
@@ -74,7 +125,7 @@ def _for_page(svg: str, title: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
 
 
-def short_number(value: float) -> str:
+def _short_number(value: float, _=None) -> str:
     """2,500 as 2.5k, 3,000,000 as 3M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
@@ -82,89 +133,54 @@ def short_number(value: float) -> str:
     return f"{value:g}"
 
 
-def _steps(axes) -> None:
-    axes.xaxis.set_major_formatter(lambda value, _: short_number(value))
+def _step_axis(axes) -> None:
+    axes.xaxis.set_major_formatter(_short_number)
     axes.xaxis.get_major_locator().set_params(nbins=5)
     axes.set_xlabel("step")
     axes.margins(x=0.02)
 
 
-def bpc_plot(history: History, floors: dict[str, float]) -> str | None:
-    """Bits per character on train and validation, the floors as lines. None when nothing was told yet."""
-    train, held_out = history.series("bpc"), history.series("validation/bpc")
-    if not len(train[0]) and not len(held_out[0]):
-        return None
+def _bpc_plot(train: Series, validation: Series, levels: dict[str, float]) -> str | None:
+    """levels: title of a baseline → its bits per character, drawn as a horizontal line."""
 
-    def draw(axes) -> None:
-        many = len(held_out[0]) > 30
-        for (steps, values), label, colour, marker in (
-            (train, "train", FIRST, ""),
-            (held_out, "validation", SECOND, "" if many else "o"),
-        ):
-            if len(steps):
-                alone = {"marker": "o"} if len(steps) == 1 else {"marker": marker}
-                axes.plot(*thinned(steps, values), color=colour, label=label, markersize=3.5, **alone)
-        known = [v for _, values in (train, held_out) for v in values if np.isfinite(v)] + [*floors.values()]
-        end = [values[-1] for _, values in (train, held_out) if len(values) and np.isfinite(values[-1])]
-        if known and end:  # the first steps, which score far worse, may leave the picture
-            low, high = min(known), min(max(known), max([*end, *floors.values()]) * 1.6)
+    def finish(axes) -> None:
+        values = [v for _, y in (train, validation) for v in y if np.isfinite(v)] + [*levels.values()]
+        last = [y[-1] for _, y in (train, validation) if len(y) and np.isfinite(y[-1])]
+        if last:  # the first steps score far worse and may lie above the plot
+            low, high = min(values), min(max(values), max([*last, *levels.values()]) * 1.6)
             axes.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low) or None)
-        _floors(axes, floors)
+        _draw_levels(axes, levels)
         axes.set_ylabel("bits per character")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
-        _steps(axes)
+        _step_axis(axes)
 
-    return plot(draw, "bits per character by step, on train and validation")
+    marked = ["validation"] if len(validation[0]) <= 30 else []
+    lines = {"train": train, "validation": validation}
+    return _plot("bits per character by step, on train and validation", lines, marked, finish)
 
 
-def _floors(axes, floors: dict[str, float]) -> None:
-    """A dashed line for each, named at its right end, no name upon another."""
+def _draw_levels(axes, levels: dict[str, float]) -> None:
+    """Dashed lines, each labelled at its right end; labels do not overlap."""
     low, high = axes.get_ylim()
-    least, last = 0.075 * (high - low), -np.inf
-    for name, value in sorted(floors.items(), key=lambda floor: floor[1]):
+    spacing, last = 0.075 * (high - low), -np.inf
+    for title, value in sorted(levels.items(), key=lambda level: level[1]):
         axes.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        last = max(value, last + least)
+        last = max(value, last + spacing)
         place = {"xycoords": ("axes fraction", "data"), "xytext": (4, 0), "textcoords": "offset points"}
-        axes.annotate(name, (1, last), ha="left", va="center", fontsize=8, color=MUTED, **place)
+        axes.annotate(title, (1, last), ha="left", va="center", fontsize=8, color=MUTED, **place)
 
 
-def curve(history: History, name: str, label: str, title: str, spreads: bool = False) -> str | None:
-    """One figure by step. None when it was never told. spreads: logarithmic when it spans a lot."""
-    steps, values = history.series(name)
-    if not np.isfinite(values).any():
-        return None
+def _curve(steps: np.ndarray, values: np.ndarray, label: str, caption: str, log: bool) -> str | None:
+    """One figure by step. log: on a logarithmic axis if it is positive and spans more than a factor of 20."""
 
-    def draw(axes) -> None:
-        marker = {"marker": "o", "markersize": 3.5} if len(steps) == 1 else {}
-        axes.plot(*thinned(steps, values), color=FIRST, **marker)
+    def finish(axes) -> None:
         finite = values[np.isfinite(values)]
-        if spreads and 0 < 20 * finite.min() < finite.max():
+        if log and 0 < 20 * finite.min() < finite.max():
             axes.set_yscale("log")
         else:
             axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_formatter(lambda value, _: short_number(round(value, 12)))
+            axes.yaxis.set_major_formatter(lambda value, _: _short_number(round(value, 12)))
         axes.set_ylabel(label)
-        _steps(axes)
+        _step_axis(axes)
 
-    return plot(draw, title)
-
-
-def context_plot(rows: Sequence[dict]) -> str:
-    """Bits per character by distance from a reset of the state; rows as by_context returns them."""
-
-    def draw(axes) -> None:
-        at = [row["characters_from"] for row in rows]
-        for key, label, colour in (
-            ("nats_per_character", "since a reset", FIRST),
-            ("carried_nats_per_character", "state carried from the start", SECOND),
-        ):
-            axes.plot(
-                at, [row[key] / np.log(2) for row in rows], "o-", color=colour, label=label, markersize=3.5
-            )
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.set_xlabel("characters since the state was reset")
-        axes.set_ylabel("bits per character")
-        axes.legend(loc="upper right")
-
-    return plot(draw, "bits per character by characters since the state was reset")
+    return _plot(f"{caption}, by step", {label: (steps, values)}, [], finish)

@@ -1,14 +1,14 @@
-"""What a cell might keep track of: simple facts about text, and how well each cell agrees with each.
+"""Simple facts about text that a cell may track, and their correlation with the values of cells.
 
-The idea of looking for cells that know of quotes, brackets and line ends is of Karpathy, Johnson and Fei-Fei
-2015, "Visualizing and Understanding Recurrent Networks".
+The search for cells that track quotes, brackets and line ends follows Karpathy, Johnson and Fei-Fei 2015,
+"Visualizing and Understanding Recurrent Networks".
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-# name → what it is. MEMORY takes remembering; of LAST the last symbol alone tells.
+# name → description. The facts of MEMORY depend on earlier text, those of LAST on the last character only.
 MEMORY = {
     "inside double quotes": 'between " and the next " on the line',
     "inside single quotes": "between ' and the next ' on the line",
@@ -16,13 +16,13 @@ MEMORY = {
     "inside square brackets": "how many [ are open",
     "inside braces": "how many { are open",
     "inside angle brackets": "between < and > on the line",
-    "line position": "characters since the line began, at most 100",
-    "indentation": "how far the line is indented, at most 40; a tab counts 4",
+    "line position": "characters since the start of the line, at most 100",
+    "indentation": "width of the line's indentation, at most 40; a tab counts as 4",
     "before the line's first word": "only white space on the line so far",
-    "blank line above": "the line before this one is blank",
+    "blank line above": "the previous line is blank",
     "comment": "after # or // on the line",
-    "word position": "letters of the word so far, at most 12",
-    "digits in a row": "digits of the number so far, at most 8",
+    "word position": "letters of the current word so far, at most 12",
+    "digits in a row": "digits of the current number so far, at most 8",
     "inside a web address": "after :// until white space",
     "since the sentence began": "characters since . ! or ?, at most 200",
 }
@@ -31,131 +31,116 @@ LAST = {
     "space": "the last character is a space",
     "capital": "the last character is a capital letter",
     "digit": "the last character is a digit",
-    "punctuation": "the last character is neither letter, digit nor white space",
+    "punctuation": "the last character is neither a letter, a digit nor white space",
     "vowel": "the last character is a, e, i, o or u",
 }
 NAMES = (*MEMORY, *LAST)
+_OPENING = {")": "(", "]": "[", "}": "{"}
 
 
-def detect(text: str) -> np.ndarray:
-    """float32[len(text), detectors]: every fact after each character is read, in the order of NAMES.
+def fact_values(text: str) -> np.ndarray:
+    """float32[len(text), F]: the value of every fact after each character is read, in the order of NAMES.
 
-    NUL is the end of a document, where all begin anew. A line begins with the text.
+    The text starts with a new line. NUL is the end of a document and resets every fact.
     """
-    out = np.zeros((len(text), len(NAMES)), np.float32)
-    at = _Place()
+    values = np.zeros((len(text), len(NAMES)), np.float32)
+    state = _State()
     for i, character in enumerate(text):
-        at = _Place() if character == "\0" else at.after(character)
-        out[i] = at.facts(character)
-    return out
+        if character == "\0":
+            state = _State()
+        else:
+            state.read(character)
+        values[i] = state.values(character)
+    return values
 
 
-class _Place:
-    """Where in a text one is."""
+class _State:
+    """What the facts need from the text before."""
 
     def __init__(self) -> None:
         self.open = {"(": 0, "[": 0, "{": 0}
         self.word = self.number = self.sentence = 0
-        self.above = False
-        self._line()
+        self.blank_above = False
+        self.start_line()
 
-    def _line(self) -> None:
+    def start_line(self) -> None:
         self.double = self.single = self.angle = self.comment = self.address = False
         self.column = self.indent = 0
         self.leading = True
-        self.tail = ""
+        self.tail = ""  # the last three characters
 
-    def after(self, character: str) -> _Place:
-        """The same place, one character on."""
+    def read(self, character: str) -> None:
         self.sentence = 0 if character in ".!?" else self.sentence + 1
+        self.word = self.word + 1 if character.isalpha() else 0
+        self.number = self.number + 1 if character.isdigit() else 0
         if character == "\n":
-            self.above = self.leading
-            if self.above:  # what was never closed is forgotten at a blank line
+            self.blank_above = self.leading
+            if self.blank_above:  # a blank line closes brackets that the text left open
                 self.open = dict.fromkeys(self.open, 0)
-            self.word = self.number = 0
-            self._line()
-            return self
+            self.start_line()
+            return
         self.column += 1
-        before = self.tail[-1:]
+        previous = self.tail[-1:]
         self.tail = (self.tail + character)[-3:]
-        if self.leading and character in " \t":
+        self.leading = self.leading and character in " \t"
+        if self.leading:
             self.indent += 4 if character == "\t" else 1
-        else:
-            self.leading = False
-        if character.isspace():
-            self.address = False
-        elif self.tail == "://":
-            self.address = True
+        self.address = not character.isspace() and (self.address or self.tail == "://")
         if not self.comment:
             if character == '"' and not self.single:
                 self.double = not self.double
-            elif character == "'" and not self.double and not (before.isalpha() and not self.single):
+            elif character == "'" and not self.double and (self.single or not previous.isalpha()):
                 self.single = not self.single
         if not (self.double or self.single or self.address):
             self.comment = self.comment or character == "#" or self.tail.endswith("//")
         if character in self.open:
             self.open[character] += 1
-        elif character in ")]}":
-            opening = "([{"[")]}".index(character)]
-            self.open[opening] = max(self.open[opening] - 1, 0)
+        elif character in _OPENING:
+            self.open[_OPENING[character]] = max(self.open[_OPENING[character]] - 1, 0)
         self.angle = character == "<" or (self.angle and character != ">")
-        self.word = self.word + 1 if character.isalpha() else 0
-        self.number = self.number + 1 if character.isdigit() else 0
-        return self
 
-    def facts(self, character: str) -> tuple[float, ...]:
+    def values(self, character: str) -> tuple[float, ...]:
+        """The facts in the order of NAMES."""
         blank = character.isspace() or character == "\0"
         return (
             *(self.double, self.single, *(min(n, 4) for n in self.open.values()), self.angle),
-            *(min(self.column, 100), min(self.indent, 40), self.leading, self.above, self.comment),
+            *(min(self.column, 100), min(self.indent, 40), self.leading, self.blank_above, self.comment),
             *(min(self.word, 12), min(self.number, 8), self.address, min(self.sentence, 200)),
             *(character == "\n", character == " ", character.isupper(), character.isdigit()),
-            not (character.isalnum() or blank),
-            character in "aeiou",
+            *(not (character.isalnum() or blank), character in "aeiou"),
         )
 
 
-class Agreement:
-    """Correlations of cells with detectors, from sums: text of any length takes the same memory.
-
-    There are two sets of them. One is to choose by, and the other to score what was chosen: the best of
-    thousands of pairs looks better than it is on the text that it was chosen by.
-    """
+class Correlations:
+    """Correlations of facts with cells from running sums, so memory does not grow with the text."""
 
     def __init__(self, cells: int):
-        self.sums = [_Sums(cells), _Sums(cells)]
-
-    def add(self, half: int, facts: np.ndarray, cells: np.ndarray) -> None:
-        """Read more: facts float32[n, detectors], cells float32[n, C]. half: 0 to choose by, 1 to score."""
-        self.sums[half].add(facts.astype(np.float64), cells.astype(np.float64))
-
-    def correlations(self) -> tuple[np.ndarray, np.ndarray]:
-        """float64[detectors, C] twice, to choose by and to score; 0 where a side never changes."""
-        return self.sums[0].correlations(), self.sums[1].correlations()
-
-
-class _Sums:
-    def __init__(self, cells: int):
-        facts = len(NAMES)
-        self.n, self.f, self.ff = 0, np.zeros(facts), np.zeros(facts)
-        self.c, self.cc, self.fc = np.zeros(cells), np.zeros(cells), np.zeros((facts, cells))
+        self.n, self.facts, self.facts2 = 0, np.zeros(len(NAMES)), np.zeros(len(NAMES))
+        self.cells, self.cells2, self.products = (
+            np.zeros(cells),
+            np.zeros(cells),
+            np.zeros((len(NAMES), cells)),
+        )
 
     def add(self, facts: np.ndarray, cells: np.ndarray) -> None:
+        """Add n observations: facts float[n, F], cells float[n, C]."""
+        facts, cells = facts.astype(np.float64), cells.astype(np.float64)
         self.n += len(facts)
-        self.f += facts.sum(0)
-        self.ff += (facts**2).sum(0)
-        self.c += cells.sum(0)
-        self.cc += (cells**2).sum(0)
-        self.fc += facts.T @ cells
+        self.facts += facts.sum(0)
+        self.facts2 += (facts**2).sum(0)
+        self.cells += cells.sum(0)
+        self.cells2 += (cells**2).sum(0)
+        self.products += facts.T @ cells
 
-    def correlations(self) -> np.ndarray:
+    def values(self) -> np.ndarray:
+        """float64[F, C]; 0 where the fact or the cell is constant."""
         n = max(self.n, 1)
-        together = self.fc / n - np.outer(self.f, self.c) / n**2
-        spread = np.outer(_variance(self.f, self.ff, n), _variance(self.c, self.cc, n)) ** 0.5
-        return np.divide(together, spread, out=np.zeros_like(together), where=spread > 0)
+        covariance = self.products / n - np.outer(self.facts, self.cells) / n**2
+        variances = np.outer(_variance(self.facts, self.facts2, n), _variance(self.cells, self.cells2, n))
+        return np.divide(covariance, variances**0.5, out=np.zeros_like(covariance), where=variances > 0)
 
 
 def _variance(total: np.ndarray, squares: np.ndarray, n: int) -> np.ndarray:
-    """Zero where rounding alone is left of it."""
+    """Zero where only rounding errors remain."""
     variance = squares / n - (total / n) ** 2
     return np.where(variance > 1e-9 * (squares / n + 1e-30), variance, 0)

@@ -17,7 +17,6 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 
 import torch
 from safetensors.torch import load, save
@@ -47,7 +46,7 @@ def steps_of(run_dir: str | Path) -> list[int]:
     )
 
 
-def save_checkpoint(
+def write_checkpoint(
     run_dir: str | Path,
     step: int,
     facts: dict,
@@ -59,15 +58,14 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint, then delete old ones: all but the newest `keep` and that of best_step.
 
-    tensors: file name → name → tensor. Raises CharlmError when it cannot be written; the ones before are
+    tensors: file name → name → tensor. Raises CharlmError when it cannot be written; the earlier ones are
     untouched then.
     """
     folder = folder_of(run_dir, step)
-    partial = folder.with_name(f".{folder.name}.partial")
-    old = folder.with_name(f".{folder.name}.old")
+    partial, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("partial", "old"))
     try:
-        for left in folder.parent.glob(".step-*"):  # of a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        for left_over in folder.parent.glob(".step-*"):  # of a process that was killed
+            shutil.rmtree(left_over, ignore_errors=True)
         partial.mkdir(parents=True)
         files = {f"{name}.safetensors": save(group) for name, group in tensors.items()}
         files["facts.json"] = json.dumps(facts, indent=2).encode()
@@ -84,58 +82,20 @@ def save_checkpoint(
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        before = steps_of(run_dir)
+        steps = steps_of(run_dir)
         safe = (
-            f"step {before[-1]} is safe in {folder_of(run_dir, before[-1])}"
-            if before
+            f"step {steps[-1]} is safe in {folder_of(run_dir, steps[-1])}"
+            if steps
             else "there is none before"
         )
         raise CharlmError(f"{folder}: cannot be written ({error.strerror or error}); {safe}") from error
-    # A later step can only be a damaged one that was passed over: it is not counted, nor deleted.
+    # A later step can only be a damaged checkpoint that was skipped: it is not counted, nor deleted.
     for other in [s for s in steps_of(run_dir) if s <= step][:-keep]:
         if other != best_step:
-            gone = folder_of(run_dir, other)
-            hidden = gone.with_name(f".{gone.name}.old")
-            os.rename(gone, hidden)  # a kill while deleting leaves no half of it under its name
+            hidden = folder_of(run_dir, other).with_name(f".step-{other:08d}.old")
+            os.rename(folder_of(run_dir, other), hidden)  # a kill while deleting leaves no half of it behind
             shutil.rmtree(hidden, ignore_errors=True)
     return folder
-
-
-class Saver:
-    """Writes checkpoints beside the training, one after the other.
-
-    Training waits for no disk then, but for one that is slower than checkpoints come. What goes wrong is
-    raised by the next save(), or by wait(). A process that leaves without wait() waits for none: what was on
-    its way is lost then, the checkpoint before is whole.
-    """
-
-    def __init__(self):
-        self._thread: Thread | None = None
-        self._error: BaseException | None = None
-
-    def save(self, *args, **kwargs) -> None:
-        """save_checkpoint, when the one before is written. The tensors must be copies."""
-        self.wait()
-        self._thread = Thread(target=self._write, args=(args, kwargs), name="checkpoint", daemon=True)
-        self._thread.start()
-
-    def _write(self, args: tuple, kwargs: dict) -> None:
-        try:
-            save_checkpoint(*args, **kwargs)
-        except BaseException as error:  # for the thread that trains
-            self._error = error
-
-    def join(self) -> None:
-        """Until all are on the disk, or have failed."""
-        if self._thread is not None:
-            self._thread.join()
-
-    def wait(self) -> None:
-        """join(), and raise what went wrong."""
-        self.join()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
 
 
 def load_checkpoint(folder: str | Path) -> tuple[dict, dict[str, dict[str, Tensor]], Vocab]:
@@ -146,11 +106,11 @@ def load_checkpoint(folder: str | Path) -> tuple[dict, dict[str, dict[str, Tenso
     folder = Path(folder)
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        known = {k: manifest[k] for k in FORMAT} == FORMAT
-        listed = {str(name): (said["bytes"], said["sha256"]) for name, said in manifest["files"].items()}
+        supported = {k: manifest[k] for k in FORMAT} == FORMAT
+        listed = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpoint(f"{folder / 'manifest.json'}: {error!r}") from error
-    if not known:
+    if not supported:
         raise DamagedCheckpoint(f"{folder}: not a checkpoint of this version of charlm")
     unlisted = {p.name for p in folder.iterdir()} | NEEDED
     unlisted -= {"manifest.json", *listed}
@@ -171,31 +131,31 @@ def load_checkpoint(folder: str | Path) -> tuple[dict, dict[str, dict[str, Tenso
 
 
 def load_newest(
-    run_dir: str | Path, together: Callable[[list], list] = list, here: str = ""
+    run_dir: str | Path, gather: Callable[[list], list] = list, here: str = ""
 ) -> tuple[dict, dict[str, dict[str, Tensor]], Vocab] | None:
-    """The newest whole checkpoint of a run, or None when it has none.
+    """The newest undamaged checkpoint of a run, or None when it has none.
 
-    A damaged one is passed over with a warning. Raises CharlmError when all are damaged: starting anew is
-    for the user to decide.
-    together: of several processes that load the same one, joins what each says, the main process first. They
-    try those that the main one sees, and pass over one that is damaged for any. here: names this process.
+    A damaged one is skipped with a warning. Raises CharlmError when all are damaged: whether to start again
+    is for the user to decide.
+    gather: joins the lists of several processes that load the same one, the main process first. They try the
+    steps that the main process sees, and skip one that is damaged for any. here: names this process.
     """
-    steps = together([steps_of(run_dir)])[0]
+    steps = gather([steps_of(run_dir)])[0]
     for step in reversed(steps):
         loaded, damage = None, []
         try:
             loaded = load_checkpoint(folder_of(run_dir, step))
         except DamagedCheckpoint as error:
             damage = [f"{error}{here}"]
-        damage = together(damage)
+        damage = gather(damage)
         if not damage:
             return loaded
-        warnings.warn(f"damaged checkpoint passed over: {damage[0]}", CharlmWarning, stacklevel=2)
+        warnings.warn(f"damaged checkpoint skipped: {damage[0]}", CharlmWarning, stacklevel=2)
     if steps:
         shared = "; all processes must see the same folder" if here else ""
         raise CharlmError(
-            f"{run_dir}: none of its {len(steps)} checkpoint(s) is whole; delete {run_dir} to start anew, "
-            f"or name another run_dir{shared}"
+            f"{run_dir}: none of its {len(steps)} checkpoint(s) is undamaged; delete {run_dir} to start "
+            f"again, or name another run_dir{shared}"
         )
     return None
 
@@ -216,7 +176,7 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
         parameter, _, key = name.rpartition("/")
         if parameter not in parameters:
             raise CharlmError(
-                f"the checkpoint's optimizer knows a parameter {parameter} that the model has not"
+                f"the checkpoint's optimizer has a parameter {parameter} that the model does not have"
             )
         p = parameters[parameter]
         optimizer.state[p][key] = value.to(p.device)

@@ -11,9 +11,9 @@ Text of 27 ids, batch_size 2, bptt 4 (an epoch starts `offset` ids into the text
     x of lane 0, window 1:  e f g h
     y of lane 0, window 1:  f g h i      the next character of each
 
-A lane's carry goes from each window to the next. At the end of the epoch it starts again at zero, and the
-next epoch starts at another offset, so that neither windows nor lane borders repeat. A position is two
-integers.
+The carry of a lane (its recurrent state) is handed from each window to the next. At the end of an epoch it
+starts again at zero, and the next epoch starts at another offset, so that neither windows nor lane borders
+repeat. A position is two integers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from charlm.errors import CharlmError
 
 
 class Position(NamedTuple):
-    """Where training stands: the window to be read next."""
+    """The window that training reads next."""
 
     epoch: int = 0
     window: int = 0
@@ -67,13 +67,13 @@ class Lanes:
         self.windows = (len(ids) - 1) // (batch_size * bptt)
         self.spare = len(ids) - 1 - self.windows * batch_size * bptt  # ids to choose an offset from
         if self.spare < batch_size * bptt // 2 and self.windows >= 10:
-            self.windows -= 1  # read a little less per epoch rather than repeat its windows
+            self.windows -= 1  # read less per epoch, so that the next one has other windows
             self.spare += batch_size * bptt
         self.ids = torch.from_numpy(ids)
         if self.device.type == "cuda" and self.ids.nbytes < torch.cuda.mem_get_info(self.device)[0] // 8:
             self.ids = self.ids.to(self.device)  # no copy per window
         self._reader = None if self.ids.device.type == self.device.type else ThreadPoolExecutor(1, "lanes")
-        self._ahead: tuple[Position, Future] | None = None  # the window that is being read
+        self._ahead: tuple[Position, Future] | None = None  # the window being read
 
     def offset(self, epoch: int) -> int:
         """Where an epoch starts in the text: 0 for the first, then drawn from the seed."""

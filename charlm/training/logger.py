@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl always, Weights & Biases if wanted, a bar on a terminal or lines."""
+"""The log of a run: metrics.jsonl always, Weights & Biases if wanted, and a progress bar or lines."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read_records(lines: Iterable[bytes]) -> Iterator[dict]:
 
 
 def wandb_mode(choice: str) -> tuple[str, str]:
-    """(online | offline | disabled, why) for log.wandb. Never asks, never waits longer than 3 seconds."""
+    """(online | offline | disabled, why) for log.wandb. Never prompts, never waits longer than 3 seconds."""
     modes = ("online", "offline", "disabled")
     if choice != "auto":
         return choice, "log.wandb"
@@ -66,8 +66,8 @@ def _in_netrc(host: str | None) -> bool:
         return False
 
 
-def _patience(mode: str) -> float:
-    """Seconds that wandb has at the end for the rest; by itself it would wait for days.
+def _finish_timeout(mode: str) -> float:
+    """Seconds that wandb has at the end to write what is left; by default it would wait for days.
 
     Offline it waits for this machine alone, which may be busy.
     """
@@ -75,7 +75,7 @@ def _patience(mode: str) -> float:
 
 
 class Logger:
-    """Tells the figures of a run. On ranks other than the main one every method does nothing."""
+    """Logs the figures of a run. In processes other than the main one every method does nothing."""
 
     def __init__(self, config: Config, accelerator, *, quiet: bool = False):
         self.config, self.accelerator = config, accelerator
@@ -84,22 +84,24 @@ class Logger:
         self.path = Path(config.run_dir) / "metrics.jsonl"
         self.mode, self.why = wandb_mode(config.log.wandb)
         self.bar = self.run = self.file = None
-        self.told = 0  # records so far: the number of the next one, here and at wandb
-        self.known = 0  # records that wandb had when it was opened
+        self.records = 0  # so far: the number of the next one, here and at wandb
+        self.logged = 0  # records that wandb had when it was opened
 
     def open(self, step: int, run_id: str) -> None:
-        """Begin at a step: figures of later steps, told by a process that was killed, are dropped."""
+        """Open at a step: records of later steps, written by a process that was killed, are dropped."""
         if self.main:
             lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
             records = [record for record in read_records(lines) if record["step"] <= step]
             replace(self.path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-            self.told = len(records)
+            self.records = len(records)
             self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
             self.say(f"wandb: {self.mode} ({self.why})")
         if self.mode != "disabled":
             self._open_wandb(run_id)
         if self.main:
-            for number, record in enumerate(records):  # what wandb has not got: all, of an offline run
+            for number, record in enumerate(
+                records
+            ):  # those that wandb does not have: all, of an offline run
                 self._to_wandb(number, record)
         steps, terminal = self.config.train.steps, sys.stderr.isatty()
         self.bar = tqdm(
@@ -107,46 +109,48 @@ class Logger:
         )
 
     def _to_wandb(self, number: int, record: dict) -> None:
-        """Record n is n at wandb too, so that no restart loses or doubles one.
+        """Record n is step n at wandb too, so that no restart loses or doubles one.
 
-        Online, wandb knows how many it has. An offline run always begins anew, so it is told all from the
-        first: the newest one holds the whole curve, and the ones before are removed in close().
+        Online, wandb returns how many it has. An offline run always starts at 0, so all records are logged to
+        it again: the newest offline run holds the whole curve, and the earlier ones are removed in close().
         """
-        if self.run is not None and number >= self.known:
-            told = {name: value for name, value in record.items() if name != "time"}
-            with self._given_up():
-                self.run.log(told | {"_timestamp": record["time"]}, step=number)
+        if self.run is not None and number >= self.logged:
+            values = {name: value for name, value in record.items() if name != "time"}
+            with self._wandb_may_fail():
+                self.run.log(values | {"_timestamp": record["time"]}, step=number)
 
     @contextmanager
-    def _given_up(self) -> Iterator[None]:
-        """When wandb breaks down, the run goes on without it."""
+    def _wandb_may_fail(self) -> Iterator[None]:
+        """When wandb fails, the run continues without it."""
         try:
             yield
-        except Exception as error:  # its process has ended, say
+        except Exception as error:  # for instance, its process has ended
             self.say(
-                f"wandb: given up ({type(error).__name__} {error}); the figures are in {self.path}, "
-                f"and wandb has them all when the run is resumed"
+                f"wandb: failed, no longer used ({type(error).__name__} {error}); the figures are in "
+                f"{self.path}, and wandb gets them all when the run is resumed"
             )
             self.run = None
 
     def _open_wandb(self, run_id: str) -> None:
         options = {"id": run_id, "mode": self.mode, "dir": self.config.run_dir}
-        if self.mode == "online":  # an offline run holds all, and takes the place of what was synced
+        if self.mode == "online":  # an offline run holds all, and replaces what was synced before
             options["resume"] = "allow"
         options["name"] = Path(self.config.run_dir).name
         if self.main:
             import wandb
 
-            os.environ.setdefault("WANDB__SERVICE_WAIT", "600")  # 30 s are few on a busy machine
+            os.environ.setdefault(
+                "WANDB__SERVICE_WAIT", "600"
+            )  # the default of 30 s is too short on a busy machine
             options["settings"] = wandb.Settings(
                 console="off",
                 silent=True,
                 init_timeout=90 if self.mode == "online" else 600,
-                finish_timeout=_patience(self.mode),
+                finish_timeout=_finish_timeout(self.mode),
             )
         try:
             self.accelerator.init_trackers(self.config.log.project, flatten(self.config), {"wandb": options})
-        except Exception as error:  # of wandb, pydantic, the network: whatever it is, it is wandb's
+        except Exception as error:  # of wandb, pydantic, the network
             message = " ".join(str(error).split())
             if self.config.log.wandb != "auto":
                 raise CharlmError(
@@ -159,7 +163,7 @@ class Logger:
         if self.main:
             self.run = self.accelerator.get_tracker("wandb", unwrap=True)
             self.run.define_metric("*", step_metric="step")
-            self.known = self.run.step
+            self.logged = self.run.step
             if self.mode == "online":
                 self.say(f"wandb: {self.run.url}")
 
@@ -169,7 +173,7 @@ class Logger:
             try:
                 tqdm.write(text, file=sys.stdout)
                 sys.stdout.flush()
-            except BrokenPipeError:  # who read it has gone (`| head`): training has not
+            except BrokenPipeError:  # the reader has ended (`| head`), training has not
                 self.quiet = True
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
 
@@ -178,13 +182,13 @@ class Logger:
         if self.main:
             record = {"step": step} | values | {"time": round(time.time(), 3)}
             self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            self._to_wandb(self.told, record)
-            self.told += 1
+            self._to_wandb(self.records, record)
+            self.records += 1
 
     def summary(self, values: dict) -> None:
-        """Figures that stand for the whole run."""
+        """Figures of the whole run, for the tracker."""
         if self.run is not None:
-            with self._given_up():
+            with self._wandb_may_fail():
                 self.run.summary.update(values)
 
     def sync(self) -> None:
@@ -193,7 +197,7 @@ class Logger:
             os.fsync(self.file.fileno())
 
     def advance(self) -> None:
-        """One step done."""
+        """Count one step on the bar."""
         self.bar.update()
 
     def training(self, step: int, values: dict, seconds_left: float) -> None:
@@ -208,27 +212,27 @@ class Logger:
             self.say(f"step {step}/{self.config.train.steps}  {short}  {left} left")
 
     def close(self, failed: bool = False, at_once: bool = False) -> None:
-        """Finish the bar, the file and the wandb run; failed marks the run so at wandb.
+        """Close the bar, the file and the wandb run, which is marked if the run failed.
 
-        at_once: wandb is left as it is; it has all figures when the run is resumed.
+        at_once: wandb is left as it is; it gets all figures when the run is resumed.
         """
         if self.bar is not None:
             self.bar.close()
         if self.file is not None:
             self.file.close()
         if self.run is not None and not at_once:
-            with self._given_up():
+            with self._wandb_may_fail():
                 self._finish_wandb(failed)
-        if not failed:  # else others may hang in the process group
+        if not failed:  # otherwise other processes may hang in the process group
             self.accelerator.state.destroy_process_group()
 
     def _finish_wandb(self, failed: bool) -> None:
-        now, started = Path(self.run.dir).parent, time.monotonic()
+        folder, started = Path(self.run.dir).parent, time.monotonic()
         self.run.finish(exit_code=int(failed))
-        patience = _patience(self.mode)
-        if self.mode == "online" and time.monotonic() - started >= patience:
-            self.say(f"wandb: the server did not take the rest in {patience:g} s; later: wandb sync {now}")
+        timeout = _finish_timeout(self.mode)
+        if self.mode == "online" and time.monotonic() - started >= timeout:
+            self.say(f"wandb: the server did not take the rest in {timeout:g} s; later: wandb sync {folder}")
         if self.mode == "offline":
-            for before in now.parent.glob(f"offline-run-*-{self.run.id}"):
-                if before.name != now.name:
-                    shutil.rmtree(before, ignore_errors=True)
+            for earlier in folder.parent.glob(f"offline-run-*-{self.run.id}"):
+                if earlier.name != folder.name:
+                    shutil.rmtree(earlier, ignore_errors=True)

@@ -1,84 +1,168 @@
-"""Training: truncated back-propagation through time with the state carried on."""
+"""Training: truncated back-propagation through time, the carry handed from window to window."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import asdict
 
+import torch
 from accelerate.utils import broadcast, gather_object
+from torch import Tensor
 
 from charlm.config.fields import Config
+from charlm.evaluation.evaluate import LN2, evaluate
 from charlm.model import pretrained
 from charlm.model.char_lm import CharLM
-from charlm.model.device import keep_freed_memory
+from charlm.model.device import keep_freed_memory, peak_memory
+from charlm.sampling.generate import generate
+from charlm.terminal import visible
 from charlm.training.optimizer import learning_rate, set_learning_rate
-from charlm.training.resume import checkpoint, resume_or_start, secure_best
-from charlm.training.run import Run, Summary
+from charlm.training.resume import resume_or_start, save_checkpoint, secure_best
+from charlm.training.run import Run, State, Summary
+from charlm.training.setup import Setup, set_up
 from charlm.training.signals import Stop
+
+Watch = Callable[[int, CharLM, float], None]  # (step, model, loss)
 
 
 def train(
     config: Config,
     *,
     quiet: bool = False,
-    watch: Callable[[int, CharLM, float], None] | None = None,
+    watch: Watch | None = None,
     stop: Stop | None = None,
 ) -> Summary:
-    """Train, or go on with, the run of a config.
+    """Train the run of a config; a run that has a checkpoint is resumed from it.
 
     watch(step, model, loss) is called in every step (0 is the first) before the weights change; loss is in
-    nats per symbol. stop: one that listens already. Raises CharlmError for what the user can mend.
+    nats per symbol. stop: one that handles signals already. Raises CharlmError for what the user can correct.
     """
     started = time.perf_counter()
-    listening = Stop() if stop is None else nullcontext(stop)
-    with listening as stop, Run(config, quiet) as run, keep_freed_memory(run.accelerator.device):
+    handled = Stop() if stop is None else nullcontext(stop)
+    with handled as stop, Run(config, quiet) as run, keep_freed_memory(run.device):
         stop.max_hours = config.train.max_hours
-        state = resume_or_start(run)
+        setup = set_up(config, run.accelerator, run.say)
+        state = resume_or_start(run, setup)
         run.say(f"first step after {time.perf_counter() - started:.1f} s")
         stop.in_loop = True
         while state.step < config.train.steps:
-            x, y = run.lanes.window(state.position)  # int64 [B, T] on the device
-            set_learning_rate(run.optimizer, learning_rate(state.step, config.optim, config.train.steps))
-            loss, norm, carry = run.forward_backward(x, y, state.carry)  # carry in, carry out: detached
-            if watch is not None:
-                watch(state.step, run.model, loss.item())  # sync
-            run.update()
-            run.advance(loss, carry)
+            norm = train_step(config, setup, state, watch)
+            run.count_step()
             if run.due(config.log.every):
-                run.log(norm)
+                log_figures(run, setup, norm)
             if run.due(config.evaluate.every):
-                run.evaluate()
+                validate(run, setup)
             if run.due(config.sample.every):
-                run.sample()
-            reason = run.agreed(stop.reason)
+                draw_sample(run, setup, setup.evaluated)
+            reason = run.agree(stop.reason)
             if run.due(config.checkpoint.every) or reason:
-                checkpoint(run, wait=reason is not None)
+                save_checkpoint(run, setup, wait=reason is not None)
             if reason:
                 return run.interrupted(reason)
-        run.evaluate()
-        checkpoint(run, wait=True)
+        validate(run, setup)
+        save_checkpoint(run, setup, wait=True)
         stop.in_loop = False
-        return finish(run)
+        return finish(run, setup)
 
 
-def finish(run: Run) -> Summary:
-    """Load the best weights, score them on test, draw a sample."""
-    secure_best(run)
+def train_step(config: Config, setup: Setup, state: State, watch: Watch | None = None) -> Tensor:
+    """One step of training, which state counts. Returns the norm [] of the gradient before clipping."""
+    x, y = setup.lanes.window(state.position)  # int64 [B, T] on the device
+    set_learning_rate(setup.optimizer, learning_rate(state.step, config.optim, config.train.steps))
+    loss, norm, carry = setup.step(x, y, state.carry)  # forward, backward, clip; the carry is detached
+    if watch is not None:
+        watch(state.step, setup.model, loss.item())  # sync
+    setup.step.update()
+    state.advance(loss, carry, setup.lanes.after(state.position))
+    if setup.average is not None:
+        setup.average.update(setup.model, state.step)
+    return norm
+
+
+def log_figures(run: Run, setup: Setup, norm: Tensor) -> None:
+    """The figures of the steps since the last line. norm: [] of the last gradient."""
+    run.check_finite(setup.model)
+    state, train = run.state, run.config.train
+    loss = run.accelerator.reduce(torch.stack(state.losses).mean(), "mean").item()  # sync
+    state.losses.clear()
+    size = setup.corpus.splits["train"]
+    characters = train.batch_size * train.bptt * size["characters"] / size["symbols"]  # per step
+    pace = run.clock.steps_per_second()
+    figures = {
+        "loss": loss,
+        "bpc": loss / LN2 * size["symbols"] / max(size["characters"], 1),
+        "bpb": loss / LN2 * size["symbols"] / max(size["bytes"], 1),
+        "learning_rate": setup.optimizer.param_groups[0]["lr"],
+        "grad_norm": norm.item(),
+        "characters_per_second": round(characters * pace, 1),
+        "epoch": round(state.position.epoch + state.position.window / setup.lanes.windows, 4),
+        "memory_gb": round(peak_memory(run.device) / 1e9, 3),
+    }
+    if run.clock.checkpoint_seconds:  # that training waited for checkpoints
+        figures["checkpoint_seconds"] = round(run.clock.checkpoint_seconds, 3)
+    run.logger.training(state.step, figures, seconds_left=(train.steps - state.step) / pace)
+    run.clock.restart()
+
+
+def validate(run: Run, setup: Setup) -> None:
+    """Score validation, once per step; the weights of the best score are written to model/."""
+    state = run.state
+    if "validation" not in setup.corpus.splits or state.evaluated == state.step:
+        return
+    state.evaluated = state.step
+    with run.clock.paused():
+        run.check_finite(setup.model)
+        figures = _score(run, setup, setup.evaluated, "validation", run.config.evaluate.max_characters)
+        run.logger.figures(state.step, {f"validation/{k}": v for k, v in figures.items()})
+        nats = figures["nats_per_character"]
+        better = state.best is None or nats < state.best["nats_per_character"]
+        if better and math.isfinite(nats):
+            state.best = {"step": state.step} | figures
+            run.log_best()
+            _write_model(run, setup)
+        mark = " (best)" if better else ""
+        run.say(f"step {state.step}: validation {figures['bpc']:.4f} bpc, {figures['bpb']:.4f} bpb{mark}")
+
+
+def draw_sample(run: Run, setup: Setup, model: CharLM, name: str | None = None) -> str:
+    """Draw a sample, print it, write it to samples/. name: of its file, if not that of the step."""
+    if not run.main:
+        return ""
+    step = run.state.step
+    with run.clock.paused():
+        options = asdict(run.config.sample)
+        del options["every"]
+        text = options["prompt"] + generate(model, setup.corpus.vocab, end="\n", **options)
+        path = run.dir / "samples" / f"{name or f'step-{step:08d}'}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        if name is None:
+            run.logger.figures(step, {"sample": text})
+        else:
+            run.logger.summary({"sample": text})
+        run.say(f"--- sample, {name or f'step {step}'} ---\n{visible(text)}\n---")
+    return text
+
+
+def finish(run: Run, setup: Setup) -> Summary:
+    """Score the best weights on test, draw a sample from them."""
+    secure_best(run, setup)
     if run.state.best is None:
-        run.evaluate()
+        validate(run, setup)
     if run.state.best is None:
-        run.export()
-    _take_best(run)
+        _write_model(run, setup)
+    model = _best_model(run, setup)
     summary = Summary("done", run.state.step, run.dir, run.state.best)
-    if "test" in run.corpus.splits:
-        summary.test = run.score("test")
-        if run.main:
-            run.describe(summary.test)
-        run.report.summary({f"test/{k}": v for k, v in summary.test.items()})
+    if "test" in setup.corpus.splits:
+        summary.test = _score(run, setup, model, "test")
+        run.write_card(setup, summary.test)
+        run.logger.summary({f"test/{k}": v for k, v in summary.test.items()})
     if run.config.sample.every:
-        summary.sample = run.sample("best")
-    run.tell_status("done", best=summary.best, test=summary.test)
+        summary.sample = draw_sample(run, setup, model, "best")
+    run.write_status("done", best=summary.best, test=summary.test)
     for split, figures in (("validation", summary.best), ("test", summary.test)):
         if figures:
             run.say(
@@ -89,14 +173,36 @@ def finish(run: Run) -> Summary:
     return summary
 
 
-def _take_best(run: Run) -> None:
-    """The weights in model/ and their figures: read by the main process, sent to the others."""
-    dtype, run.model = run.model.compute_dtype, CharLM(run.config.model, len(run.corpus.vocab))
+def _score(run: Run, setup: Setup, model: CharLM, split: str, most: int | None = None) -> dict:
+    """The figures of evaluate() on a split, or on its first `most` symbols, over all processes."""
+    return evaluate(
+        model,
+        setup.corpus.vocab,
+        setup.corpus[split][:most],
+        run.config.evaluate,
+        rank=run.accelerator.process_index,
+        world=run.world,
+        reduce=lambda sums: run.accelerator.reduce(sums, "sum"),
+    )
+
+
+def _write_model(run: Run, setup: Setup) -> None:
+    """Write the weights of this step to model/."""
     if run.main:
-        run.model = CharLM.from_pretrained(run.dir / "model")
-        run.state.best = pretrained.held(run.dir, run.corpus.vocab)["validation"]
+        pretrained.write(run.dir, setup.evaluated, setup.corpus.vocab, run.state.step, run.state.best)
+        run.write_card(setup)
+
+
+def _best_model(run: Run, setup: Setup) -> CharLM:
+    """The model in model/, whose figures become state.best: read by the main process, sent to the others."""
+    vocab = setup.corpus.vocab
+    model = CharLM(run.config.model, len(vocab))
+    if run.main:
+        model = CharLM.from_pretrained(run.dir / "model")
+        run.state.best = pretrained.held(run.dir, vocab)["validation"]
     run.state.best = gather_object([run.state.best])[0]
-    run.model = run.model.to(run.accelerator.device).eval()
-    for p in run.model.parameters():
+    model = model.to(run.device).eval()
+    for p in model.parameters():
         broadcast(p.data)
-    run.model.compute_dtype, run.average = dtype, None  # averaged already
+    model.compute_dtype = setup.model.compute_dtype
+    return model

@@ -1,4 +1,4 @@
-"""The optimizer, and the learning rate at a step: a pure function, so that there is no schedule to save."""
+"""The learning rate at a step (a pure function: nothing to save), the optimizer, the average of weights."""
 
 from __future__ import annotations
 
@@ -45,32 +45,29 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def make_optimizer(model: nn.Module, optim: OptimConfig) -> AdamW:
-    """AdamW, or Adam, which is the same without decay."""
+    """The optimizer of a config: AdamW, or Adam, which is AdamW without decay."""
     groups = parameter_groups(model, optim.weight_decay)
     return AdamW(groups, lr=optim.learning_rate, betas=optim.betas, eps=optim.eps)
-
-
-# AdamW by torch's fused kernel and nothing else: what torch.optim.AdamW(fused=True) computes, to the bit.
-#
-# torch.optim's own classes import torch's compiler in their first call, which takes longer than all the rest of
-# a start, and ask in every step what might be asked of them. State and groups have the same names, so that
-# checkpoints fit both.
 
 
 class AdamW(torch.optim.Optimizer):
     """Decoupled weight decay (Loshchilov & Hutter 2019) on Adam (Kingma & Ba 2015); without decay it is Adam.
 
+    Computes what torch.optim.AdamW(fused=True) does, to the bit, by the same kernel, with the same names of
+    state and groups. torch.optim's own class imports torch's compiler in its first call, which takes longer
+    than the rest of a start (2 s), and checks in every step what is checked once here.
+
     groups: of parameters of one device, each group with its weight_decay. A parameter without a gradient is
-    passed over, and state is made with the first gradient.
+    skipped; its state is made with its first gradient.
     """
 
-    _step_supports_amp_scaling = True  # torch's gradient scaler leaves skipping a step to the kernel then
+    _step_supports_amp_scaling = True  # the kernel skips a step whose gradients overflowed
 
     def __init__(self, groups: list[dict], lr: float, betas: tuple[float, float], eps: float):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
 
     def add_param_group(self, param_group: dict) -> None:
-        """A group of parameters; what it does not say is as everywhere."""
+        """A group of parameters; options that it does not set are the defaults."""
         self.param_groups.append(self.defaults | param_group)
 
     def zero_grad(self) -> None:
@@ -84,15 +81,15 @@ class AdamW(torch.optim.Optimizer):
         """One update of all parameters, one kernel per group."""
         scale, overflow = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for group in self.param_groups:
-            some = [p for p in group["params"] if p.grad is not None]
-            if not some:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
                 continue
-            states = [self.state[p] or self._begin(p) for p in some]
+            states = [self.state[p] or self._new_state(p) for p in parameters]
             moments, squares, steps = ([s[k] for s in states] for k in ("exp_avg", "exp_avg_sq", "step"))
             torch._foreach_add_(steps, 1)
             torch._fused_adamw_(
-                some,
-                [p.grad for p in some],
+                parameters,
+                [p.grad for p in parameters],
                 moments,
                 squares,
                 [],
@@ -110,38 +107,36 @@ class AdamW(torch.optim.Optimizer):
             if overflow is not None:
                 torch._foreach_sub_(steps, [overflow] * len(steps))
 
-    def _begin(self, p: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _new_state(self, p: torch.Tensor) -> dict[str, torch.Tensor]:
         state = self.state[p]
         state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
         state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
         return state
 
 
-# A moving average of the weights, which is what is evaluated, sampled and kept (Polyak & Juditsky 1992).
-#
-# The last weights of a run jitter around where they are heading; their average does not. A young average would
-# still be full of the first weights, so that its decay rises with the steps: min(decay, (1 + n) / (10 + n))
-# after n steps.
-
-
 class Average:
-    """The exponential moving average of a model's weights, in a model of its own."""
+    """The exponential moving average of a model's weights (Polyak & Juditsky 1992), in a model of its own.
+
+    The last weights of a run jitter around where they are heading; their average does not. An average of few
+    steps would still be full of the first weights, so the decay rises with the steps: min(decay, (1 + n) /
+    (10 + n)) after n steps.
+    """
 
     def __init__(self, model: CharLM, decay: float):
-        """Begins with the weights of the moment. Takes random numbers of torch."""
+        """Starts from the model's weights. Draws random numbers of torch."""
         self.decay = decay
         self.model = CharLM(model.config, model.vocab_size).to(model.device).eval()
         self.model.compute_dtype = model.compute_dtype
-        self._into = [p.requires_grad_(False) for p in self.model.parameters()]
+        self._weights = [p.requires_grad_(False) for p in self.model.parameters()]
         self.begin(model)
 
     @torch.no_grad()
     def begin(self, model: CharLM) -> None:
-        """Begin anew from the weights of a model."""
-        torch._foreach_copy_(self._into, list(model.parameters()))
+        """Start again from the weights of a model."""
+        torch._foreach_copy_(self._weights, list(model.parameters()))
 
     @torch.no_grad()
     def update(self, model: CharLM, step: int) -> None:
-        """Take the weights after a step in; 1 is the first."""
+        """Include the weights after a step; 1 is the first."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._into, list(model.parameters()), 1 - decay)
+        torch._foreach_lerp_(self._weights, list(model.parameters()), 1 - decay)

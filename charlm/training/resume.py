@@ -1,10 +1,9 @@
-"""The state of a run, to a checkpoint and back: on the same number of ranks, or on another."""
+"""The state of a run to a checkpoint and back: on the same number of processes, or on another."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import asdict
-from pathlib import Path
 from socket import gethostname
 
 import torch
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from charlm.config.fields import WITHOUT_EFFECT, ModelConfig
 from charlm.config.parse import flatten, from_dict, to_yaml
-from charlm.corpus.vocabulary import Vocab, name_of
+from charlm.corpus.prepared import Corpus
+from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.files import replace
 from charlm.model import pretrained
@@ -27,46 +27,59 @@ from charlm.training.checkpoint import (
     load_newest,
     load_optimizer,
     optimizer_tensors,
+    write_checkpoint,
 )
 from charlm.training.lanes import Position
 from charlm.training.run import Run, State
-from charlm.training.trained import open_trained
+from charlm.training.setup import Setup
+from charlm.training.trained import warm_start
 
-# What may differ between a checkpoint and the config that resumes it: what has no effect on the training but
-# its length, and what only reads it.
+# Fields that may differ between a checkpoint and the config that resumes it: those without effect on what a
+# step computes, the length of the training, and what only reads the training.
 MAY_CHANGE = (*WITHOUT_EFFECT, "train.steps", "evaluate.", "sample.", "checkpoint.", "log.")
 
 
-def checkpoint(run: Run, *, wait: bool = False) -> None:
-    """Write the whole state, unless this step's is written already.
+def save_checkpoint(run: Run, setup: Setup, *, wait: bool = False) -> None:
+    """Write the whole state, unless that of this step is written already.
 
-    It is written while training goes on; with wait, it is on the disk when this returns.
+    It is written while training continues; with wait, it is on the disk when this returns.
     """
-    before = run.clock.lost
+    before = run.clock.paused_seconds
     with run.clock.paused():
         if run.state.saved != run.state.step:
             run.state.saved = run.state.step
-            _save(run)
-            run.tell_status("running")
+            run.check_finite(setup.model)
+            run.logger.sync()  # no checkpoint without the figures that lead to it
+            facts, tensors = _state_of(run, setup)
+            if run.main:
+                best, keep = run.state.best, run.config.checkpoint.keep
+                options = {"keep": keep, "best_step": best["step"] if best else None}
+                run.write(
+                    write_checkpoint, run.dir, run.state.step, facts, tensors, setup.corpus.vocab, **options
+                )
+            run.write_status("running")
         if wait:
-            run.saver.wait()
+            run.wait_for_writes()
             run.accelerator.wait_for_everyone()
-    run.clock.saving += run.clock.lost - before
+    run.clock.checkpoint_seconds += run.clock.paused_seconds - before
 
 
-def _save(run: Run) -> None:
-    state = run.state
-    run.check_finite()
-    run.report.sync()  # no checkpoint without the figures that lead to it
-    carry = state.carry or run.model.zeros(len(run.lanes.lanes))
-    carry = [_all_lanes(run, c) for c in carry]
-    random = _random_states(run)
-    losses = torch.zeros(run.world, 0)  # [ranks, steps since the last line]; gathering none fails on GPUs
+def _state_of(run: Run, setup: Setup) -> tuple[dict, dict[str, dict[str, Tensor]]]:
+    """(facts, tensors) of a checkpoint: copies, the same in all processes."""
+    state, accelerator = run.state, run.accelerator
+    carry = state.carry or setup.model.zeros(len(setup.lanes.lanes))
+    losses = torch.zeros(run.world, 0)  # [processes, steps since the last line]; NCCL gathers no empty tensor
     if state.losses:
-        losses = run.accelerator.gather(torch.stack(state.losses)[None]).cpu()
-    if not run.main:
-        return
-    scaler = run.accelerator.scaler
+        losses = accelerator.gather(torch.stack(state.losses)[None]).cpu()
+    tensors = {
+        "model": weights_of(setup.model),
+        "optimizer": optimizer_tensors(setup.model, setup.optimizer),
+        "carry": {str(i): _all_lanes(run, c) for i, c in enumerate(carry)},
+        "losses": {"losses": losses},
+        "random": _random_states(run),
+    }
+    if setup.average is not None:
+        tensors["average"] = weights_of(setup.average.model)
     facts = {
         "step": state.step,
         "position": list(state.position),
@@ -74,246 +87,163 @@ def _save(run: Run) -> None:
         "best": state.best,
         "run_id": state.run_id,
         "ranks": run.world,
-        "lanes_at_once": -(-most_lanes(run) // run.slices),
-        "scaler": scaler.state_dict() if scaler is not None else None,
-        "text_sha256": run.corpus.splits["train"]["sha256"],
+        "lanes_at_once": -(-_most_lanes(run) // setup.step.slices),
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+        "text_sha256": setup.corpus.splits["train"]["sha256"],
         "config": asdict(run.config),
     }
-    tensors = {
-        "model": weights_of(run.model),
-        "optimizer": optimizer_tensors(run.model, run.bare_optimizer),
-        "carry": {str(i): c for i, c in enumerate(carry)},
-        "losses": {"losses": losses},
-        "random": random,
-    }
-    if run.average is not None:
-        tensors["average"] = weights_of(run.average.model)
-    run.saver.save(
-        run.dir,
-        state.step,
-        facts,
-        tensors,
-        run.corpus.vocab,
-        keep=run.config.checkpoint.keep,
-        best_step=state.best["step"] if state.best else None,
-    )
+    return facts, tensors
 
 
-def most_lanes(run: Run) -> int:
-    """Lanes of the rank that has most."""
+def _most_lanes(run: Run) -> int:
+    """Lanes of the process that has most."""
     return -(-run.config.train.batch_size // run.world)
 
 
 def _all_lanes(run: Run, carry: Tensor) -> Tensor:
-    """[L, all lanes, H] on the CPU, of [L, lanes of this rank, H] on every rank."""
-    most, total = most_lanes(run), run.config.train.batch_size
-    padded = F.pad(carry, (0, 0, 0, most - carry.shape[1])).transpose(0, 1).contiguous()  # ranks send alike
-    blocks = run.accelerator.gather(padded).split(most)  # [most, L, H] of every rank
-    starts = [rank * total // run.world for rank in range(run.world + 1)]
+    """[L, all lanes, H] on the CPU, of [L, lanes of this process, H] in every process."""
+    most, lanes = _most_lanes(run), run.config.train.batch_size
+    padded = (
+        F.pad(carry, (0, 0, 0, most - carry.shape[1])).transpose(0, 1).contiguous()
+    )  # all send [most, L, H]
+    blocks = run.accelerator.gather(padded).split(most)
+    starts = [rank * lanes // run.world for rank in range(run.world + 1)]
     blocks = [b[: stop - start] for b, start, stop in zip(blocks, starts, starts[1:], strict=False)]
     return torch.cat(blocks).transpose(0, 1).contiguous().cpu()
 
 
 def _random_states(run: Run) -> dict[str, Tensor]:
-    """torch's random states of all ranks: uint8 [ranks, n] each."""
-    device = run.accelerator.device
+    """torch's random states of all processes: uint8 [processes, n] each."""
     states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return {name: run.accelerator.gather(s.to(device)[None]).cpu() for name, s in states.items()}
+    if run.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(run.device)
+    return {name: run.accelerator.gather(s.to(run.device)[None]).cpu() for name, s in states.items()}
 
 
-def resume_or_start(run: Run) -> State:
-    """Load the newest whole checkpoint of the run directory, if there is one, and open the report.
+def resume_or_start(run: Run, setup: Setup) -> State:
+    """Load the newest undamaged checkpoint of the run directory, if there is one, and open the log.
 
     Raises CharlmError when the checkpoint is of another config, text or vocabulary, naming what differs.
     """
-    here = (
-        f" (as process {run.accelerator.process_index} on {gethostname()} sees it)" if run.world > 1 else ""
-    )
+    rank = run.accelerator.process_index
+    here = f" (as process {rank} on {gethostname()} sees it)" if run.world > 1 else ""
     with warnings.catch_warnings():
         if not run.main:  # the main process warns for all
             warnings.simplefilter("ignore", CharlmWarning)
         loaded = load_newest(run.dir, gather_object, here)
     if loaded is not None:
         facts, tensors, vocab = loaded
-        _check_same(run, facts, vocab)
-        _restore(run, facts, tensors)
-        _fit(run, facts)
-        secure_best(run)
+        _check_same(run, setup.corpus, facts, vocab)
+        _restore(run, setup, facts, tensors)
+        _fit_slices(run, setup, facts)
+        secure_best(run, setup)
     elif run.config.train.init_from:
-        run.say(warm_start(run.model, run.corpus.vocab, run.config.train.init_from))
-        if run.average is not None:
-            run.average.begin(run.model)
+        run.say(warm_start(setup.model, setup.corpus.vocab, run.config.train.init_from))
+        if setup.average is not None:
+            setup.average.begin(setup.model)
     if run.main:
         replace(run.dir / "config.yaml", to_yaml(run.config))
-    run.begin()
+    run.begin(setup)
     if loaded is not None:
         run.say(f"resumed {run.dir} at step {run.state.step}")
     return run.state
 
 
-def _restore(run: Run, facts: dict, tensors: dict[str, dict[str, Tensor]]) -> None:
-    device, rank = run.accelerator.device, run.accelerator.process_index
-    load_weights(run.model, tensors["model"], f"the checkpoint of step {facts['step']}")
-    if run.average is not None:
-        load_weights(run.average.model, tensors["average"], f"the average of step {facts['step']}")
-    load_optimizer(run.model, run.bare_optimizer, tensors["optimizer"])
-    state = run.state
+def _restore(run: Run, setup: Setup, facts: dict, tensors: dict[str, dict[str, Tensor]]) -> None:
+    state, rank = run.state, run.accelerator.process_index
+    load_weights(setup.model, tensors["model"], f"the checkpoint of step {facts['step']}")
+    if setup.average is not None:
+        load_weights(setup.average.model, tensors["average"], f"the average of step {facts['step']}")
+    load_optimizer(setup.model, setup.optimizer, tensors["optimizer"])
     state.step = state.saved = facts["step"]
     state.position = Position(*facts["position"])
     state.evaluated, state.best, state.run_id = facts["evaluated"], facts["best"], facts["run_id"]
-    if state.position.window:  # else a new epoch begins, with a carry of zeros
-        mine = slice(run.lanes.lanes.start, run.lanes.lanes.stop)
+    if state.position.window:  # otherwise an epoch starts, with a carry of zeros
+        mine = slice(setup.lanes.lanes.start, setup.lanes.lanes.stop)
         carry = tensors["carry"]
-        state.carry = tuple(carry[name][:, mine].contiguous().to(device) for name in sorted(carry))
+        state.carry = tuple(carry[name][:, mine].contiguous().to(run.device) for name in sorted(carry))
     losses = tensors["losses"]["losses"]
-    state.losses = list((losses[rank] if len(losses) == run.world else losses.mean(0)).to(device))
-    if facts["ranks"] == run.world:  # clones, for torch reads a state from the start of its storage
+    state.losses = list((losses[rank] if len(losses) == run.world else losses.mean(0)).to(run.device))
+    if facts["ranks"] == run.world:  # clones, because torch reads a state from the start of its storage
         torch.set_rng_state(tensors["random"]["cpu"][rank].clone())
-        if device.type == "cuda" and "cuda" in tensors["random"]:
-            torch.cuda.set_rng_state(tensors["random"]["cuda"][rank].clone(), device)
+        if run.device.type == "cuda" and "cuda" in tensors["random"]:
+            torch.cuda.set_rng_state(tensors["random"]["cuda"][rank].clone(), run.device)
     if run.accelerator.scaler is not None and facts["scaler"]:
         run.accelerator.scaler.load_state_dict(facts["scaler"])
 
 
-def _fit(run: Run, facts: dict) -> None:
-    """Take the lanes of a rank in more slices where there are more of them than a device held before.
+def _fit_slices(run: Run, setup: Setup, facts: dict) -> None:
+    """Compute the lanes of a process in more slices where it has more of them than a device held before.
 
-    Not when train.accumulate was changed: the user decides then.
+    Not when train.accumulate was changed: then that value counts.
     """
-    lanes = most_lanes(run)
+    lanes = _most_lanes(run)
     slices = -(-lanes // facts.get("lanes_at_once", lanes))
-    if run.config.train.accumulate == facts["config"]["train"]["accumulate"] and slices > run.slices:
-        run.slices = slices
+    if run.config.train.accumulate == facts["config"]["train"]["accumulate"] and slices > setup.step.slices:
+        setup.step.slices = slices
         run.say(
-            f"{lanes} lanes per process where there were {facts['lanes_at_once']} at once: worked off in "
-            f"{slices} slices (train.accumulate={slices} or another number decides otherwise)"
+            f"{lanes} lanes per process, where {facts['lanes_at_once']} were computed at once before: "
+            f"computed in {slices} slices (set train.accumulate to choose another number)"
         )
 
 
-def _check_same(run: Run, facts: dict, vocab: Vocab) -> None:
-    then, now = flatten(from_dict(facts["config"])), flatten(run.config)
-    differ = [key for key in now if now[key] != then[key] and not key.startswith(MAY_CHANGE)]
+def _check_same(run: Run, corpus: Corpus, facts: dict, vocab: Vocab) -> None:
+    before, now = flatten(from_dict(facts["config"])), flatten(run.config)
+    differ = [key for key in now if now[key] != before[key] and not key.startswith(MAY_CHANGE)]
+    where = f"run_dir={str(run.dir)!r}"
     if differ:
-        told = ", ".join(f"{key} is {now[key]!r}, was {then[key]!r}" for key in differ)
+        values = ", ".join(f"{key} is {now[key]!r}, was {before[key]!r}" for key in differ)
         raise CharlmError(
-            f"run_dir={str(run.dir)!r} holds a run of another config: {told}. "
+            f"{where} holds a run of another config: {values}. "
             f"Name another run_dir, or take those values back"
         )
-    if vocab != run.corpus.vocab:
+    if vocab != corpus.vocab:
         raise CharlmError(
-            f"run_dir={str(run.dir)!r}: its vocabulary ({len(vocab)} symbols) is not the one of "
-            f"{run.corpus.folder} ({len(run.corpus.vocab)} symbols); name another run_dir"
+            f"{where}: its vocabulary ({len(vocab)} symbols) is not the one of {corpus.folder} "
+            f"({len(corpus.vocab)} symbols); name another run_dir"
         )
-    if facts["text_sha256"] != run.corpus.splits["train"]["sha256"]:
+    if facts["text_sha256"] != corpus.splits["train"]["sha256"]:
         raise CharlmError(
-            f"run_dir={str(run.dir)!r} was trained on another text than {run.corpus.folder} holds now; "
-            f"name another run_dir"
+            f"{where} was trained on another text than {corpus.folder} holds now; name another run_dir"
         )
 
 
-def secure_best(run: Run) -> None:
-    """See to it that model/ holds the best weights; where those are lost, the next evaluation decides.
+def secure_best(run: Run, setup: Setup) -> None:
+    """Make sure that model/ holds the best weights; where they are lost, the next evaluation chooses again.
 
-    Those of a later step were told by a process that was killed: its steps will be done again.
+    model/ may hold those of a later step, written by a process that was killed: its steps will be repeated.
     """
-    figures, safe = run.state.best, True
-    if figures is None:
+    best, safe = run.state.best, True
+    if best is None:
         return
-    step, folder = figures["step"], run.dir / "model"
+    step, folder = best["step"], run.dir / "model"
     if run.main:
-        there = pretrained.held(run.dir, run.corpus.vocab)
-        if there is None or there["step"] != step:
-            safe = mend(run.dir, figures)
+        held = pretrained.held(run.dir, setup.corpus.vocab)
+        if held is None or held["step"] != step:
+            safe = _restore_best(run, best)
             if safe:
-                run.describe()
+                run.write_card(setup)
                 run.say(f"{folder}: written again from the checkpoint of step {step}")
-            safe = safe or (there is not None and there["step"] > step)
+            safe = safe or (held is not None and held["step"] > step)
     if not gather_object([safe])[0]:
         run.state.best, run.state.evaluated = None, -1
         if run.main:
-            lost = f"{folder}: the best weights, of step {step}, are damaged or missing"
-            told = f"{lost}, and no checkpoint has them; the next evaluation chooses anew"
-            warnings.warn(told, CharlmWarning, stacklevel=2)
+            warnings.warn(
+                f"{folder}: the best weights, of step {step}, are damaged or missing, and no checkpoint has "
+                f"them; the next evaluation chooses again",
+                CharlmWarning,
+                stacklevel=2,
+            )
 
 
-def mend(run_dir: Path, figures: dict) -> bool:
-    """Write model/ from the checkpoint of the step in the figures; False where that is gone or damaged."""
+def _restore_best(run: Run, best: dict) -> bool:
+    """Write model/ from the checkpoint of the best step; False where that is gone or damaged."""
     try:
-        facts, tensors, vocab = load_checkpoint(folder_of(run_dir, figures["step"]))
+        facts, tensors, vocab = load_checkpoint(folder_of(run.dir, best["step"]))
     except DamagedCheckpoint:
         return False
-    with torch.random.fork_rng(devices=[]):  # the run's random state has been restored by now
+    with torch.random.fork_rng(devices=[]):  # the random state of the run has been restored by now
         model = CharLM(ModelConfig(**facts["config"]["model"]), len(vocab))
     load_weights(model, tensors.get("average", tensors["model"]), f"the checkpoint of step {facts['step']}")
-    pretrained.write(run_dir, model, vocab, facts["step"], figures)
+    pretrained.write(run.dir, model, vocab, facts["step"], best)
     return True
-
-
-SAME = (
-    "cell",
-    "nonlinearity",
-    "embedding_size",
-    "hidden_size",
-    "num_layers",
-    "tie_weights",
-    "norm",
-    "residual",
-)
-
-
-def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
-    """Copy the weights of a trained model into a fresh one; returns what was done, for people.
-
-    where: a run directory, a model folder or a hub id. Rows of embedding and output (or columns of the first
-    layer, when the input is one-hot) go to the symbol that spells the same bytes: a character, or the byte
-    symbol of a bytes-only vocabulary. Symbols the other model does not know keep their fresh rows.
-    Raises CharlmError when sizes differ, naming them, or no symbol is common.
-    """
-    other, known, _ = open_trained(where, "cpu")
-    ours, theirs = flatten(model.config), flatten(other.config)
-    differ = [
-        f"model.{key} is {ours[key]!r}, there {theirs[key]!r}" for key in SAME if ours[key] != theirs[key]
-    ]
-    if differ:
-        raise CharlmError(
-            f"train.init_from={where}: its weights do not fit: {', '.join(differ)}; take those values"
-        )
-    place = {spelled: index for index, spelled in enumerate(known.spelling)}
-    pairs = [(i, place[s]) for i, s in enumerate(vocab.spelling) if s in place]
-    if not any(vocab.spelling[i] for i, _ in pairs):
-        raise CharlmError(
-            f"train.init_from={where}: its vocabulary ({known}) has no character of ours ({vocab})"
-        )
-    to, source = (torch.tensor(index) for index in zip(*pairs, strict=True))
-    rows = {"input.weight", "output.weight", "output.bias"}
-    weights = dict(other.named_parameters())
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            theirs = weights[name].to(p.device)
-            if name in rows:
-                p[to.to(p.device)] = theirs[source.to(p.device)]
-            elif name == "layers.0.weight_ih_l0" and not model.config.embedding_size:
-                p[:, to.to(p.device)] = theirs[:, source.to(p.device)]
-            else:
-                p.copy_(theirs)
-    new = [i for i in range(len(vocab)) if i not in set(to.tolist())]
-    lost = [i for i in range(len(known)) if i not in set(source.tolist())]
-    return (
-        f"warm start from {where}: {len(pairs)} of {len(vocab)} symbols have its rows; "
-        f"{len(new)} new, with fresh rows{_named(vocab, new)}; "
-        f"{len(lost)} of its own dropped{_named(known, lost)}"
-    )
-
-
-def _named(vocab: Vocab, ids: list[int], most: int = 10) -> str:
-    """The first few of some symbols, as people know them."""
-
-    def name(i: int) -> str:
-        if i < len(vocab.characters):
-            return name_of(vocab.characters[i])
-        return "the end of a document" if i == vocab.end else f"byte {vocab.spelling[i].hex()}"
-
-    names = [name(i) for i in ids[:most]] + (["…"] if len(ids) > most else [])
-    return f" ({', '.join(names)})" if names else ""

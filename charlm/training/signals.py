@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM, SIGUSR1 (slurm's warning), Ctrl-C, or a budget of hours."""
+"""Requests to stop: SIGTERM, SIGUSR1 (slurm's warning), Ctrl-C, or the limit of hours."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class Stop:
     """Within it a signal only sets `reason`, so that the loop finishes its step.
 
-    Ctrl-C leaves at once when it comes a second time, and outside the loop (`in_loop` False), where there is
-    nothing to save. Signals that were blocked while the process started (slurm/train.sh does that) come now.
+    Ctrl-C exits immediately when it comes a second time, and outside the loop (`in_loop` False), where there
+    is nothing to save. Signals that were blocked while the process started (slurm/train.sh blocks them) are
+    delivered when it is entered.
     """
 
     def __init__(self):
         self.started = time.monotonic()
-        self.max_hours: float | None = None  # since it was made
+        self.max_hours: float | None = None  # counted from the creation of this object
         self.in_loop = False
         self._reason: str | None = None
         self._before: dict = {}
 
     @property
     def reason(self) -> str | None:
-        """Why to stop, or None to go on."""
+        """Why to stop, or None to continue."""
         hours = (time.monotonic() - self.started) / 3600
         if self._reason is None and self.max_hours is not None and hours >= self.max_hours:
             self._reason = "train.max_hours is over"

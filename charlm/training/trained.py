@@ -1,4 +1,4 @@
-"""Open what training left: a run directory, its model/ folder, or a model on the Hub."""
+"""What training left, opened: a run directory, its model/ folder, a model on the Hub; or a start from it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, overload
 import torch
 
 from charlm.config.fields import Config, ModelConfig, SampleConfig
-from charlm.config.parse import read_run_config
-from charlm.corpus.vocabulary import Vocab
+from charlm.config.parse import read_run_config, flatten
+from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError
 from charlm.evaluation.surprisal import Score, score
 from charlm.model.char_lm import CharLM
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class Sampling(TypedDict, total=False):
-    """How to draw. What is left out comes from the config of the run, as in `charlm sample`."""
+    """Options of sampling; those left out come from the config of the run, as in `charlm sample`."""
 
     prompt: str
-    """Text that the sample goes on from; it is not part of what is returned."""
+    """Text that the sample continues; it is not part of what is returned."""
     length: int
     """Symbols to draw."""
     temperature: float
@@ -43,7 +43,7 @@ class Sampling(TypedDict, total=False):
 
 
 class Trained(NamedTuple):
-    """What load() gives: `model, vocab, config = load(run)`, or as one thing that speaks."""
+    """A trained model: `model, vocab, config = load(run)`, or `load(run).generate(prompt="The ")`."""
 
     model: CharLM
     vocab: Vocab
@@ -65,7 +65,7 @@ class Trained(NamedTuple):
 
         options, as in Sampling: prompt, length, temperature, top_k, top_p, seed; those not given come from
         config.sample. An end-of-document symbol becomes a newline, bytes that are not UTF-8 become U+FFFD.
-        Raises CharlmError for a value that makes no sense, and for a prompt with a character that a closed
+        Raises CharlmError for an option out of range, and for a prompt with a character that a closed
         vocabulary does not have.
         """
         count = 1 if num_samples is None else num_samples
@@ -74,9 +74,9 @@ class Trained(NamedTuple):
         return drawn[0] if num_samples is None else drawn
 
     def stream(self, **options: Unpack[Sampling]) -> Iterator[str]:
-        """What generate(**options) returns, in pieces of whole characters, each as soon as it is drawn.
+        """The text of generate(**options) in pieces of whole characters, each as soon as it is drawn.
 
-        Raises CharlmError as generate does, for a prompt when the first piece is asked for.
+        Raises CharlmError as generate does, when the first piece is requested.
         """
         pieces = stream_text(self.model, self.vocab, self._sampling(options))
         return (piece for (piece,) in pieces if piece)
@@ -85,7 +85,7 @@ class Trained(NamedTuple):
         return dataclasses.replace(self.config.sample, **options)
 
     def score(self, text: str, context: str = "") -> Score:
-        """How surprised the model is by every character of a text, and the figures: see charlm.evaluation.surprisal."""
+        """The surprisal of every character of a text, and its figures: see Score."""
         return score(self.model, self.vocab, text, context)
 
 
@@ -136,3 +136,69 @@ def open_trained(where: str, device: str | torch.device) -> tuple[CharLM, Vocab,
         raise CharlmError(f"{where}: no such run directory, model folder or hub id{hint}")
     model = CharLM.from_pretrained(where, device)
     return model, model.vocab, read_run_config(path.parent) if path.name == "model" else Config()
+
+
+# Fields of the model on which the shapes and the meaning of its weights depend.
+_SHAPE = (
+    "cell",
+    "nonlinearity",
+    "embedding_size",
+    "hidden_size",
+    "num_layers",
+    "tie_weights",
+    "norm",
+    "residual",
+)
+
+
+def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
+    """Copy the weights of a trained model into a fresh one; returns what was done, for people.
+
+    where: a run directory, a model folder or a hub id. Rows of embedding and output (or columns of the first
+    layer, when the input is one-hot) go to the symbol that spells the same bytes: a character, or the byte
+    symbol of a bytes-only vocabulary. Symbols that the other model lacks keep their fresh rows.
+    Raises CharlmError when sizes differ, naming them, or no symbol is common.
+    """
+    source, source_vocab, _ = open_trained(where, "cpu")
+    ours, theirs = flatten(model.config), flatten(source.config)
+    differ = [f"model.{k} is {ours[k]!r}, there {theirs[k]!r}" for k in _SHAPE if ours[k] != theirs[k]]
+    if differ:
+        raise CharlmError(
+            f"train.init_from={where}: its weights do not fit: {', '.join(differ)}; take those values"
+        )
+    place = {spelled: index for index, spelled in enumerate(source_vocab.spelling)}
+    pairs = [(i, place[s]) for i, s in enumerate(vocab.spelling) if s in place]
+    if not any(vocab.spelling[i] for i, _ in pairs):
+        raise CharlmError(
+            f"train.init_from={where}: its vocabulary ({source_vocab}) has no character of ours ({vocab})"
+        )
+    rows, source_rows = (torch.tensor(index) for index in zip(*pairs, strict=True))
+    weights = dict(source.named_parameters())
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            values = weights[name].to(p.device)
+            if name in ("input.weight", "output.weight", "output.bias"):
+                p[rows.to(p.device)] = values[source_rows.to(p.device)]
+            elif name == "layers.0.weight_ih_l0" and not model.config.embedding_size:
+                p[:, rows.to(p.device)] = values[:, source_rows.to(p.device)]
+            else:
+                p.copy_(values)
+    new = sorted(set(range(len(vocab))) - set(rows.tolist()))
+    dropped = sorted(set(range(len(source_vocab))) - set(source_rows.tolist()))
+    return (
+        f"warm start from {where}: {len(pairs)} of {len(vocab)} symbols have its rows; "
+        f"{len(new)} new, with fresh rows{_names(vocab, new)}; "
+        f"{len(dropped)} of its own dropped{_names(source_vocab, dropped)}"
+    )
+
+
+def _names(vocab: Vocab, ids: list[int], most: int = 10) -> str:
+    """The names of the first few symbols, in brackets."""
+
+    def name(i: int) -> str:
+        if i < len(vocab.characters):
+            return name_of(vocab.characters[i])
+        return "the end of a document" if i == vocab.end else f"byte {vocab.spelling[i].hex()}"
+
+    names = [name(i) for i in ids[:most]] + (["…"] if len(ids) > most else [])
+    return f" ({', '.join(names)})" if names else ""

@@ -1,4 +1,4 @@
-"""The drawing of the hello RNN: whole as an SVG, and its numbers are those of the model."""
+"""The drawing of the hello RNN: a valid SVG with the numbers of the model."""
 
 import xml.etree.ElementTree as ET
 
@@ -9,7 +9,7 @@ from helpers import small
 from charlm.commands.cli import main
 from charlm.config.parse import load_config
 from charlm.corpus.vocabulary import Vocab
-from charlm.hello.drawing import Panel, draw, panel
+from charlm.hello.drawing import compute_panel, draw
 from charlm.model.char_lm import CharLM
 from charlm.training.loop import train
 
@@ -19,7 +19,7 @@ X, Y = torch.tensor([[0, 1, 2, 2]]), torch.tensor([[1, 2, 2, 3]])  # hell → el
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """What `charlm hello --figure` writes."""
+    """The SVG of `charlm hello --figure`."""
     path = tmp_path_factory.mktemp("figure") / "hello.svg"
     main(["hello", "--figure", str(path)])
     return ET.parse(path).getroot()
@@ -36,7 +36,7 @@ def near(tensor: torch.Tensor):
 
 
 def test_its_numbers_are_the_models_before_and_after(drawn, tmp_path):
-    """Against a training of its own, the weights read where it begins and where it ends."""
+    """Computed from the weights at the start and at the end of a second, identical training."""
     config = load_config("hello", f"run_dir={tmp_path / 'run'}", f"data.dir={tmp_path / 'data'}")
     weights = []
 
@@ -51,9 +51,11 @@ def test_its_numbers_are_the_models_before_and_after(drawn, tmp_path):
     for group, w in zip(groups, weights, strict=True):
         hidden, logits = torch.zeros(3), []
         states = []
-        for i in X[0]:  # the recurrence written out
-            inside = w["layers.0.weight_ih_l0"][:, i] + w["layers.0.bias_ih_l0"] + w["layers.0.bias_hh_l0"]
-            hidden = torch.tanh(inside + w["layers.0.weight_hh_l0"] @ hidden)
+        for i in X[0]:  # the recurrence
+            preactivation = (
+                w["layers.0.weight_ih_l0"][:, i] + w["layers.0.bias_ih_l0"] + w["layers.0.bias_hh_l0"]
+            )
+            hidden = torch.tanh(preactivation + w["layers.0.weight_hh_l0"] @ hidden)
             states.append(hidden)
             logits.append(w["output.weight"] @ hidden + w["output.bias"])
         hidden, logits = torch.stack(states), torch.stack(logits)
@@ -69,11 +71,11 @@ def test_its_numbers_are_the_models_before_and_after(drawn, tmp_path):
         assert numbers(group, "chance") == near(logits.softmax(-1).gather(1, Y[0][:, None]))
 
 
-def test_it_shows_what_the_lecture_shows(drawn):
-    said = ["".join(t.itertext()) for t in drawn.iter(f"{SVG}text")]
-    assert "before training" in said and "after 10 steps" in said
+def test_it_has_the_labels_of_the_lecture(drawn):
+    labels = ["".join(t.itertext()) for t in drawn.iter(f"{SVG}text")]
+    assert "before training" in labels and "after 10 steps" in labels
     for name, count in (("Wxh", 8), ("Whh", 6), ("Why", 8)):
-        assert said.count(name) == count
+        assert labels.count(name) == count
     for group in drawn.findall(f"{SVG}g"):
         characters = [t for t in group.iter(f"{SVG}text") if "character" in t.get("class").split()]
         assert [t.text for t in characters if "right" in t.get("class")] == list("ello")
@@ -81,16 +83,16 @@ def test_it_shows_what_the_lecture_shows(drawn):
         frames = [r for r in group.iter(f"{SVG}rect") if r.get("class") == "target"]
         assert len(frames) == 4
     for layer in ("input layer", "hidden layer", "output layer"):
-        assert said.count(layer) == 2
+        assert labels.count(layer) == 2
 
 
-def test_it_stands_alone_and_knows_dark(drawn):
+def test_it_is_self_contained_and_has_a_dark_theme(drawn):
     text = ET.tostring(drawn, encoding="unicode")
     assert "prefers-color-scheme: dark" in text and "href" not in text and "@import" not in text
     assert "url(http" not in text and "<script" not in text
 
 
-def test_nothing_lies_outside(drawn):
+def test_every_box_is_inside_the_picture(drawn):
     _, _, width, height = map(float, drawn.get("viewBox").split())
     for i, group in enumerate(drawn.findall(f"{SVG}g")):
         for box in group.iter(f"{SVG}rect"):
@@ -98,21 +100,20 @@ def test_nothing_lies_outside(drawn):
             assert 470 * i + float(box.get("y")) + float(box.get("height")) < height
 
 
-def test_characters_that_mean_something_in_xml_are_text():
+def test_markup_characters_are_escaped():
     vocab = Vocab(list("<&>"))
     model = CharLM(small("x", model={"cell": "rnn", "embedding_size": 0, "hidden_size": 2}).model, len(vocab))
-    one = panel("a < b", model, torch.tensor([[0, 1]]), torch.tensor([[1, 2]]))
-    assert isinstance(one, Panel)
-    root = ET.fromstring(draw([one], ["<", "&"], ["&", ">"], vocab))
+    panel = compute_panel("a < b", model, torch.tensor([[0, 1]]), torch.tensor([[1, 2]]))
+    root = ET.fromstring(draw([panel], ["<", "&"], ["&", ">"], vocab))
     assert "a < b" in ["".join(t.itertext()) for t in root.iter(f"{SVG}text")]
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("hello.png", "name it .svg"), ("no/such/a.svg", "cannot be written")]
+    ("name", "message"), [("hello.png", "name it .svg"), ("no/such/a.svg", "cannot be written")]
 )
-def test_a_figure_that_cannot_be_is_told(tmp_path, monkeypatch, name, told):
+def test_a_figure_that_cannot_be_written_is_an_error(tmp_path, monkeypatch, name, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as left:
         main(["hello", "--figure", name])
-    assert left.value.code.startswith(f"charlm: error: --figure {name}: ") and told in left.value.code
+    assert left.value.code.startswith(f"charlm: error: --figure {name}: ") and message in left.value.code
     assert list(tmp_path.iterdir()) == []

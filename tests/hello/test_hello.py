@@ -1,4 +1,4 @@
-"""The classroom's hello: the notebook's twenty values, through the path that everything takes."""
+"""The classroom hello reproduces the twenty values of the notebook, through the normal training code."""
 
 import contextlib
 import io
@@ -30,22 +30,22 @@ def test_the_command_prints_exactly_the_ten_lines_and_leaves_nothing_behind(tmp_
 
 
 def test_the_function_returns_what_it_prints(capsys):
-    told = hello()
-    assert [string for string, _ in told] == PREDICTED
-    assert [f"{loss:.3f}" for _, loss in told] == LOSSES
+    steps = hello()
+    assert [string for string, _ in steps] == PREDICTED
+    assert [f"{loss:.3f}" for _, loss in steps] == LOSSES
     assert capsys.readouterr().out.splitlines() == LINES
 
 
 @pytest.fixture(scope="module")
 def shown():
-    """What --explain --debug print, line by line."""
+    """The lines that --explain --debug print."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         main(["hello", "--explain", "--debug"])
     return out.getvalue().splitlines()
 
 
-def test_looking_inside_changes_none_of_the_ten_lines(shown):
+def test_explain_and_debug_change_none_of_the_ten_lines(shown):
     assert shown[-10:] == LINES
 
 
@@ -65,7 +65,7 @@ def test_explain_shows_index_table_one_hot_rows_weights_and_model(shown):
     assert "RNN(4, 3, batch_first=True)" in text and "Linear(in_features=3, out_features=4" in text
 
 
-def test_debug_shows_the_shape_that_leaves_every_stage(shown):
+def test_debug_shows_the_shape_after_each_stage(shown):
     shapes = {line.split()[0]: line for line in shown if line[:9].strip() in STAGES}
     assert set(shapes) == set(STAGES)
     for stage, shape in STAGES.items():
@@ -84,7 +84,7 @@ STAGES = {
 def test_train_with_the_hello_config_logs_the_same_ten_losses(tmp_path):
     config = load_config("hello", f"run_dir={tmp_path / 'run'}", f"data.dir={tmp_path / 'data'}")
     summary = train(config, quiet=True)
-    told = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in told] == list(range(1, 11))
-    assert [f"{4 * r['loss']:.3f}" for r in told] == LOSSES
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == list(range(1, 11))
+    assert [f"{4 * r['loss']:.3f}" for r in records] == LOSSES
     assert summary.status == "done" and summary.step == 10

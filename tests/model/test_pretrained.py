@@ -64,14 +64,14 @@ def test_a_folder_that_vanishes_under_a_run_does_not_end_it(done, tmp_path, monk
     """At the very end its weights are needed: those of a checkpoint are taken, or the last ones."""
     config = small(tmp_path / "run", data={"dir": done.data.dir}, **OPTIONS)
 
-    def save(run, wait=False):
-        resume.checkpoint(run, wait=wait)
+    def save(run, setup, wait=False):
+        resume.save_checkpoint(run, setup, wait=wait)
         if wait:
             shutil.rmtree(tmp_path / "run" / "model")
             if checkpoint != "there":
                 shutil.rmtree(folder_of(config.run_dir, 12))
 
-    monkeypatch.setattr("charlm.training.loop.checkpoint", save)
+    monkeypatch.setattr("charlm.training.loop.save_checkpoint", save)
     if checkpoint == "there":
         train(config, quiet=True)
     else:

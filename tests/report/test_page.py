@@ -1,4 +1,4 @@
-"""charlm report: the page in a real browser, and what it says of runs that lack this or that."""
+"""charlm report: the page in a real browser, and its text for complete and incomplete runs."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from charlm.model.char_lm import CharLM
 from charlm.report.page import write_page
 from charlm.training.loop import train
 
-# Quotes and braces to keep track of, a character spelled in bytes, and what would break out of a page.
+# Quotes and braces for cells to track, a character spelled in bytes, and markup.
 LINE = "def f(x): return g(\"</script><b id=broken>&amp;\", 'y')  # \x01 é{}\n    pass\n\n"
 TEXT = "".join(LINE.replace("f", name) for name in "abcdefghiж" * 12)
 
@@ -111,7 +111,7 @@ def tip(browser) -> str:
     return browser.find_element("id", "tip").text
 
 
-def test_the_page_shows_all_asks_for_nothing_and_complains_of_nothing(opened):
+def test_the_page_shows_every_section_requests_nothing_and_logs_no_error(opened):
     sections = [e.get_attribute("id") for e in opened.find_elements("css selector", "section")]
     assert sections == [
         "training",
@@ -125,12 +125,12 @@ def test_the_page_shows_all_asks_for_nothing_and_complains_of_nothing(opened):
     ]
     assert len(opened.find_elements("css selector", "#training svg")) == 5
     assert [e["message"] for e in opened.get_log("browser")] == []
-    told = [json.loads(e["message"])["message"] for e in opened.get_log("performance")]
-    asked = {m["params"]["request"]["url"] for m in told if m["method"] == "Network.requestWillBeSent"}
-    assert {url for url in asked if not url.startswith("data:")} == {opened.current_url}
+    events = [json.loads(e["message"])["message"] for e in opened.get_log("performance")]
+    requested = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+    assert {url for url in requested if not url.startswith("data:")} == {opened.current_url}
 
 
-def test_text_is_text_whatever_it_looks_like(opened):
+def test_markup_in_text_is_shown_as_text(opened):
     assert opened.find_elements("id", "broken") == []
     assert opened.find_element("tag name", "h1").text == "run <b>&amp;"
     shown = opened.find_element("id", "surprise-text").get_attribute("textContent")
@@ -146,7 +146,7 @@ def test_guesses_are_shown_under_the_pointer_and_by_the_keyboard(opened):
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", text)
     ActionChains(opened).move_to_element(third).perform()
     by_pointer = tip(opened)
-    assert re.search(r"[\d.]+ bits: it was given [\d.]+ %", by_pointer)
+    assert re.search(r"[\d.]+ bits: probability [\d.]+ %", by_pointer)
     assert len(opened.find_elements("css selector", "#tip li")) == 5
     ActionChains(opened).move_to_element(opened.find_element("css selector", "#surprise h2")).perform()
     assert not opened.find_element("id", "tip").is_displayed()
@@ -157,7 +157,7 @@ def test_guesses_are_shown_under_the_pointer_and_by_the_keyboard(opened):
         ActionChains(opened).send_keys(Keys.TAB).perform()
     keys = ActionChains(opened)
     keys.send_keys(Keys.HOME).perform()
-    assert "the first: nothing foretells it" in tip(opened)
+    assert "first symbol: not predicted" in tip(opened)
     keys.send_keys(Keys.ARROW_RIGHT * 3).perform()
     assert tip(opened) == by_pointer
     keys.send_keys(Keys.ARROW_DOWN).perform()
@@ -186,23 +186,23 @@ def test_another_cell_is_another_heat_map(opened):
     assert button.get_attribute("aria-pressed") == "true" and colours() == first
 
 
-def test_the_page_is_as_wide_as_the_screen_and_legible(opened):
+def test_the_page_fits_the_screen_and_has_contrast(opened):
     root, papers = "document.documentElement", []
     screens = [(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark"), (700, "dark", "print")]
     for width, theme, *media in screens:
         opened.size(width, theme, *media)
         wide = opened.execute_script(f"return [innerWidth, {root}.scrollWidth - {root}.clientWidth]")
         assert wide == [width, 0], theme
-        contrast = opened.execute_script(CONTRAST, LOOKED_AT)
-        assert set(contrast) == {*LOOKED_AT, "surprise", "cell"}
+        contrast = opened.execute_script(CONTRAST, CHECKED)
+        assert set(contrast) == {*CHECKED, "surprise", "cell"}
         assert min(contrast.values()) >= 4.5, (theme, contrast)
         papers.append(opened.execute_script("return getComputedStyle(document.body).backgroundColor"))
     assert len(set(papers)) == 3 and papers[-1] == "rgb(255, 255, 255)"  # print is light in any theme
 
 
-LOOKED_AT = ["p", ".note", "figcaption", "thead th", "tr.floor td", "nav a", "pre", "select", ".legend", "dt"]
-LOOKED_AT += ["small", ".sign", ".byte"]
-# WCAG 2's contrast of texts with what lies behind them, colours laid over each other.
+CHECKED = ["p", ".note", "figcaption", "thead th", "tr.baseline td", "nav a", "pre", "select"]
+CHECKED += [".legend", "dt", "small", ".sign", ".byte"]
+# Contrast by WCAG 2 of texts with their background; translucent colours are blended.
 CONTRAST = """
 const style = e => getComputedStyle(e);
 const parts = c => { const n = c.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n };
@@ -224,10 +224,10 @@ return found;
 """
 
 
-# what it says
+# its text
 
 
-def test_figures_and_floors_are_in_the_table(page, run):
+def test_figures_and_baselines_are_in_the_table(page, run):
     read = Read(page)
     best = json.loads((Path(run.run_dir) / "status.json").read_text())["best"]
     assert f"{best['bpc']:.4f}" in read.text and "2 lanes, 8 symbols of context" in read.text
@@ -236,7 +236,7 @@ def test_figures_and_floors_are_in_the_table(page, run):
     assert "Not on this page" not in read.text
 
 
-def test_a_run_that_is_under_way_has_curves_and_no_model(run, tmp_path):
+def test_a_run_without_weights_yet_has_curves_and_no_model(run, tmp_path):
     begun = tmp_path / "begun"
     begun.mkdir()
     lines = (Path(run.run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -248,16 +248,16 @@ def test_a_run_that_is_under_way_has_curves_and_no_model(run, tmp_path):
     assert "no weights yet" in read.text and "training" in read.ids and "cells" not in read.ids
 
 
-def test_a_model_alone_writes_what_it_reads(run, tmp_path):
+def test_a_model_without_a_run_reads_generated_text(run, tmp_path):
     shutil.copytree(Path(run.run_dir) / "model", tmp_path / "alone")
     read = written(tmp_path / "alone", tmp_path / "alone.html")
-    assert "this is a model alone" in read.text and "wrote itself" in read.text
+    assert "a model without its run directory" in read.text and "generated itself" in read.text
     assert "cells" in read.ids and "training" not in read.ids and "corpus" not in read.ids
     given = written(tmp_path / "alone", tmp_path / "given.html", b"pass\n" * 9)
-    assert len(given.data["ids"]) == 44 and "wrote itself" not in given.text
+    assert len(given.data["ids"]) == 44 and "generated itself" not in given.text
 
 
-def test_a_model_that_diverged_leaves_the_curves(run, tmp_path):
+def test_the_page_of_a_diverged_model_has_the_curves(run, tmp_path):
     shutil.copytree(run.run_dir, tmp_path / "run")
     model = CharLM.from_pretrained(tmp_path / "run" / "model")
     model.output.bias.data.fill_(float("nan"))
@@ -281,37 +281,39 @@ def test_other_models_and_vocabularies(model, vocab, run, tmp_path):
     train(config, quiet=True)
     read = written(config.run_dir, None)
     assert {"training", "surprise", "cells", "neighbours", "corpus"} <= set(read.ids)
-    assert read.data["cells"]["of"] == 12 * model.get("num_layers", 1)
-    shown = {read.data["symbols"][i][0] for i in read.data["ids"]}
-    assert "␁" in shown and not any(c < " " for mark in shown for c in mark)
+    assert read.data["cells"]["total"] == 12 * model.get("num_layers", 1)
+    displays = {read.data["symbols"][i][0] for i in read.data["ids"]}
+    assert "␁" in displays and not any(c < " " for display in displays for c in display)
     if "bytes_only" in vocab:
-        assert "C3" in shown and "é" in read.data["completed"].values()
+        assert "C3" in displays and "é" in read.data["completed"].values()
     else:
         assert "one-hot" in read.text
 
 
-# what is refused
+# errors
 
 
-def test_what_is_no_run_is_refused(tmp_path):
+def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(CharlmError, match="holds neither a model/ nor a checkpoint"):
         write_page(str(tmp_path), None, None, "cpu")
     with pytest.raises(CharlmError, match="no such run directory"):
         write_page(str(tmp_path / "none"), None, None, "cpu")
 
 
-@pytest.mark.parametrize("text, told", [(b"a\xff", "byte 1 is not UTF-8"), (b"a", "too few to look at")])
-def test_text_that_cannot_be_read_is_refused(run, text, told, tmp_path):
-    with pytest.raises(CharlmError, match=told):
+@pytest.mark.parametrize(
+    "text, message", [(b"a\xff", "byte 1 is not UTF-8"), (b"a", "too short for a report")]
+)
+def test_text_that_cannot_be_read_is_refused(run, text, message, tmp_path):
+    with pytest.raises(CharlmError, match=message):
         write_page(run.run_dir, tmp_path / "page.html", text, "cpu")
 
 
-def test_a_page_that_cannot_be_written_is_told(run, tmp_path):
+def test_a_page_that_cannot_be_written_raises(run, tmp_path):
     with pytest.raises(CharlmError, match="cannot be written"):
         write_page(run.run_dir, tmp_path / "none" / "page.html", None, "cpu")
 
 
-def test_without_matplotlib_it_says_what_to_install(run, monkeypatch):
+def test_without_matplotlib_the_error_names_the_package(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(CharlmError, match=re.escape("pip install 'charlm[report]'")):
         write_page(run.run_dir, None, None, "cpu")

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from charlm.report.text_facts import NAMES, Agreement, detect
+from charlm.report.text_facts import NAMES, Correlations, fact_values
 
 
 def fact(name: str, text: str) -> list[float]:
-    return detect(text)[:, NAMES.index(name)].tolist()
+    return fact_values(text)[:, NAMES.index(name)].tolist()
 
 
 @pytest.mark.parametrize(
@@ -41,24 +41,24 @@ def test_a_fact_after_each_character(name, text, values):
 
 
 def test_every_fact_has_a_column():
-    assert detect("a").shape == (1, len(NAMES)) and len(set(NAMES)) == len(NAMES)
+    assert fact_values("a").shape == (1, len(NAMES)) and len(set(NAMES)) == len(NAMES)
 
 
-def test_agreement_is_numpys_correlation_however_the_text_is_cut():
+def test_correlations_are_those_of_numpy_however_the_text_is_cut():
     generator = np.random.default_rng(3)
     text = "".join(generator.choice(list("ab (){}\"'\n#1X"), 400))
-    facts, cells = detect(text), generator.normal(size=(400, 3)).astype(np.float32)
-    cells[:, 1] = 3 - 2 * facts[:, NAMES.index("word position")]  # one that keeps track
-    cells[:, 2] = 7  # and one that never changes
-    agreement = Agreement(3)
-    for low, high in ((0, 150), (150, 200)):
-        agreement.add(0, facts[low:high], cells[low:high])
-    agreement.add(1, facts[200:], cells[200:])
-    for found, part in zip(agreement.correlations(), (slice(200), slice(200, None)), strict=True):
-        for i in range(len(NAMES)):
-            if facts[part, i].std() > 0:
-                right = np.corrcoef(facts[part, i], cells[part, :2].T)[0, 1:]
-                assert found[i, :2] == pytest.approx(right, abs=1e-6)
-            else:
-                assert found[i].tolist() == [0, 0, 0]
-        assert found[NAMES.index("word position"), 1] == pytest.approx(-1) and not found[:, 2].any()
+    facts, cells = fact_values(text), generator.normal(size=(400, 3)).astype(np.float32)
+    cells[:, 1] = 3 - 2 * facts[:, NAMES.index("word position")]  # one that follows a fact
+    cells[:, 2] = 7  # and one that is constant
+    correlations = Correlations(3)
+    for low, high in ((0, 150), (150, 400)):
+        correlations.add(facts[low:high], cells[low:high])
+    found = correlations.values()
+    assert found.shape == (len(NAMES), 3)
+    for i in range(len(NAMES)):
+        if facts[:, i].std() > 0:
+            expected = np.corrcoef(facts[:, i], cells[:, :2].T)[0, 1:]
+            assert found[i, :2] == pytest.approx(expected, abs=1e-6)
+        else:
+            assert found[i].tolist() == [0, 0, 0]
+    assert found[NAMES.index("word position"), 1] == pytest.approx(-1) and not found[:, 2].any()

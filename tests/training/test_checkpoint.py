@@ -25,8 +25,8 @@ from charlm.training.checkpoint import (
     load_newest,
     load_optimizer,
     optimizer_tensors,
-    save_checkpoint,
     steps_of,
+    write_checkpoint,
 )
 from charlm.training.loop import train
 from charlm.training.optimizer import make_optimizer
@@ -49,7 +49,7 @@ def save(run_dir, step, *, keep=9, best_step=None, size=3):
         group: {"a/b": torch.full((2, size), float(step)), "n": torch.arange(5, dtype=torch.uint8)}
         for group in ("model", "optimizer", "carry", "random")
     }
-    return save_checkpoint(
+    return write_checkpoint(
         run_dir, step, {"step": step, "best": None}, tensors, VOCAB, keep=keep, best_step=best_step
     )
 
@@ -110,7 +110,7 @@ def test_weights_that_are_views_of_one_buffer_survive(tmp_path):
             at += p.numel()
         assert len({p.untyped_storage().data_ptr() for p in parameters}) == 1
     others = {group: {"n": torch.zeros(1)} for group in ("optimizer", "carry", "random")}
-    save_checkpoint(tmp_path, 1, {}, {"model": weights_of(model)} | others, VOCAB, keep=1)
+    write_checkpoint(tmp_path, 1, {}, {"model": weights_of(model)} | others, VOCAB, keep=1)
     model.save_pretrained(tmp_path / "model", VOCAB)
     _, tensors, _ = load_checkpoint(folder_of(tmp_path, 1))
     again = CharLM.from_pretrained(tmp_path / "model")
@@ -373,7 +373,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_clear_error_and_the_run_goes_o
 SAVER = """
 import os, random, signal, sys, time
 import torch
-from charlm.training.checkpoint import load_checkpoint, folder_of, save_checkpoint, steps_of
+from charlm.training.checkpoint import load_checkpoint, folder_of, write_checkpoint, steps_of
 from charlm.corpus.vocabulary import Vocab
 run_dir, kills = sys.argv[1], int(sys.argv[2])
 vocab, draw, done = Vocab("ab"), random.Random(4), 0
@@ -384,7 +384,7 @@ def save_on_and_on():
         step += 1
         groups = ("model", "optimizer", "carry", "random")
         tensors = {g: {"w": torch.full((700, 700), float(step))} for g in groups}
-        save_checkpoint(run_dir, step, {"step": step}, tensors, vocab, keep=2)
+        write_checkpoint(run_dir, step, {"step": step}, tensors, vocab, keep=2)
 
 for kill in range(kills):
     pid = os.fork()
@@ -427,7 +427,7 @@ def test_a_vocabulary_that_does_not_fit_the_weights_is_refused(run_of_three, tmp
     config = small(tmp_path / "run", checkpoint={"every": 4, "keep": 3})
     shutil.copytree(run_of_three.run_dir, config.run_dir)
     facts, tensors = newest(config.run_dir)
-    save_checkpoint(config.run_dir, 16, facts | {"step": 16}, tensors, VOCAB, keep=9)
+    write_checkpoint(config.run_dir, 16, facts | {"step": 16}, tensors, VOCAB, keep=9)
     before = files_of(tmp_path / "run" / "checkpoints")
     with pytest.raises(CharlmError, match=rf"its vocabulary \({len(VOCAB)} symbols\) is not the one of"):
         train(config, quiet=True)

@@ -18,9 +18,9 @@ from helpers import (
     train_on,
 )
 
-from charlm.training import distributed as reduction
 from charlm.training.checkpoint import folder_of, load_checkpoint, steps_of
 from charlm.training.loop import train
+from charlm.training.step import gradient_exchange
 
 CHANGES = {"two, then one": (2, 1), "one, then two": (1, 2), "four, then two": (4, 2)}
 
@@ -160,7 +160,7 @@ def test_gradients_in_bf16_are_for_gpus(tmp_path):
     told = "train.gradients=bf16 is for GPUs: these CPUs average gradients in fp32"
     assert told in train_on(2, bf16) and told not in train_on(2, plain)
     assert_same_state(plain.run_dir, bf16.run_dir)
-    hooks = [reduction.options(gradients).comm_hook.value for gradients in ("fp32", "bf16")]
+    hooks = [gradient_exchange(gradients).comm_hook.value for gradients in ("fp32", "bf16")]
     assert hooks == ["no", "bf16"]
 
 

@@ -7,7 +7,7 @@ from charlm.errors import CharlmError
 from charlm.training.checkpoint import steps_of
 from charlm.training.lanes import Position
 from charlm.training.loop import train
-from charlm.training.setup import Parts, threads_for
+from charlm.training.setup import make_accelerator, set_up, threads_for
 
 OPTIONS = {
     "model": {"cell": "lstm", "num_layers": 2, "dropout": 0.2, "weight_drop": 0.1, "temporal_reg": 1.0}
@@ -47,15 +47,15 @@ def test_a_run_may_go_on_with_it_or_without(tmp_path):
 
 def test_fixed_tensors_hold_nothing_back(tmp_path):
     """Loss and norm of a call outlive the next one; the carry is the next one's."""
-    parts = Parts(changed(small(tmp_path / "run", **OPTIONS), train={"cuda_graph": True}))
-    parts.set_up(print)
-    x, y = parts.lanes.window(Position())
-    loss, norm, carry = parts.forward_backward(x, y, None)
-    kept = loss.item(), norm.item()
-    assert all(p.grad is not None for p in parts.model.parameters())
-    parts.update()
-    again, _, _ = parts.forward_backward(y, x, carry)
-    assert (loss.item(), norm.item()) == kept and again.item() != kept[0]
+    config = changed(small(tmp_path / "run", **OPTIONS), train={"cuda_graph": True})
+    setup = set_up(config, make_accelerator(config), print)
+    x, y = setup.lanes.window(Position())
+    loss, norm, carry = setup.step(x, y, None)
+    before = loss.item(), norm.item()
+    assert all(p.grad is not None for p in setup.model.parameters())
+    setup.step.update()
+    again, _, _ = setup.step(y, x, carry)
+    assert (loss.item(), norm.item()) == before and again.item() != before[0]
 
 
 # threads
@@ -91,7 +91,7 @@ def test_what_cannot_be_recorded_is_refused(tmp_path):
     config = changed(small(tmp_path / "run", **OPTIONS), train={"cuda_graph": True})
     words = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = ROOT / "scripts" / "train.py"
-    with pytest.raises(AssertionError, match=r"train\.cuda_graph=True: is for one process"):
+    with pytest.raises(AssertionError, match=r"train\.cuda_graph=True: works in one process"):
         launched(words, script, "--config", config_file(config))
 
 

@@ -12,7 +12,7 @@ from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.model.char_lm import CharLM
 from charlm.training.loop import train
-from charlm.training.resume import warm_start
+from charlm.training.trained import warm_start
 
 
 def saved(folder, vocab, seed=1, **config) -> CharLM:

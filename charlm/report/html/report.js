@@ -8,21 +8,21 @@
   let cell = 0;
 
   const element = (name, text, kind) => {
-    const made = document.createElement(name);
-    if (text !== undefined) made.textContent = text;
-    if (kind) made.className = kind;
-    return made;
+    const node = document.createElement(name);
+    if (text !== undefined) node.textContent = text;
+    if (kind) node.className = kind;
+    return node;
   };
   const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(2);
   const percent = (p) => (p >= 0.1 ? Math.round(100 * p) : (100 * p).toPrecision(2)) + " %";
-  const shown = (mark) => (mark === " " ? "space" : mark);
+  const spaceName = (display) => (display === " " ? "space" : display);
 
   // The passage as one <span> per symbol; a symbol that ends a line is followed by the line's end.
-  const write = (into) => {
+  const writePassage = (into) => {
     const spans = data.ids.map((id, i) => {
-      const [mark, , kind, ends] = data.symbols[id];
-      const whole = data.completed[i];
-      const span = whole ? element("span", whole) : element("span", mark, kind);
+      const [display, , kind, ends] = data.symbols[id];
+      const character = data.completed[i];
+      const span = character ? element("span", character) : element("span", display, kind);
       span.dataset.i = i;
       into.append(span);
       if (ends) into.append("\n");
@@ -31,29 +31,29 @@
     return spans;
   };
 
-  const about = (i) => {
-    const [mark, name] = data.symbols[data.ids[i]];
+  const symbolName = (i) => {
+    const [display, name] = data.symbols[data.ids[i]];
     const box = document.createDocumentFragment();
-    const whole = data.completed[i];
+    const character = data.completed[i];
     const title = element("p");
-    title.append(element("strong", shown(whole || mark)), " ", whole ? name + ", completes " + whole : name);
+    title.append(element("strong", spaceName(character || display)), " ", character ? name + ", completes " + character : name);
     box.append(title);
     return box;
   };
   const guesses = (i) => {
-    const box = about(i);
+    const box = symbolName(i);
     if (data.bits[i] === null) {
-      box.append(element("p", "the first: nothing foretells it"));
+      box.append(element("p", "first symbol: not predicted"));
       return box;
     }
     const chance = 2 ** -data.bits[i];
-    box.append(element("p", data.bits[i].toFixed(2) + " bits: it was given " + percent(chance)));
+    box.append(element("p", data.bits[i].toFixed(2) + " bits: probability " + percent(chance)));
     const list = element("ol");
     data.guesses[i].forEach((id, k) => {
       const line = element("li", undefined, id === data.ids[i] ? "true" : "");
       const bar = element("i");
       bar.style.width = Math.max(1, 100 * data.chances[i][k]) + "%";
-      line.append(element("code", shown(data.symbols[id][0])), element("b", percent(data.chances[i][k])), bar);
+      line.append(element("code", spaceName(data.symbols[id][0])), element("b", percent(data.chances[i][k])), bar);
       list.append(line);
     });
     box.append(list);
@@ -62,15 +62,15 @@
   const level = (i) => values[cell * count + i] / 254;
   const valueOf = (i) => {
     const [layer, unit, low, high] = cells[cell];
-    const box = about(i);
+    const box = symbolName(i);
     const v = level(i);
     const sign = v === 0 ? "≤ " : v === 1 ? "≥ " : "";
     box.append(element("p", `layer ${layer + 1}, cell ${unit}: ${sign}${signed(low + v * (high - low))}`));
     return box;
   };
 
-  // A text that is explored by pointer, by tap and by keyboard: `tell` gives what the tip says of a place.
-  const explore = (box, spans, tell) => {
+  // Shows a tip for the symbol under the pointer, tapped, or reached by keyboard; `content(i)` fills the tip.
+  const explore = (box, spans, content) => {
     let at = -1, top = 0;
     const hide = () => {
       if (at >= 0) spans[at].classList.remove("at");
@@ -81,7 +81,7 @@
       if (at >= 0) spans[at].classList.remove("at");
       at = i;
       spans[i].classList.add("at");
-      tip.replaceChildren(tell(i));
+      tip.replaceChildren(content(i));
       tip.hidden = false;
       const place = spans[i].getClientRects()[0], size = tip.getBoundingClientRect();
       top = place.top;
@@ -90,7 +90,7 @@
       const below = place.bottom + 8;
       tip.style.top = (below + size.height < innerHeight ? below : Math.max(8, place.top - size.height - 8)) + "px";
     };
-    const beside = (down) => {
+    const onNextLine = (down) => {
       const from = spans[at].getClientRects()[0];
       let best = at, line = null;
       for (let i = at + (down ? 1 : -1); i >= 0 && i < count; i += down ? 1 : -1) {
@@ -112,7 +112,7 @@
       if (e.key === "Escape") return hide();
       if (at < 0) at = last;
       const next = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: count - 1 }[e.key]
-        ?? (e.key === "ArrowUp" || e.key === "ArrowDown" ? beside(e.key === "ArrowDown") : undefined);
+        ?? (e.key === "ArrowUp" || e.key === "ArrowDown" ? onNextLine(e.key === "ArrowDown") : undefined);
       if (next === undefined || e.ctrlKey || e.metaKey || e.altKey) return;
       e.preventDefault();
       last = Math.max(0, Math.min(count - 1, next));
@@ -124,7 +124,7 @@
   };
 
   const surprise = document.getElementById("surprise-text");
-  const surprised = write(surprise);
+  const surprised = writePassage(surprise);
   surprised.forEach((span, i) => {
     const share = Math.min((data.bits[i] || 0) / 8, 1);
     span.style.backgroundColor = `rgb(var(--surprise) / calc(var(--depth) * ${share.toFixed(3)}))`;
@@ -132,20 +132,20 @@
   explore(surprise, surprised, guesses);
 
   const heat = document.getElementById("cell-text");
-  const heated = write(heat);
+  const heated = writePassage(heat);
   const select = document.getElementById("cell");
-  const label = ([layer, unit, , , detector, score], whole) =>
-    `cell ${unit}` + (whole && layers > 1 ? ` of layer ${layer + 1}` : "") + (detector ? `: ${detector} ${signed(score)}` : "");
+  const label = ([layer, unit, , , fact, score], withLayer) =>
+    `cell ${unit}` + (withLayer && layers > 1 ? ` of layer ${layer + 1}` : "") + (fact ? `: ${fact} ${signed(score)}` : "");
   const layers = 1 + Math.max(...cells.map((c) => c[0]));
-  const group = (title, places, whole) => {
-    const made = element("optgroup");
-    made.label = title;
+  const group = (title, places, withLayer) => {
+    const node = element("optgroup");
+    node.label = title;
     places.forEach((place) => {
-      const option = element("option", label(cells[place], whole));
+      const option = element("option", label(cells[place], withLayer));
       option.value = place;
-      made.append(option);
+      node.append(option);
     });
-    select.append(made);
+    select.append(node);
   };
   const order = cells.map((_, i) => i);
   const clear = order.filter((i) => cells[i][4]).slice(0, 24);
@@ -157,14 +157,14 @@
   const buttons = [...document.querySelectorAll("button.cell")];
   const choose = (place) => {
     cell = place;
-    const [, , low, high, detector, score] = cells[cell];
+    const [, , low, high, fact, score] = cells[cell];
     heated.forEach((span, i) => {
       const v = 2 * level(i) - 1;
       span.style.backgroundColor = `rgb(var(--${v < 0 ? "low" : "high"}) / calc(var(--depth) * ${Math.abs(v).toFixed(3)}))`;
     });
     document.getElementById("low").textContent = signed(low);
     document.getElementById("high").textContent = signed(high);
-    document.getElementById("match").textContent = detector ? `follows “${detector}”: ${signed(score)}` : "follows none of the facts";
+    document.getElementById("match").textContent = fact ? `follows “${fact}”: ${signed(score)}` : "follows none of the facts";
     buttons.forEach((b) => b.setAttribute("aria-pressed", String(+b.dataset.cell === cell)));
   };
   select.addEventListener("change", () => choose(+select.value));

@@ -1,0 +1,80 @@
+"""Files that charlm 0.1.0 wrote before its modules moved into folders still load and resume.
+
+tests/data/v0.1.0 holds, for an LSTM with averaged weights and byte symbols and for a GRU on one-hot input: the
+YAML, the prepared corpus, the run directory with its checkpoint of step 6 of 12, and the weights of step 12 as
+that version reached them without a stop.
+"""
+
+import json
+import shutil
+
+import pytest
+import torch
+from helpers import ROOT, losses, newest
+from safetensors.torch import load_file
+
+import charlm
+from charlm.config.parse import from_dict, load_config, to_yaml
+from charlm.corpus.prepared import Corpus, folder_of
+from charlm.training.checkpoint import load_checkpoint
+from charlm.training.loop import train
+
+OLD = ROOT / "tests" / "data" / "v0.1.0"
+
+
+@pytest.fixture(params=["lstm", "gru"])
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def config(tmp_path, name):
+    """The config of an old run, in a copy of its files."""
+    shutil.copytree(OLD, tmp_path, dirs_exist_ok=True)
+    return load_config(
+        tmp_path / f"{name}.yaml", f"run_dir={tmp_path / name}", f"data.dir={tmp_path / 'data'}"
+    )
+
+
+def test_a_prepared_corpus_is_found_and_whole(config):
+    corpus = Corpus(folder_of(config))
+    corpus.verify()
+    assert "floors" in corpus.info and "bpc" in corpus.report()
+
+
+def test_a_config_reads_as_it_was(name):
+    import yaml
+
+    tree = yaml.safe_load((OLD / name / "config.yaml").read_text(encoding="utf-8"))
+    assert yaml.safe_load(to_yaml(from_dict(tree))) == tree
+
+
+def test_a_checkpoint_resumes_to_the_weights_that_the_old_version_reached(config, tmp_path, name):
+    """To the bit on the machine that wrote them (checked when the modules moved); elsewhere sums may round in
+    another order."""
+    before = losses(config.run_dir)
+    summary = train(config, quiet=True)
+    assert (summary.status, summary.step) == ("done", 12)
+    _, tensors = newest(config.run_dir)
+    expected = load_file(tmp_path / f"{name}.final.safetensors")
+    assert tensors["model"].keys() == expected.keys()
+    for key, weight in expected.items():
+        torch.testing.assert_close(tensors["model"][key], weight, rtol=1e-5, atol=1e-6)
+    assert losses(config.run_dir) == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in before]
+    assert summary.best["bpc"] == pytest.approx(
+        json.loads((OLD / name / "status.json").read_text())["best"]["bpc"]
+    )
+
+
+def test_every_file_of_a_checkpoint_is_read(name):
+    facts, tensors, vocab = load_checkpoint(OLD / name / "checkpoints" / "step-00000006")
+    assert facts["step"] == 6 and len(vocab) == tensors["model"]["output.bias"].numel()
+    assert {"model", "optimizer", "carry", "random", "losses"} <= tensors.keys()
+
+
+def test_a_model_folder_loads():
+    trained = charlm.load(OLD / "lstm" / "model", "cpu")
+    weights = load_file(OLD / "lstm" / "model" / "model.safetensors")
+    for key, weight in trained.model.named_parameters():
+        assert torch.equal(weight, weights[key])
+    assert len(trained.generate(length=5, prompt="th")) > 0
