@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, overload
 import torch
 
 from charlm.config.fields import Config, ModelConfig, SampleConfig
-from charlm.config.parse import read_run_config, flatten
+from charlm.config.parse import flatten, read_run_config
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError
 from charlm.evaluation.surprisal import Score, score
