@@ -1,13 +1,13 @@
-"""What can go wrong: errors that the user can correct, and warnings."""
+"""Errors that the user can correct, and warnings."""
 
 
 class CharlmError(ValueError):
-    """Something the user can mend. The message names the thing, its value and the mend."""
+    """An error that the user can correct. The message names the thing, its value and the fix."""
 
 
 class UsageError(CharlmError):
-    """Words of a command line that no command or option answers to."""
+    """A command line with an unknown command, option or word."""
 
 
 class CharlmWarning(UserWarning):
-    """Something the user should know of, after which charlm goes on."""
+    """A problem that the user should be aware of; charlm continues."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, also after a crash of the machine."""
+"""Files that are either complete or absent, also after a crash of the machine."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ def write_synced(path: str | Path, content: bytes | str) -> None:
 
 
 def replace(path: str | Path, content: bytes | str, synced: bool = True) -> None:
-    """Write a file beside its place and rename it into it: readers see the old one or the new one.
+    """Write a temporary file in the same folder and rename it: readers see the old file or the new one.
 
-    Not synced, it waits for no disk, and a crash of the machine may leave it empty.
+    With synced=False it does not wait for the disk, and a crash of the machine may leave the file empty.
     """
-    beside = Path(path).with_name(f".{Path(path).name}.partial")
+    partial = Path(path).with_name(f".{Path(path).name}.partial")
     if not synced:
-        beside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        os.replace(beside, path)
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        os.replace(partial, path)
         return
     try:
-        write_synced(beside, content)
-        os.replace(beside, path)
+        write_synced(partial, content)
+        os.replace(partial, path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
     sync_folder(Path(path).parent)
 
 
 def sync_folder(path: str | Path) -> None:
-    """Wait until the names in a folder are on the disk."""
+    """Wait until the entries of a folder are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -50,27 +50,23 @@ def sync_folder(path: str | Path) -> None:
 
 
 class Journal:
-    """A file of records that a killed process leaves readable: a torn last record is dropped when it is
-    opened.
+    """An append-only file of records, readable after a kill: opening it drops an incomplete last record.
 
-    Every record is its length and CRC-32 (uint64 each, little-endian), then its bytes, at least one.
+    A record is its length and CRC-32 (uint64 each, little-endian), then its bytes, at least one.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        whole = 0
-        self._length = 0
-        for content in self.read(path):
-            whole += 16 + len(content)
-            self._length += 1
+        lengths = [len(content) for content in self.read(path)]
+        self._length = len(lengths)
         self._file = open(path, "ab")  # noqa: SIM115 - closed in __exit__
-        self._file.truncate(whole)
+        self._file.truncate(16 * len(lengths) + sum(lengths))
 
     def __len__(self) -> int:
         return self._length
 
     def append(self, content: bytes) -> None:
-        """Add a record; it outlives this process, not a crash of the machine."""
+        """Add a record, which survives a crash of this process, but not of the machine."""
         head = struct.pack("<QQ", len(content), zlib.crc32(content))
         self._file.write(head + content)
         self._file.flush()
@@ -78,7 +74,7 @@ class Journal:
 
     @staticmethod
     def read(path: str | Path) -> Iterator[bytes]:
-        """The whole records of a journal, one after the other; none where there is no file."""
+        """The complete records of a journal, one after the other; none if the file does not exist."""
         try:
             file = open(path, "rb")  # noqa: SIM115 - closed below
         except FileNotFoundError:
@@ -87,7 +83,7 @@ class Journal:
             size = os.fstat(file.fileno()).st_size
             while len(head := file.read(16)) == 16:
                 length, crc = struct.unpack("<QQ", head)
-                if not 0 < length <= size:  # a machine that went down leaves zeros, or anything
+                if not 0 < length <= size:  # a crash of the machine can leave zeros, or anything
                     return
                 content = file.read(length)
                 if len(content) < length or zlib.crc32(content) != crc:
@@ -102,7 +98,7 @@ class Journal:
 
 
 class IdFile:
-    """The ids of a .npy file, read from it slice by slice: mapped pages would count as resident."""
+    """The ids of a .npy file, read slice by slice: memory-mapped pages would count as resident memory."""
 
     def __init__(self, path: Path):
         import numpy as np

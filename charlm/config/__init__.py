@@ -1,8 +1,7 @@
-"""What a run is: every option, and how it is read from YAML and the command line.
+"""The options of a run, and how they are read. Imports errors only: `charlm --help` must not load torch.
 
-    fields   the options: a dataclass per section, with help texts and checks
-    parse    YAML files, command lines, the configs and sizes that come with charlm
-    sizes    model.size: fields that grow together
-
-Imports errors only, neither torch nor datasets: `charlm --help` must answer at once.
+fields   one dataclass per section of the config, with the help texts
+checks   what values the fields may have; fills in the preset of model.size
+parse    reads YAML files, the command line, the configs that come with charlm
+sizes/   the presets of model.size, as YAML
 """

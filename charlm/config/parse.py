@@ -1,65 +1,51 @@
-"""Config from YAML files and the command line: defaults < YAML < command line.
-
-Imports neither torch nor datasets, so that `--help` answers at once.
-"""
+"""Config from YAML files and the command line: defaults < YAML files < command line."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
-import io
 import re
-import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from charlm.config.fields import Config, ModelConfig
-from charlm.config.sizes import expanded, spelled_out
+from charlm.config.checks import choice_advice, preset
+from charlm.config.fields import Config
 from charlm.errors import CharlmError, UsageError
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted keys to values, section by section: {'run_dir': …, 'data.source': …, …}."""
-    out = {}
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if is_dataclass(value):
-            out |= flatten(value, f"{prefix}{f.name}.")
-        else:
-            out[prefix + f.name] = value
-    return out
+    flat = {}
+    for name, value in vars(config).items():
+        flat |= flatten(value, f"{prefix}{name}.") if is_dataclass(value) else {prefix + name: value}
+    return flat
 
 
 def _nearest(key: str) -> str:
-    known = list(flatten(Config()))
-    name = key.rsplit(".", 1)[-1]
-    near = [k for k in known if k.rsplit(".", 1)[-1] == name]  # the right name in the wrong section
-    near = difflib.get_close_matches(key, near or known, 1, 0 if near else 0.6)
-    if not near:  # the name alone is misspelled
-        last = {k.rsplit(".", 1)[-1]: k for k in known}
-        near = [last[n] for n in difflib.get_close_matches(name, last, 1, 0.6)]
-    return f"; did you mean {near[0]}?" if near else f"; the sections are {', '.join(asdict(Config()))}"
+    keys, name = list(flatten(Config())), key.rsplit(".", 1)[-1]
+    same = [k for k in keys if k.rsplit(".", 1)[-1] == name]  # the right name in the wrong section
+    near = difflib.get_close_matches(key, same or keys, 1, 0 if same else 0.6)
+    if not near:
+        names = {k.rsplit(".", 1)[-1]: k for k in keys}
+        near = [names[n] for n in difflib.get_close_matches(name, names, 1, 0.6)]
+    return f"; did you mean {near[0]}?" if near else f"; the sections are {', '.join(vars(Config()))}"
 
 
-def _check_tree(tree: Any, known: Any, where: str, prefix: str = "") -> None:
-    """Refuse keys of a parsed YAML tree that no field answers to, and null where it means nothing."""
+def _check_keys(tree: Any, default: Any, where: str, prefix: str = "") -> None:
+    """Refuse what is not a mapping from names of fields to values."""
     if not isinstance(tree, dict):
-        what = f"section {prefix[:-1]}" if prefix else "a config"
-        kind = type(tree).__name__
-        raise CharlmError(f"{where}: {what} is a mapping of names to values, not the {kind} {tree!r}")
-    names = {f.name: f for f in fields(known)}
-    for key, value in tree.items():
-        full = f"{prefix}{key}"
-        if key not in names:
-            raise CharlmError(f"{where}: unknown key {full}{_nearest(full)}")
-        if is_dataclass(getattr(known, key)):
-            _check_tree({} if value is None else value, getattr(known, key), where, f"{full}.")
-        elif value is None and "None" not in names[key].type:
-            raise CharlmError(f"{where}: {full}=None: expected a value of type {names[key].type}")
+        part = f"section {prefix[:-1]}" if prefix else "a config"
+        raise CharlmError(f"{where}: {part} must be a mapping, not the {type(tree).__name__} {tree!r}")
+    for name, value in tree.items():
+        if name not in vars(default):
+            raise CharlmError(f"{where}: unknown key {prefix}{name}{_nearest(f'{prefix}{name}')}")
+        if is_dataclass(vars(default)[name]) and value is not None:
+            _check_keys(value, vars(default)[name], where, f"{name}.")
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -69,153 +55,113 @@ def shipped_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def find_config(name: str) -> Path:
-    """A YAML file, or the name of a shipped one ('stdlib').
-
-    Raises CharlmError when there is neither.
-    """
-    path = Path(name)
-    if path.is_file():
-        return path
+def _read_yaml(name: str | Path) -> dict[str, Any]:
+    """The fields of a YAML file or a shipped config, their names checked; without empty sections."""
     shipped = shipped_configs()
-    if name in shipped:
-        return shipped[name]
-    near = difflib.get_close_matches(path.stem, shipped, 1, 0.6)
-    hint = f"did you mean {near[0]}?" if near else f"shipped with charlm: {', '.join(shipped)}"
-    raise CharlmError(f"--config {name}: no such file; {hint}")
-
-
-def _read_yaml(path: Path) -> dict:
-    """The sections of a YAML file, its keys checked."""
+    path = Path(name) if Path(name).is_file() else shipped.get(str(name))
+    if path is None:
+        near = difflib.get_close_matches(Path(name).stem, shipped, 1, 0.6)
+        hint = f"did you mean {near[0]}?" if near else f"shipped with charlm: {', '.join(shipped)}"
+        raise CharlmError(f"--config {name}: no such file; {hint}")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CharlmError(f"{path}: cannot be read as YAML: {error}") from error
-    tree = {} if tree is None else tree
-    _check_tree(tree, Config(), str(path))
-    return {section: value for section, value in tree.items() if value is not None}
+    _check_keys({} if tree is None else tree, Config(), str(path))
+    return {section: value for section, value in (tree or {}).items() if value is not None}
 
 
-def make_parser(prog: str, **kwargs):
+@cache
+def _parser(prog: str, **kwargs):
     """The command-line parser of Config, from the dataclasses and their docstrings."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, **kwargs)
+    parser = ArgumentParser(prog, allow_abbrev=False, exit_on_error=False, **kwargs)
     parser.add_argument("--config", action="config", help="YAML file, or the name of a shipped config")
     parser.add_class_arguments(Config, as_group=False)
     return parser
 
 
+def _layers(argv: Sequence[str]) -> list[str]:
+    """The words of a command line, lowest first: YAML files, the preset of --model.size, other options."""
+    layering = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    layering.add_argument("--config", action="append", default=[])
+    layering.add_argument("--model.size", dest="size")
+    args, options = layering.parse_known_args(argv)
+    if re.search(r"--model[= ]\s*{.*\bsize\b", " ".join(options)):
+        raise UsageError("give the size as a word of its own, such as --model.size base")
+    layers = []
+    for tree in map(_read_yaml, args.config):
+        size = tree.get("model", {}).get("size") if args.size is None else None
+        layers += [preset(size), tree]
+    words = [f"--config={yaml.dump(tree, Dumper=_Dumper)}" for tree in [*layers, preset(args.size)]]
+    return [*words, *options] if args.size is None else [*words, f"--model.size={args.size}", *options]
+
+
+def _refusal(message: str) -> CharlmError:
+    """An error of the parser in charlm's words."""
+    message = " ".join(message.split())
+    if option := re.match(r"unrecognized arguments: --([\w.-]+)", message):
+        return UsageError(f"unknown option --{option[1]}{_nearest(option[1])}")
+    if message.startswith("unrecognized arguments"):
+        return UsageError(f"{message}; put a pattern such as 'books/*.txt' in quotes so the shell leaves it")
+    kinds = r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*?)\])"
+    found = re.match(rf'Parser key "([\w.]+)": (?:Does not .*?)?{kinds}.*(?:Got|Given) value: ?(.*)', message)
+    if not found:
+        return CharlmError(message)
+    key, kind, choices, value = found.groups()
+    advice = f"expected {kind}" if kind else choice_advice(value, re.findall(r"\w+", choices))
+    return CharlmError(f"{key}={value}: {advice}")
+
+
 def parse(argv: Sequence[str], prog: str = "charlm", **kwargs) -> Config:
     """Config from command-line words such as ['--config', 'stdlib', '--train.steps=10'].
 
-    Raises CharlmError for unknown keys (naming the nearest right one), wrong types and bad values;
-    exits, as usual, after --help and --print_config.
+    kwargs: for ArgumentParser. Raises CharlmError for unknown keys (naming the nearest right one), wrong
+    types and bad values; exits, as usual, after --help and --print_config.
     """
-    words: list[str] = []
-    sized = any(word.partition("=")[0] == "--model.size" for word in argv)
-    for word in argv:
-        if words and words[-1] == "--config":
-            word = words.pop() + "=" + word
-        if word.startswith("--config="):
-            tree = _read_yaml(find_config(word.split("=", 1)[1]))
-            tree = tree if sized else expanded(tree)
-            ModelConfig(size=(tree.get("model") or {}).get("size"))  # refuses one that is none
-            word = "--config=" + yaml.dump(
-                tree, Dumper=_QuotingDumper, default_flow_style=True, width=1 << 30
-            )
-        words.append(word)
-        name = word[2:].split("=", 1)[0].removesuffix("+")
-        if word.startswith("--") and name not in ("config", "help", "print_config", *asdict(Config())):
-            known = flatten(Config())
-            if name not in known and not any(name.startswith(k + ".") for k in known):
-                raise UsageError(f"unknown option --{name}{_nearest(name)}")
-    words = spelled_out(words)
-    for word in words:
-        if word.startswith("--model.size=") and word != "--model.size=null":
-            ModelConfig(size=word.partition("=")[2])
-    if re.search(r"--model[= ]\s*{.*\bsize\b", " ".join(words)):
-        raise UsageError("give the size as a word of its own, such as --model.size base")
-    parser = make_parser(prog, **kwargs)
-    said = io.StringIO()
+    parser = _parser(prog, **kwargs)
     try:
-        with redirect_stderr(said):
-            parsed = parser.parse_args(words)
-    except SystemExit as leave:
-        if leave.code:
-            message = said.getvalue().partition("error: ")[2].strip() or said.getvalue().strip()
-            message = " ".join(message.split())
-            if message.startswith("unrecognized arguments"):
-                raise UsageError(
-                    f"{message}; put a pattern such as 'books/*.txt' in quotes, so that the shell leaves it"
-                ) from None
-            kind = r"(?:<class '(\w+)'>|typing\.Literal\[(.*)\])"
-            plain = re.match(rf'Parser key "([\w.]+)": Expected an? {kind}\. Got value: (.*)', message)
-            if plain is None:
-                raise CharlmError(message) from None
-            key, kind, choices, value = plain.groups()
-            mend = f"expected {kind}" if kind else "choose one of " + choices.replace("'", "")
-            raise CharlmError(f"{key}={value}: {mend}") from None
-        sys.stderr.write(said.getvalue())
-        raise
-    built = parser.instantiate(parsed)
+        built = parser.instantiate(parser.parse_args(_layers(argv)))
+    except argparse.ArgumentError as error:
+        raise _refusal(str(error)) from None
     return Config(**{f.name: built[f.name] for f in fields(Config)})
 
 
 def load_config(config: str | Path | None = None, *overrides: str) -> Config:
-    """Config from a YAML file (or a shipped name) and overrides such as 'train.steps=10'.
-
-    Raises CharlmError as `parse` does.
-    """
-    words = [] if config is None else ["--config", str(config)]
+    """Config from a YAML file or a shipped config and overrides such as 'train.steps=10'; raises as parse."""
+    words = [] if config is None else [f"--config={config}"]
     return parse([*words, *(f"--{o.removeprefix('--')}" for o in overrides)])
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text with line breaks that would not survive, and 1e3, which jsonargparse reads as a number."""
+
+    def quote(self, text: str) -> yaml.Node:
+        quoted = re.search("[\r\x85\u2028\u2029]", text) or re.fullmatch(r"[-+]?[\d._]+[eE][-+]?\d+", text)
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if quoted else None)
+
+
+_Dumper.add_representer(str, _Dumper.quote)
 
 
 def to_yaml(config: Config) -> str:
     """The whole config as YAML that load_config reads back to an equal Config."""
-    tree = asdict(config)
-    tree["optim"]["betas"] = list(tree["optim"]["betas"])
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text whose line breaks would not survive reading."""
-
-    def quote(self, text: str) -> yaml.Node:
-        style = '"' if set(text) & set("\r\x85\u2028\u2029") else None
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-class _QuotingDumper(yaml.SafeDumper):
-    """Quotes all text: nothing in it is taken for a number or null."""
-
-    def quote(self, text: str) -> yaml.Node:
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"')
-
-
-for _dumper in (_Dumper, _QuotingDumper):
-    _dumper.add_representer(str, _dumper.quote)
+    return yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def from_dict(tree: dict[str, Any]) -> Config:
     """Config from nested plain values, as stored in a run directory; unknown keys are refused."""
-    _check_tree(tree, Config(), "config")
-    tree = expanded(tree)
-    sections = {f.name: type(getattr(Config(), f.name)) for f in fields(Config) if f.name != "run_dir"}
-    parts = {name: sections[name](**tree[name]) for name in sections if name in tree}
-    parts |= {"run_dir": tree["run_dir"]} if "run_dir" in tree else {}
-    config = Config(**parts)
-    config.optim.betas = tuple(config.optim.betas)
-    return config
+    _check_keys(tree, Config(), "config")
+    kinds = {f.name: f.default_factory for f in fields(Config) if f.name != "run_dir"}
+    return Config(**tree | {name: kinds[name](**(tree[name] or {})) for name in kinds if name in tree})
 
 
-def config_of(run_dir: Path) -> Config:
+def read_run_config(run_dir: Path) -> Config:
     """The config.yaml of a run directory; the default config where there is none."""
     path = run_dir / "config.yaml"
-    if not path.exists():
-        return Config()
     try:
-        return from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, TypeError) as error:
+        return from_dict(_read_yaml(path)) if path.exists() else Config()
+    except TypeError as error:
         raise CharlmError(f"{path}: cannot be read: {error}") from error

@@ -12,7 +12,7 @@ import numpy as np
 
 from charlm import __version__
 from charlm.config.fields import Config
-from charlm.config.parse import config_of
+from charlm.config.parse import read_run_config
 from charlm.corpus.prepared import Corpus, folder_of
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
@@ -81,7 +81,7 @@ def read_run(source: str, device: str | None) -> RunContents:
     else:
         run.missing.append("Training curves, results and samples: this is a model without its run directory.")
     if run.history.records and not (path / "model" / "config.json").exists() and not steps_of(path):
-        run.config = config_of(path)
+        run.config = read_run_config(path)
         run.missing.append("Everything that needs a model: no weights yet, neither model/ nor a checkpoint.")
     else:
         run.model, run.vocab, run.config = load(source, device)

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from charlm.config.parse import config_of
+from charlm.config.parse import read_run_config
 from charlm.errors import CharlmError, UsageError
 from charlm.files import replace
 from charlm.model.char_lm import CharLM
@@ -49,7 +49,7 @@ def ready(run: str | Path, name: str, license: str | None = None, language: list
         text = card.read_text(encoding="utf-8")
     else:
         has_run = folder.name == "model" and (folder.parent / "config.yaml").exists()
-        config = config_of(folder.parent) if has_run else None
+        config = read_run_config(folder.parent) if has_run else None
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         figures = {"validation": about.get("validation")}
         text = model_card(model, model.vocab, config, None, figures, about.get("step"))

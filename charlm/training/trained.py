@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, overload
 import torch
 
 from charlm.config.fields import Config, ModelConfig, SampleConfig
-from charlm.config.parse import config_of, flatten
+from charlm.config.parse import flatten, read_run_config
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError
 from charlm.evaluation.surprisal import Score, score
@@ -115,7 +115,7 @@ def open_trained(where: str, device: str | torch.device) -> tuple[CharLM, Vocab,
         set_float32_precision("ieee")
     path = Path(where)
     if path.is_dir() and not (path / "config.json").exists():
-        config = config_of(path)
+        config = read_run_config(path)
         if (path / "model" / "config.json").exists():
             model = CharLM.from_pretrained(path / "model", device)
             return model, model.vocab, config
@@ -135,7 +135,7 @@ def open_trained(where: str, device: str | torch.device) -> tuple[CharLM, Vocab,
         hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
         raise CharlmError(f"{where}: no such run directory, model folder or hub id{hint}")
     model = CharLM.from_pretrained(where, device)
-    return model, model.vocab, config_of(path.parent) if path.name == "model" else Config()
+    return model, model.vocab, read_run_config(path.parent) if path.name == "model" else Config()
 
 
 # Fields of the model on which the shapes and the meaning of its weights depend.

@@ -121,9 +121,9 @@ def test_train_help_shows_what_every_field_is(capsys):
         "--config",
         "--model.hidden_size",
         "Units per recurrent layer.",
-        "Lanes over all processes: contiguous streams of text that are read side by side.",
-        "Largest norm of the gradient; null for no clipping.",
-        "Weights & Biases. auto: online with an account that can be reached",
+        "Lanes over all processes. A lane is one contiguous stream of text: a row of the batch.",
+        "Maximum norm of the gradient; null for no clipping.",
+        "Weights & Biases. auto: online with an account and a connection",
     ):
         assert expected in message
 

@@ -120,7 +120,7 @@ def test_names_of_configs_and_their_files(tab):
 
 
 def test_the_values_of_a_choice(tab):
-    assert sorted(tab("charlm train --model.cell ")) == ["gru", "lstm", "rnn"]
+    assert sorted(tab("charlm train --model.norm ")) == ["layer", "none", "rms"]
     assert tab("charlm train --vocab.end_of_document t") == ["true"]
 
 
@@ -128,8 +128,8 @@ def test_bash_completes_after_an_equals_sign_and_leaves_files_to_the_shell(folde
     def tab(line):
         return in_bash(folder, line, cwd)
 
-    assert tab("charlm train --model.cell =") == ["lstm", "gru", "rnn"]
-    assert tab("charlm train --model.cell = g") == ["gru"]
+    assert tab("charlm train --model.norm =") == ["none", "layer", "rms"]
+    assert tab("charlm train --model.norm = l") == ["layer"]
     assert tab("charlm evaluate ") == []  # then bash itself offers files
     assert tab("charlm train --config hello --train.steps = 5 --model.ce") == ["--model.cell"]
 

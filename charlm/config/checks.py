@@ -1,0 +1,106 @@
+"""What happens when a section is built: model.size fills in its preset, then every value is checked."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from charlm.errors import CharlmError
+
+BUILDERS = ("text", "json", "csv", "parquet")  # the builders of `datasets` that read files
+_type_hints = cache(get_type_hints)
+# Types of fields, with a test of their values and the advice where it fails:
+_BELOW_ONE = "must be at least 0 and below 1"
+Natural = Annotated[int, (lambda x: x >= 0, "must be 0 or more")]
+Positive = Annotated[int, (lambda x: x >= 1, "must be 1 or more")]
+TwoOrMore = Annotated[int, (lambda x: x >= 2, "must be 2 or more")]
+NonNegative = Annotated[float, (lambda x: x >= 0, "must be 0 or more")]
+AboveZero = Annotated[float, (lambda x: x > 0, "must be above 0")]
+Rate = Annotated[float, (lambda x: 0 < x < math.inf, "must be above 0 and finite")]
+BelowOne = Annotated[float, (lambda x: 0 <= x < 1, _BELOW_ONE)]
+UpToOne = Annotated[float, (lambda x: 0 <= x <= 1, "must be between 0 and 1")]
+Share = Annotated[float, (lambda x: 0 < x <= 1, "must be above 0 and at most 1")]
+Decays = Annotated[tuple[float, float], (lambda xs: all(0 <= x < 1 for x in xs), _BELOW_ONE)]
+HeldOut = Annotated[float | str, (lambda x: isinstance(x, str) or 0 <= x < 1, f"a fraction {_BELOW_ONE}")]
+
+
+def require(ok: Any, key: str, value: Any, advice: str) -> None:
+    """Raise CharlmError with the key, its value and how to fix it, unless ok."""
+    if not ok:
+        raise CharlmError(f"{key}={value!r}: {advice}")
+
+
+def choice_advice(value: str, choices: Sequence[str]) -> str:
+    """How to fix a value that is none of the choices."""
+    near = difflib.get_close_matches(value, choices, 1, 0.5)
+    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}"
+
+
+def preset(size: str | None) -> dict[str, dict[str, Any]]:
+    """Section → field → value that a model.size stands for; empty for null and for unknown sizes."""
+    path = Path(__file__).with_name("sizes") / f"{size}.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+@dataclass
+class Section:
+    """Base of the sections of a config, which checks their values."""
+
+    __slots__ = ("given",)  # names of the fields passed to the constructor; neither a field nor in vars()
+
+    def __new__(cls, *args, **values):
+        self = super().__new__(cls)
+        self.given = {*list(cls.__dataclass_fields__)[: len(args)], *values}
+        return self
+
+    def not_given(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Those of the values whose field was neither passed to the constructor nor assigned since."""
+        default = vars(type(self))
+        return {k: v for k, v in values.items() if k not in self.given and getattr(self, k) == default[k]}
+
+    def __post_init__(self):
+        section = type(self).__name__.removesuffix("Config").lower()
+        for name, hint in _type_hints(type(self), include_extras=True).items():
+            key, value = f"{section}.{name}", getattr(self, name)
+            if value is None:
+                require(type(None) in get_args(hint), key, value, "must not be null")
+                continue
+            for kind in (hint, *get_args(hint)):
+                if get_origin(kind) is Literal:
+                    require(value in get_args(kind), key, value, choice_advice(str(value), get_args(kind)))
+                for allows, advice in getattr(kind, "__metadata__", ()):
+                    require(allows(value), key, value, advice)
+
+
+def check_together(config) -> None:
+    """Refuse values of a Config that do not fit together, with the presets filled in."""
+    data, vocab, train = config.data, config.vocab, config.train
+    require(config.run_dir, "run_dir", config.run_dir, "name a folder")
+    held_out = sum(x for x in (data.validation, data.test) if not isinstance(x, str))
+    require(held_out < 1, "data.validation + data.test", held_out, "nothing is left to train on")
+    require(not data.text or data.source == "literal", "data.text", data.text, "is for data.source=literal")
+    require(data.source, "data.source", data.source, "name a hub id, a builder, stdlib or literal")
+    if data.source in BUILDERS:
+        require(data.data_files, "data.data_files", data.data_files, f"source {data.source} needs files")
+    elif data.source in ("literal", "stdlib"):
+        advice = f"source {data.source} reads no files; set data.source to one of {', '.join(BUILDERS)}"
+        require(not data.data_files, "data.data_files", data.data_files, advice)
+        require(data.text or data.source == "stdlib", "data.text", data.text, "source literal needs a text")
+    else:
+        near = difflib.get_close_matches(data.source, [*BUILDERS, "stdlib", "literal"], 1, 0.75)
+        advice = f"is neither a builder nor a hub id; did you mean {''.join(near)}?"
+        require(not near, "data.source", data.source, advice)
+    twice = "".join(sorted({c for c in vocab.characters if vocab.characters.count(c) > 1}))
+    require(not twice, "vocab.characters", twice, "list every character only once")
+    if vocab.bytes_only:
+        require(not vocab.characters, "vocab.characters", vocab.characters, "vocab.bytes_only has none")
+        require(vocab.unknown == "bytes", "vocab.unknown", vocab.unknown, "vocab.bytes_only has every byte")
+    advice = f"must divide train.batch_size={train.batch_size}"
+    require(train.batch_size % train.accumulate == 0, "train.accumulate", train.accumulate, advice)

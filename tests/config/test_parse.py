@@ -1,0 +1,345 @@
+"""charlm.config.parse: precedence, types, hints for wrong keys, round trips, help, and the shipped YAMLs."""
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import ROOT
+
+from charlm.config.fields import Config
+from charlm.config.parse import (
+    flatten,
+    from_dict,
+    load_config,
+    parse,
+    read_run_config,
+    shipped_configs,
+    to_yaml,
+)
+from charlm.errors import CharlmError
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+KEYS = list(flatten(Config()))
+
+
+def yaml_file(tmp_path, text: str) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(*args) -> str:
+    with pytest.raises(CharlmError) as caught:
+        load_config(*args)
+    return str(caught.value)
+
+
+# precedence
+
+
+def test_defaults_then_yaml_then_command_line(tmp_path):
+    path = yaml_file(tmp_path, "train: {steps: 7, bptt: 5}\nrun_dir: runs/a\n")
+    config = load_config(path, "train.steps=3", "--model.hidden_size=6")
+    changed = {key: value for key, value in flatten(config).items() if value != flatten(Config())[key]}
+    assert changed == {"train.steps": 3, "train.bptt": 5, "model.hidden_size": 6, "run_dir": "runs/a"}
+    assert load_config() == Config()
+
+
+def test_the_command_line_wins_wherever_config_stands(tmp_path):
+    path = yaml_file(tmp_path, "train: {steps: 7, bptt: 5}")
+    assert parse(["--train.steps=3", "--config", str(path)]).train.steps == 3
+    assert parse([f"--config={path}", "--train.steps", "3"]).train.steps == 3
+    (tmp_path / "later.yaml").write_text("train: {bptt: 6}")
+    config = parse(["--config", str(path), "--train.seed=2", f"--config={tmp_path / 'later.yaml'}"])
+    assert (config.train.steps, config.train.bptt, config.train.seed) == (7, 6, 2)
+
+
+def test_numbers_without_a_dot_are_numbers(tmp_path):
+    """YAML 1.1 reads 1e-3 as a string; people mean a number."""
+    config = load_config(yaml_file(tmp_path, "optim: {learning_rate: 1e-3, eps: 2E-9}"))
+    assert (config.optim.learning_rate, config.optim.eps) == (0.001, 2e-9)
+    assert isinstance(config.optim.learning_rate, float)
+
+
+def test_every_section_and_kind_of_value_from_yaml(tmp_path):
+    config = load_config(
+        yaml_file(
+            tmp_path,
+            """
+            data: {source: text, data_files: {train: [a, b], validation: c}, validation: validation, test: 0}
+            vocab: {characters: helo, unknown: error}
+            optim: {betas: [0.5, 0.75], clip: null}
+            model: {tie_weights: true, embedding_size: 6, hidden_size: 6}
+            train: {max_hours: 0.5}
+            """,
+        )
+    )
+    assert config.data.data_files == {"train": ["a", "b"], "validation": "c"}
+    assert (config.data.validation, config.data.test) == ("validation", 0)
+    assert (config.vocab.characters, config.vocab.unknown) == ("helo", "error")
+    assert (config.optim.betas, config.optim.clip, config.train.max_hours) == ((0.5, 0.75), None, 0.5)
+    assert config.model.tie_weights is True
+
+
+@pytest.mark.parametrize(
+    "words, key, value",
+    [
+        ("data.validation=0.25", "data.validation", 0.25),
+        ("data.validation=dev", "data.validation", "dev"),
+        ("data.name=20231101.en", "data.name", "20231101.en"),
+        ("data.revision=0012345", "data.revision", "0012345"),
+        ("data.revision=1234567", "data.revision", "1234567"),
+        ("vocab.characters=", "vocab.characters", ""),
+        ("vocab.characters=012", "vocab.characters", "012"),
+        ("vocab.characters=# c", "vocab.characters", "# c"),
+        ("sample.prompt=a: b", "sample.prompt", "a: b"),
+        ("optim.clip=null", "optim.clip", None),
+        ('data.data_files={"a": "b", "c": ["d"]}', "data.data_files", {"a": "b", "c": ["d"]}),
+    ],
+)
+def test_values_on_the_command_line(words, key, value):
+    more = ["data.source=json"] if key == "data.data_files" else []  # data_files need their format
+    read = flatten(load_config(None, words, *more))[key]
+    assert read == value and type(read) is type(value)
+
+
+def test_a_pattern_that_the_shell_expanded_is_explained():
+    with pytest.raises(
+        CharlmError, match=r"unrecognized arguments.*put a pattern such as 'books/.*' in quotes"
+    ):
+        parse(["--data.source", "text", "--data.data_files", "a.txt", "b.txt", "c.txt"])
+
+
+# round trips
+
+
+def test_to_yaml_reads_back_equal(tmp_path):
+    tree = {
+        "run_dir": "runs/über",
+        "data": {"source": "json", "data_files": {"train": ["a", "b"], "dev": "c"}, "validation": "dev"},
+        "vocab": {"characters": "helo\r\n\t é😀\0", "end_of_document": True},
+        "optim": {"learning_rate": 1e-5, "betas": [0.5, 0.75], "clip": None},
+        "train": {"max_hours": 0.5},
+        "sample": {"prompt": "a: b # c\n", "top_k": 5, "top_p": 0.9},
+    }  # fmt: skip
+    config = from_dict(tree)
+    assert load_config(yaml_file(tmp_path, to_yaml(config))) == config
+    assert load_config(yaml_file(tmp_path, to_yaml(Config()))) == Config()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["123", "true", "\r\n", " x ", "é\0", "[1]", "{a: 1}", "null", "~", "1e3", "# c", "&a", "\x85", "\u2028"],
+)
+def test_any_string_survives_to_yaml(tmp_path, text):
+    """A run directory's config.yaml reads back equal, whatever its strings look like."""
+    config = from_dict(
+        {
+            "data": {"source": "literal", "text": text, "name": text, "separator": text},
+            "sample": {"prompt": text},
+        }
+    )
+    assert load_config(yaml_file(tmp_path, to_yaml(config))) == config
+
+
+def test_print_config_parses_back(tmp_path, capsys):
+    words = ["--model.hidden_size=6", "--optim.learning_rate=1e-5", "--vocab.characters=helo"]
+    with pytest.raises(SystemExit) as leave:
+        parse([*words, "--print_config"])
+    assert leave.value.code in (0, None)
+    printed = capsys.readouterr().out
+    assert load_config(yaml_file(tmp_path, printed)) == parse(words)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_config_written_by_an_earlier_version_keeps_every_value(cell):
+    path = ROOT / "tests" / "data" / "v0.1.0" / cell / "config.yaml"
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for config in (load_config(path), read_run_config(path.parent), from_dict(tree)):
+        assert yaml.safe_load(to_yaml(config)) == tree
+
+
+def test_from_dict_refuses_unknown_keys_and_fills_in_defaults():
+    assert from_dict({}) == Config()
+    assert from_dict({"train": {"steps": 3}}).train.bptt == Config().train.bptt
+    with pytest.raises(CharlmError, match=r"train\.stepz; did you mean train\.steps\?"):
+        from_dict({"train": {"stepz": 3}})
+
+
+def test_a_damaged_config_of_a_run_is_refused_with_its_path(tmp_path):
+    assert read_run_config(tmp_path) == Config()  # there is none
+    path = tmp_path / "config.yaml"
+    for text in ("train: {steps: many}", "train: {stepz: 3}", "train: [", "- a"):
+        path.write_text(text)
+        with pytest.raises(CharlmError, match=re.escape(str(path))):
+            read_run_config(tmp_path)
+
+
+# wrong keys
+
+MISSPELLED = [
+    ("train.stepz", "train.steps"),
+    ("train.batchsize", "train.batch_size"),
+    ("model.hiden_size", "model.hidden_size"),
+    ("trian.steps", "train.steps"),
+    ("optim.learning-rate", "optim.learning_rate"),
+    ("train.learning_rate", "optim.learning_rate"),
+    ("learning_rate", "optim.learning_rate"),
+    ("optim.batch_size", "train.batch_size"),
+    ("rundir", "run_dir"),
+]
+
+
+@pytest.mark.parametrize("wrong, right", MISSPELLED)
+def test_unknown_option_names_the_nearest(wrong, right):
+    message = refusal(None, f"{wrong}=3")
+    assert f"--{wrong};" in message and f"did you mean {right}?" in message
+
+
+@pytest.mark.parametrize("wrong, right", MISSPELLED)
+def test_unknown_key_in_yaml_names_the_nearest(tmp_path, wrong, right):
+    section, _, name = wrong.rpartition(".")
+    path = yaml_file(tmp_path, f"{section}: {{{name}: 3}}" if section else f"{name}: 3")
+    message = refusal(path)
+    assert str(path) in message and "unknown key" in message
+    if not section or section in {key.split(".")[0] for key in KEYS}:
+        assert f"unknown key {wrong};" in message and f"did you mean {right}?" in message
+
+
+def test_the_right_name_in_a_wrong_section_names_the_right_one():
+    """train.tie_weights is model.tie_weights, not the field of train that looks most like it."""
+    sections = {key.split(".")[0] for key in KEYS if "." in key}
+    for name in {key.rsplit(".", 1)[1] for key in KEYS if "." in key}:
+        hint = rf"{name}; did you mean \w+\.{name}\?"
+        for section in (s for s in sections if f"{s}.{name}" not in KEYS):
+            with pytest.raises(CharlmError, match=rf"unknown key {section}\.{hint}"):
+                from_dict({section: {name: 3}})
+        with pytest.raises(CharlmError, match=f"unknown key {hint}"):
+            from_dict({name: 3})
+
+
+def test_a_key_like_none_lists_the_sections():
+    message = refusal(None, "qqqqqqqq=1")
+    assert all(f.name in message for f in fields(Config))
+
+
+def test_a_key_that_is_not_a_string_is_refused(tmp_path):
+    assert "unknown key 3" in refusal(yaml_file(tmp_path, "3: 4"))
+
+
+# wrong values
+
+
+@pytest.mark.parametrize(
+    "text, key, value",
+    [
+        ("train: {steps: many}", "train.steps", "many"),
+        ("train: {steps: 1.5}", "train.steps", "1.5"),
+        ("train: {steps: true}", "train.steps", "True"),
+        ("train: {steps: null}", "train.steps", "None"),
+        ("train: {steps: [3]}", "train.steps", "3"),
+        ("optim: {learning_rate: fast}", "optim.learning_rate", "fast"),
+        ("optim: {betas: [0.5]}", "optim.betas", "0.5"),
+        ("model: {tie_weights: maybe}", "model.tie_weights", "maybe"),
+        ("data: {validation: true}", "data.validation", "True"),
+        ("data: {validation: null}", "data.validation", "None"),
+        ("train: 5", "train", "5"),
+        ("train: [5]", "train", "5"),
+    ],
+)
+def test_wrong_type_in_yaml_names_key_and_value(tmp_path, text, key, value):
+    message = refusal(yaml_file(tmp_path, text))
+    assert key in message and value in message
+
+
+@pytest.mark.parametrize(
+    "word, message",
+    [
+        ("train.steps=many", "train.steps=many: expected int"),
+        ("train.max_hours=long", "train.max_hours=long: expected float"),
+        ("model.norm=batch", "model.norm=batch: choose one of none, layer, rms"),
+        ("model.norm=layr", "model.norm=layr: did you mean layer?"),
+        ("train.bptt=0", "train.bptt=0: must be 1 or more"),
+    ],
+)
+def test_a_wrong_value_reads_the_same_from_yaml_and_command_line(tmp_path, word, message):
+    key, _, value = word.partition("=")
+    section, name = key.split(".")
+    assert refusal(None, word) == message
+    assert refusal(yaml_file(tmp_path, f"{section}: {{{name}: {value}}}")) == message
+
+
+# files
+
+
+def test_a_missing_config_names_the_shipped_ones(tmp_path):
+    message = refusal(tmp_path / "nothing-like-it-at-all.yaml")
+    assert "nothing-like-it-at-all.yaml: no such file" in message
+    assert all(path.stem in message for path in CONFIGS)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_a_shipped_config_parses_and_is_found_by_name_and_by_a_misspelled_name(path):
+    assert shipped_configs()[path.stem].samefile(path)
+    assert load_config(path.stem) == load_config(path)
+    assert Path(load_config(path).run_dir).name == path.stem
+    slip = path.stem + "x"
+    if slip not in shipped_configs():
+        assert f"did you mean {path.stem}?" in refusal(slip)
+
+
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("- a\n- b\n", ["mapping", "list"]),
+        ("just words\n", ["mapping", "str"]),
+        ("5", ["mapping", "int"]),
+        ("train: {steps: 3\n", ["cannot be read as YAML"]),
+        ("a: b: c", ["cannot be read as YAML"]),
+        ("\tx: 1", ["cannot be read as YAML"]),
+    ],
+)
+def test_a_file_that_is_not_a_mapping_is_refused(tmp_path, text, parts):
+    path = yaml_file(tmp_path, text)
+    message = refusal(path)
+    assert str(path) in message and all(part in message for part in parts)
+    path.write_bytes(b"run_dir: \xff\xfe")
+    assert f"{path}: cannot be read as YAML" in refusal(path)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "train:\n", "train: {}\n"])
+def test_an_empty_file_or_section_leaves_the_defaults(tmp_path, text):
+    """A section whose every line is commented out is a section at its defaults."""
+    assert load_config(yaml_file(tmp_path, text)) == Config()
+
+
+# help
+
+
+def test_help_shows_every_field_with_its_docstring(capsys):
+    with pytest.raises(SystemExit) as leave:
+        parse(["--help"])
+    assert leave.value.code in (0, None)
+    shown = capsys.readouterr().out
+    for key in KEYS:
+        (text,) = re.findall(rf"^  --{key} \S+(?:, --{key}\+ \S+)?\s+(.*)", shown, re.M)
+        assert not text.startswith("(type:"), f"{key} has no docstring"
+    assert "warm up the carry of a lane before the first one that counts" in " ".join(shown.split())
+
+
+# laziness
+
+HEAVY = ("torch", "datasets", "wandb", "accelerate", "pyarrow", "numba")
+
+
+def test_parsing_a_config_imports_nothing_heavy():
+    code = (
+        "import sys; from charlm.config.parse import load_config; load_config(None, 'train.steps=3');"
+        f"print(*[m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
