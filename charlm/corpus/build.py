@@ -7,7 +7,7 @@
         train.npy …         ids (train-<i>.npy: of shard i)
         encoded-<i>.json    how many pieces of shard i are safely in them
 
-A process that is killed leaves this folder, and the next one resumes from it. A process alone is shard 0 of 1.
+A process that is killed leaves this folder, and the next one resumes from it. A process alone is shard 0.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ class Build:
         return True
 
     def step(self) -> dict[str, str] | None:
-        """Count the pieces of this shard; or encode them, once the layout exists.
+        """Count the pieces of this shard; or, once the layout exists, encode them. A process alone does both.
 
-        Returns the sha256 of every split when all are complete.
+        Returns the sha256 of the part of every split that was encoded.
         """
         if not self.laid_out:
             self.count()
@@ -115,15 +115,16 @@ class Build:
                 return None
             self.lay_out().save(self.partial)
         layout = Layout.load(self.partial)
-        suffix, progress = "" if self.shards is None else f"-{self.shard}", self._progress(self.shard)
+        suffix = "" if self.shards is None else f"-{self.shard}"
+        progress = self.partial / f"encoded-{self.shard}.json"
         with (
             self._timed("encode", resumed=pieces_written(progress) > 0),
             IdWriter(layout, self.share, self.partial, suffix, progress) as writer,
             closing(self.encode(layout, "encoding", writer.done, writer.write)) as encoded,
         ):
-            for number, _ in encoded:
+            for number in encoded:
                 writer.advance(number)
-        return writer.digests() if self.shards is None else None
+        return {split: digest.hexdigest() for split, digest in writer.hashes.items()}
 
     def merge(self) -> bool:
         """Bring the shards together: choose the vocabulary when all have counted, join the arrays when all
@@ -132,11 +133,13 @@ class Build:
         Raises CharlmError naming the shards that are not done.
         """
         self.open()
-        if self.laid_out:
-            stage, done = "encoded", [pieces_written(self._progress(i)) for i in range(self.shards)]
-        else:
-            stage, done = "counted", [sum(1 for _ in Journal.read(self._log(i))) for i in range(self.shards)]
-        missing = [str(i) for i, share in enumerate(self.shares) if done[i] < len(share)]
+        stage, missing = "encoded" if self.laid_out else "counted", []
+        for i, share in enumerate(self.shares):
+            if stage == "encoded":
+                done = pieces_written(self.partial / f"encoded-{i}.json")
+            else:
+                done = sum(1 for _ in Journal.read(self.partial / f"counts-{i}.log"))
+            missing += [str(i)] * (done < len(share))
         if missing:
             raise CharlmError(
                 f"{self.folder}: {len(missing)} of {self.shards} shards are not {stage} yet: "
@@ -152,12 +155,6 @@ class Build:
     def laid_out(self) -> bool:
         return (self.partial / "layout.npz").exists()
 
-    def _log(self, shard: int) -> Path:
-        return self.partial / f"counts-{shard}.log"
-
-    def _progress(self, shard: int) -> Path:
-        return self.partial / f"encoded-{shard}.json"
-
     def _sizes(self, done: int) -> dict[int, int]:
         """Bytes of each piece of this shard but for the first `done`."""
         return {number: self.pieces[number][1].size for number in self.share[done:]}
@@ -167,14 +164,14 @@ class Build:
 
         def tally(number: int) -> bytes:
             text, piece = self.pieces[number]
-            return self.texts[text].count(piece).to_bytes()
+            return self.texts[text].count(piece)
 
         with (
-            Journal(self._log(self.shard)) as journal,
+            Journal(self.partial / f"counts-{self.shard}.log") as journal,
             self._timed("count", resumed=len(journal) > 0),
             closing(in_order("counting", tally, self._sizes(len(journal)), self.workers)) as tallies,
         ):
-            for _, content in tallies:
+            for content in tallies:
                 journal.append(content)
 
     def lay_out(self) -> Layout:
@@ -182,20 +179,18 @@ class Build:
 
         def tallies() -> Iterator[Tally]:
             for shard in range(len(self.shares)):
-                yield from map(Tally.from_bytes, Journal.read(self._log(shard)))
+                yield from map(Tally, Journal.read(self.partial / f"counts-{shard}.log"))
 
         return lay_out(self.texts, tallies, self.config)
 
-    def encode(
-        self, layout: Layout, title: str, done: int, write: Callable[[str, int, np.ndarray], None]
-    ) -> Iterator[tuple[int, None]]:
-        """Encode the pieces of this shard but for the first `done`. Yields (number, None) for each, in order.
+    def encode(self, layout: Layout, title: str, done: int, write: Callable) -> Iterator[int]:
+        """Encode the pieces of this shard but for the first `done`. Yields the number of each, in order.
 
         write(split, position in it, ids) is called from many threads, each with its own positions. Raises
         CharlmError for a text that is not as long as when it was counted.
         """
 
-        def work(number: int) -> None:
+        def work(number: int) -> int:
             own, piece = self.pieces[number]
             at, end = layout.starts[number].copy(), layout.starts[number] + layout.lengths[number]
             for stream, ids in self.texts[own].encode(piece, layout.vocab, layout.begun[number].copy()):
@@ -211,6 +206,7 @@ class Build:
                 raise CharlmError(
                     f"{describe(self.config.data)}: {piece.reader.name} changed while it was read; try again"
                 )
+            return number
 
         return in_order(title, work, self._sizes(done), self.workers)
 
@@ -223,7 +219,7 @@ class Build:
         def changed(difference: str) -> CharlmError:
             return CharlmError(
                 f"{describe(self.config.data)} is not what {self.folder} was made of: {difference}; delete "
-                f"that folder to prepare it again"
+                f"that folder to prepare again"
             )
 
         def compare(split: str, position: int, ids: np.ndarray) -> None:
@@ -238,8 +234,7 @@ class Build:
         if layout.vocab != corpus.vocab:
             raise changed("the vocabulary differs")
         for split, size in corpus.splits.items():
-            symbols = layout.size(split)["symbols"]
-            if symbols != size["symbols"]:
+            if (symbols := layout.size(split)["symbols"]) != size["symbols"]:
                 raise changed(f"{split} holds {symbols:,} symbols, not {size['symbols']:,}")
         for _ in self.encode(layout, "comparing", 0, compare):
             pass
@@ -256,7 +251,7 @@ class Build:
             if digests is None:
                 parts = [shard for shard, share in enumerate(self.shares) if share]
                 with self._timed("join"):
-                    digests = {split: join(self.partial, split, parts) for split in layout.splits}
+                    digests = {split: join(self.partial, split, parts) for split in layout.histograms}
             info = FORMAT | self._describe(layout, digests)
             replace(self.partial / "corpus.json", json.dumps(info, indent=2, ensure_ascii=False))
         for path in self.partial.glob("*-*.npy"):
@@ -270,7 +265,7 @@ class Build:
     def _describe(self, layout: Layout, digests: dict[str, str]) -> dict:
         """The content of corpus.json, in addition to FORMAT."""
         config, vocab, histograms = self.config, layout.vocab, layout.histograms
-        sizes = {split: layout.size(split) for split in layout.splits}
+        sizes = {split: layout.size(split) for split in layout.histograms}
         total = {k: sum(size[k] for size in sizes.values()) for k in ("characters", "bytes", "symbols")}
         figures = {}
         if "validation" in sizes:

@@ -1,7 +1,7 @@
 """Two passes over a text: count its characters, then encode it; each piece of the text independently.
 
-The first pass yields the length of everything. So the second can write any piece, in any order and from any
-thread or machine, to its own place in the arrays of ids.
+With the counts, the second pass can write any piece, in any order and from any thread or machine, to its own
+place in the arrays of ids.
 
 A text is divided into *streams* of symbols. Where documents are drawn for held-out splits, every split is a
 stream. Where the text is cut into contiguous parts, it is one stream, and the splits are ranges of it.
@@ -16,10 +16,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from fractions import Fraction
+from io import StringIO
 from itertools import islice
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -34,36 +34,21 @@ from charlm.corpus.vocabulary import END, Vocab, codes_of
 from charlm.errors import CharlmError
 
 _CODES = (END + 256) >> 8 << 8  # size of a table of counts: whole pages of 256
-_T = TypeVar("_T")
 
 
-@dataclass
 class Tally:
-    """The counts of a piece, int64 arrays: of each stream the number of different codes (sizes) and of
-    documents that begin and end in the piece; then, stream by stream, how often each code occurs and the codes
-    in order. The glue between documents is not counted."""
+    """The counts of a piece, without the glue between documents.
 
-    sizes: np.ndarray
-    begun: np.ndarray
-    ended: np.ndarray
-    counts: np.ndarray
-    codes: np.ndarray
+    sizes, begun, ended: int64[streams], the number of different codes, and of documents that begin and end in
+    the piece. codes: uint32[n], stream by stream, in order; counts: int64[n], how often each occurs.
+    """
 
-    def to_bytes(self) -> bytes:
-        parts = ([len(self.sizes)], self.sizes, self.begun, self.ended, self.counts, self.codes)
-        return np.concatenate(parts).tobytes()
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> Tally:
+    def __init__(self, content: bytes):
+        """content: of Text.count."""
         n, *_ = numbers = np.frombuffer(content, np.int64)
-        return cls(*numbers[1 : 1 + 3 * n].reshape(3, n), *numbers[1 + 3 * n :].reshape(2, -1))
-
-    def by_stream(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(codes uint32[n], counts int64[n]) of each stream."""
-        ends = np.cumsum(self.sizes)[:-1]
-        return list(
-            zip(np.split(self.codes.astype(np.uint32), ends), np.split(self.counts, ends), strict=True)
-        )
+        self.sizes, self.begun, self.ended = numbers[1 : 1 + 3 * n].reshape(3, n)
+        self.counts, codes = numbers[1 + 3 * n :].reshape(2, -1)
+        self.codes = codes.astype(np.uint32)
 
 
 class Text:
@@ -84,14 +69,13 @@ class Text:
             self.glue = (separator if self.bytes_only else codes_of(separator)).astype(np.uint32)
         self.contiguous = config.data.split_by == "character" and len(splits) > 1
         self.streams = 1 if self.contiguous else len(splits)
-        self._limits = [] if self.streams == 1 else self._draw()
+        if self.streams > 1:
+            self._limits = self._draw()
         self._scratch = threading.local()
 
-    def _draw(self) -> list[np.uint64]:
-        """The greatest hash of a document in each held-out split, which takes the k documents of least hash.
-
-        The hash is one-to-one, so exactly k documents are at or below the limit.
-        """
+    def _draw(self) -> np.ndarray:
+        """uint64[held-out splits]: the greatest hash of a document in each. They take the documents of least
+        hash, exactly as many as wanted: the hash is one-to-one."""
         documents, taken = self.source.documents, []
         if not sum(piece.size for piece in self.source.pieces):  # no row, or files without a byte
             raise CharlmError(f"{describe(self.data)}: the text is empty")
@@ -106,15 +90,14 @@ class Text:
         for low in range(0, documents, step):  # memory for the held-out documents only
             block = np.arange(low, min(low + step, documents), dtype=np.uint64)
             least = np.sort(np.concatenate([least, _mix(block, self.data.seed)]))[: taken[-1]]
-        return [least[k - 1] for k in taken]
+        return least[np.array(taken) - 1]
 
     def route(self, rows: Rows) -> np.ndarray:
         """uint8[rows]: the stream of each row; held-out documents by a hash of seed and number."""
-        if not self._limits:
+        if self.streams == 1:
             return np.zeros(len(rows.ends), np.uint8)
-        mixed = _mix(rows.documents.astype(np.uint64), self.data.seed)
-        streams = np.select([mixed <= limit for limit in self._limits], range(1, self.streams), 0)
-        return streams.astype(np.uint8)
+        drawn = np.searchsorted(self._limits, _mix(rows.documents.astype(np.uint64), self.data.seed))
+        return ((drawn + 1) % self.streams).astype(np.uint8)
 
     def batches(self, piece: Piece) -> Iterator[Rows]:
         """The rows of a piece. Raises CharlmError when they cannot be read."""
@@ -123,8 +106,8 @@ class Text:
         except Exception as error:  # of Arrow, of the disk, of the network
             raise explained(error, self.data, piece.reader.name) from error
 
-    def count(self, piece: Piece) -> Tally:
-        """First pass, of one piece. Raises CharlmError, naming row and byte, for what is not UTF-8."""
+    def count(self, piece: Piece) -> bytes:
+        """First pass, of one piece: the content of its Tally. Raises CharlmError for what is not UTF-8."""
         # A table of zeros per thread, put back when it is all zeros again: clearing it would cost more.
         counts = vars(self._scratch).pop("counts", None)
         if counts is None:
@@ -151,7 +134,8 @@ class Text:
         times = pages[written[row], code]
         pages[written] = 0
         self._scratch.counts = counts
-        return Tally(np.bincount(stream, minlength=self.streams), begun, ended, times, page * 256 + code)
+        sizes = np.bincount(stream, minlength=self.streams)
+        return np.concatenate([[self.streams], sizes, begun, ended, times, page * 256 + code]).tobytes()
 
     def encode(self, piece: Piece, vocab: Vocab, begun: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Second pass, of one piece: (stream, its next ids), one batch after the other.
@@ -182,11 +166,8 @@ class Text:
     def borders(self, length: int) -> list[int]:
         """Where each of the contiguous parts of a text of so many codes begins. Fractions are taken exactly
         as written."""
-        share, begins = Fraction(0), []
-        for split in reversed(self.splits[1:]):
-            share += Fraction(str(getattr(self.data, split)))
-            begins.insert(0, math.floor(length * (1 - share)))
-        return [0, *begins]
+        shares = [Fraction(str(getattr(self.data, split))) for split in self.splits[1:]]
+        return [0, *(math.floor(length * (1 - sum(shares[i:]))) for i in range(len(shares)))]
 
     def _not_utf8(self, rows: Rows, bad: int, piece: Piece) -> CharlmError:
         try:
@@ -205,35 +186,27 @@ class Text:
         raise AssertionError("kernels and Python disagree about UTF-8")
 
 
-def in_order(
-    title: str, work: Callable[[int], _T], sizes: dict[int, int], workers: int
-) -> Iterator[tuple[int, _T]]:
-    """(piece, work(piece)) in the order of sizes, computed by so many threads, with a progress bar: live on a
-    terminal, a line every half minute in a log.
-
-    sizes: bytes of each piece. Close the iterator to cancel what has not started.
-    """
+def in_order(title: str, work: Callable[[int], Any], sizes: dict[int, int], workers: int) -> Iterator[Any]:
+    """work(piece) for each piece in the order of sizes (piece → bytes), by so many threads. Closing the iterator
+    cancels what has not started. Shows a progress bar on a terminal, a line every half minute in a log."""
     terminal = sys.stderr.isatty()
-    options = {"total": sum(sizes.values()), "unit": "B", "unit_scale": True}
-    done, began = 0, time.monotonic()
-    logged = began
+    screen = {"dynamic_ncols": True} if terminal else {"ncols": 79, "mininterval": 30, "file": StringIO()}
+    logged = time.monotonic()
     pieces, pending = iter(sizes), deque()
     pool = ThreadPoolExecutor(workers)
     try:
-        with tqdm(desc=title, disable=not terminal, dynamic_ncols=True, **options) as bar:
+        with tqdm(desc=title, total=sum(sizes.values()), unit="B", unit_scale=True, **screen) as bar:
             while True:
                 for piece in islice(pieces, 2 * workers + 1 - len(pending)):
-                    pending.append((piece, pool.submit(work, piece)))
+                    pending.append((sizes[piece], pool.submit(work, piece)))
                 if not pending:
                     return
-                piece, result = pending.popleft()
-                yield piece, result.result()
-                bar.update(sizes[piece])
-                done += sizes[piece]
+                size, future = pending.popleft()
+                yield future.result()
+                bar.update(size)
                 if not terminal and time.monotonic() - logged > 30:
                     logged = time.monotonic()
-                    line = tqdm.format_meter(done, elapsed=logged - began, prefix=title, ncols=79, **options)
-                    print(line, file=sys.stderr, flush=True)
+                    print(bar, file=sys.stderr, flush=True)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -86,10 +86,6 @@ class IdWriter:
             os.fsync(file.fileno())
         replace(self.progress, json.dumps({"pieces": pieces}))
 
-    def digests(self) -> dict[str, str]:
-        """sha256 of the ids of every split, for corpus.json."""
-        return {split: digest.hexdigest() for split, digest in self.hashes.items()}
-
     def __enter__(self) -> IdWriter:
         return self
 

@@ -1,5 +1,4 @@
-"""What follows from the counts: the vocabulary, the size of every split, and the place of every piece in
-it."""
+"""From the counts to the vocabulary, the size of every split, and the place of every piece in it."""
 
 from __future__ import annotations
 
@@ -45,10 +44,6 @@ class Layout:
     documents: dict[str, int]
     facts: dict
 
-    @property
-    def splits(self) -> list[str]:
-        return list(self.histograms)
-
     def size(self, split: str) -> dict[str, int]:
         """documents, where they are whole; characters, bytes and symbols of a split."""
         histogram = self.histograms[split]
@@ -72,11 +67,10 @@ class Layout:
         """Write vocab.json, then layout.npz, which exists only when both are whole."""
         self.vocab.save(folder / "vocab.json")
         values = {name: getattr(self, name) for name in ("pieces", "ranges", "documents", "facts")}
-        arrays = {_JSON: np.array(json.dumps(values))}
-        arrays |= {f"histogram {split}": h for split, h in self.histograms.items()}
-        arrays |= {"starts": self.starts, "lengths": self.lengths, "begun": self.begun}
+        arrays = {f"histogram {split}": h for split, h in self.histograms.items()}
+        arrays |= {name: getattr(self, name) for name in ("starts", "lengths", "begun")}
         buffer = BytesIO()
-        np.savez(buffer, **arrays)
+        np.savez(buffer, **{_JSON: json.dumps(values)}, **arrays)
         replace(folder / "layout.npz", buffer.getvalue())
 
     @classmethod
@@ -96,7 +90,7 @@ def lay_out(texts: list[Text], tallies: Callable[[], Iterator[Tally]], config: C
     Raises CharlmError for text that is empty, too short for its splits, or outside a closed vocabulary.
     """
     stops = np.cumsum([0, *(len(text.source.pieces) for text in texts)]).tolist()
-    spans = [list(span) for span in pairwise(stops)]  # [first, stop] of the pieces of every text
+    spans = list(map(list, pairwise(stops)))  # [first, stop] of the pieces of every text
     owners = [text for text in texts for _ in text.source.pieces]
     pieces = [piece for text in texts for piece in text.source.pieces]
     shape = (len(pieces), max(text.streams for text in texts))
@@ -128,8 +122,11 @@ def lay_out(texts: list[Text], tallies: Callable[[], Iterator[Tally]], config: C
     per_glue = vocab.histogram(*np.unique(glue, return_counts=True)) if glued.any() else 0
     histograms = {split: np.zeros(len(vocab), np.int64) for text in texts for split in text.splits}
     for i, (text, tally) in enumerate(zip(owners, tallies(), strict=True)):
-        streams = zip(tally.by_stream(), glued[i], strict=False)
-        parts = [vocab.histogram(*counted) + times * per_glue for counted, times in streams]
+        ends_of_streams = np.cumsum(tally.sizes)[:-1]
+        streams = (np.split(array, ends_of_streams) for array in (tally.codes, tally.counts))
+        parts = [
+            vocab.histogram(*stream) + n * per_glue for *stream, n in zip(*streams, glued[i], strict=False)
+        ]
         lengths[i, : text.streams] = [part.sum() for part in parts]
         splits = text.splits
         if text.contiguous:
@@ -146,13 +143,12 @@ def lay_out(texts: list[Text], tallies: Callable[[], Iterator[Tally]], config: C
         for stream, split in enumerate(text.splits):
             high = low + int(histograms[split].sum())
             ranges.append([number, 0 if text.contiguous else stream, split, low, high])
-            if text.contiguous:
-                low = high
-            else:
-                documents[split] = int(ends[first:stop, stream].sum())
+            low = high if text.contiguous else 0
+        if not text.contiguous:
+            documents |= zip(text.splits, ends[first:stop].sum(0).tolist(), strict=False)
     starts, facts = _before(lengths, spans), _facts(totals, vocab)
     layout = Layout(vocab, starts, lengths, begun, spans, ranges, histograms, documents, facts)
-    for split in layout.splits:
+    for split in layout.histograms:
         size = layout.size(split)
         if size["symbols"] < 2 or not size["characters"]:
             raise CharlmError(
@@ -167,26 +163,22 @@ def _before(numbers: np.ndarray, spans: list[list[int]]) -> np.ndarray:
     return np.concatenate([np.cumsum(numbers[a:b], 0) - numbers[a:b] for a, b in spans])
 
 
-def _histograms(
-    batches: Iterator[tuple[int, np.ndarray]], borders: list[int], vocab: Vocab
-) -> list[np.ndarray]:
-    """int64[V] for each part of a piece, cut before these codes of it (from 0). batches: of Text.encode."""
-    begins_code = vocab.characters_per_symbol.astype(np.int64)
-    if vocab.end is not None:
-        begins_code[vocab.end] = 1
+def _histograms(encoded: Iterator[tuple[int, np.ndarray]], borders: list[int], vocab: Vocab) -> np.ndarray:
+    """int64[parts, V], of an encoded piece that is cut before these codes (from 0)."""
+    begins_code = np.maximum(vocab.characters_per_symbol, np.arange(len(vocab)) == vocab.end).astype(np.int64)
     shape = (len(borders) + 1, len(vocab))
     histograms, done = np.zeros(shape, np.int64), 0
-    for _, ids in batches:
+    for _, ids in encoded:
         reached = done + np.cumsum(begins_code[ids])
         part = np.searchsorted(borders, reached - 1, side="right")
         histograms += np.bincount(part * len(vocab) + ids, minlength=histograms.size).reshape(shape)
         done = int(reached[-1])
-    return list(histograms)
+    return histograms
 
 
 def _first_outside(counted: Iterable[tuple[Text, Piece, Tally, int]], vocab: Vocab) -> str:
-    """The first character that a closed vocabulary lacks and its place, or the separator. counted: text, piece,
-    its tally, characters before it."""
+    """The first character that the vocabulary lacks and its place, or else the separator. counted: text,
+    piece, its tally, characters before it."""
     for text, piece, tally, before in counted:
         if not vocab.knows(tally.codes):
             for rows in text.batches(piece):

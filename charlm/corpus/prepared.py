@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import sys
@@ -23,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +36,6 @@ from charlm.files import IdFile
 
 SPLITS = ("train", "validation", "test")
 FORMAT = {"format": "charlm corpus", "version": 2}
-
-
-BASELINES = (
-    "bpc, bpb: bits per character and per byte, the lower the better. Witten-Bell: smoothing, which gives "
-    "symbols that training did not hold after a context a probability."
-)
 
 
 def baseline_title(name: str, figures: dict) -> str:
@@ -62,7 +56,7 @@ class Corpus:
         try:
             self.info = json.loads((self.folder / "corpus.json").read_text(encoding="utf-8"))
             if {k: self.info[k] for k in FORMAT} != FORMAT:
-                raise ValueError("another version of charlm prepared it; delete it to prepare it again")
+                raise ValueError("another version of charlm prepared it; delete it to prepare again")
             self.splits, self.fingerprint = self.info["splits"], self.info["fingerprint"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CharlmError(f"{self.folder}: not a prepared corpus of this version: {error}") from error
@@ -81,13 +75,11 @@ class Corpus:
         try:
             ids = np.load(path, mmap_mode="c")  # private pages: torch requires them writable
         except (OSError, ValueError, EOFError) as error:
-            raise CharlmError(
-                f"{path}: damaged ({error}); delete {self.folder} to prepare it again"
-            ) from error
+            raise CharlmError(f"{path}: damaged ({error}); delete {self.folder} to prepare again") from error
         if ids.shape != (symbols,) or ids.dtype != self.vocab.dtype:
             raise CharlmError(
                 f"{path}: holds {ids.dtype}{list(ids.shape)} instead of {self.vocab.dtype}[{symbols}] of "
-                f"corpus.json; delete {self.folder} to prepare it again"
+                f"corpus.json; delete {self.folder} to prepare again"
             )
         return ids
 
@@ -101,7 +93,7 @@ class Corpus:
             if sha256.hexdigest() != expected["sha256"]:
                 raise CharlmError(
                     f"{ids.path}: sha256 {sha256.hexdigest()[:12]}… instead of {expected['sha256'][:12]}… of "
-                    f"corpus.json; delete {self.folder} to prepare it again"
+                    f"corpus.json; delete {self.folder} to prepare again"
                 )
 
     def report(self) -> str:
@@ -109,19 +101,18 @@ class Corpus:
         info, sizes = self.info, ("characters", "bytes", "symbols")
         lines = [str(self.folder), f"  symbols      {len(self.vocab):,}: {self.vocab}"]
         lines.append(_wrapped("text", [f"{info[k]:,} {k}" for k in ("documents", "characters", "bytes")]))
+        coverage, fallback = f"{100 * info['coverage']:.6g} %", f"{100 * info['fallback_rate']:.3g} %"
         if not self.vocab.bytes_only:
-            share = f"{100 * info['coverage']:.6g} %"
-            lines.append(f"  coverage     {share} of the characters have a symbol of their own")
-        if info["left_out_characters"]:
-            share = f"{100 * info['fallback_rate']:.3g} % of the symbols"
+            lines.append(f"  coverage     {coverage} of the characters have a symbol of their own")
+        if left_out := info["left_out_characters"]:
             lines.append(
-                f"  left out     {info['left_out_characters']:,} characters, spelled in bytes: {share}"
+                f"  left out     {left_out:,} characters, spelled in bytes: {fallback} of the symbols"
             )
         for title, key in (("most frequent", "most_frequent"), ("first left out", "first_left_out")):
             lines += [f"  {title}"] * bool(info[key])
-            for code, count in info[key]:
+            for code, times in info[key]:
                 name = f"byte 0x{code:02X}" if self.vocab.bytes_only else name_of(chr(code))
-                lines.append(f"    {count:>15,}  {textwrap.shorten(name, 59, placeholder='…')}")
+                lines.append(f"    {times:>15,}  {textwrap.shorten(name, 59, placeholder='…')}")
         row = "  {:<12} {:>11} {:>16} {:>16} {:>16}".format
         lines.append(row("split", "documents", *sizes))
         for split, size in self.splits.items():
@@ -131,7 +122,8 @@ class Corpus:
             for name, figures in info["floors"].items():
                 title = baseline_title(name, figures)
                 lines.append(f"    {title:<28} {figures['bpc']:>8.3f} {figures['bpb']:>8.3f}")
-            lines += textwrap.wrap(BASELINES, 80, initial_indent="    ", subsequent_indent="    ")
+            lines.append("    bpc, bpb: bits per character and per byte; lower is better. Witten-Bell:")
+            lines.append("    smoothing, which gives symbols never seen after a context a probability")
         steps = []
         for name, seconds in info["passes"].items():
             timed = name in ("count", "encode") and info["bytes"] > 1e7
@@ -155,12 +147,11 @@ def fingerprinted(data: DataConfig) -> dict:
 def fingerprint(config: Config) -> str:
     """12 hex digits of what decides the content: the data and vocab sections and the local files they name
     (size and time of change; for stdlib, names and sizes)."""
+    source = config.data.source
     content = {"format": FORMAT, "data": fingerprinted(config.data), "vocab": asdict(config.vocab)}
-    if config.data.source == "stdlib" or config.data.source in BUILDERS:
-        files = [(f.name, f.stat()) for f in local_files(config.data)]
-        content["files"] = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
-        if config.data.source == "stdlib":
-            content["files"] = [file[:2] for file in content["files"]]
+    if source == "stdlib" or source in BUILDERS:
+        files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in local_files(config.data)]
+        content["files"] = [file[:2] for file in files] if source == "stdlib" else files
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -263,13 +254,13 @@ def wait_for(config: Config) -> Corpus:
 
     Polls the disk instead of waiting in a collective call, which would time out on a large corpus.
     """
-    folder, warn_at = folder_of(config), time.monotonic() + 60
-    while not os.path.isdir(folder):
-        time.sleep(0.2)
-        if time.monotonic() > warn_at:
-            warn_at = math.inf
+    folder = folder_of(config)
+    for polls in count():
+        if os.path.isdir(folder):
+            return Corpus(folder)
+        if polls == 300:
             print(f"waiting for the main process to prepare {folder}: data.dir is shared?", file=sys.stderr)
-    return Corpus(folder)
+        time.sleep(0.2)
 
 
 @contextmanager
