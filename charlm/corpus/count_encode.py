@@ -45,7 +45,8 @@ class Tally:
 
     def __init__(self, content: bytes):
         """content: of Text.count."""
-        n, *_ = numbers = np.frombuffer(content, np.int64)
+        numbers = np.frombuffer(content, np.int64)
+        n = int(numbers[0])
         self.sizes, self.begun, self.ended = numbers[1 : 1 + 3 * n].reshape(3, n)
         self.counts, codes = numbers[1 + 3 * n :].reshape(2, -1)
         self.codes = codes.astype(np.uint32)
@@ -187,8 +188,8 @@ class Text:
 
 
 def in_order(title: str, work: Callable[[int], Any], sizes: dict[int, int], workers: int) -> Iterator[Any]:
-    """work(piece) for each piece in the order of sizes (piece → bytes), by so many threads. Closing the iterator
-    cancels what has not started. Shows a progress bar on a terminal, a line every half minute in a log."""
+    """work(piece) for each piece in the order of sizes (piece → bytes), by so many threads. Shows progress: a bar
+    on a terminal, a line every half minute in a log. Closing the iterator cancels what has not started."""
     terminal = sys.stderr.isatty()
     screen = {"dynamic_ncols": True} if terminal else {"ncols": 79, "mininterval": 30, "file": StringIO()}
     logged = time.monotonic()

@@ -122,11 +122,9 @@ def lay_out(texts: list[Text], tallies: Callable[[], Iterator[Tally]], config: C
     per_glue = vocab.histogram(*np.unique(glue, return_counts=True)) if glued.any() else 0
     histograms = {split: np.zeros(len(vocab), np.int64) for text in texts for split in text.splits}
     for i, (text, tally) in enumerate(zip(owners, tallies(), strict=True)):
-        ends_of_streams = np.cumsum(tally.sizes)[:-1]
-        streams = (np.split(array, ends_of_streams) for array in (tally.codes, tally.counts))
-        parts = [
-            vocab.histogram(*stream) + n * per_glue for *stream, n in zip(*streams, glued[i], strict=False)
-        ]
+        codes, counts = (np.split(a, np.cumsum(tally.sizes)[:-1]) for a in (tally.codes, tally.counts))
+        counted = zip(codes, counts, glued[i], strict=False)  # of every stream
+        parts = [vocab.histogram(codes, counts) + times * per_glue for codes, counts, times in counted]
         lengths[i, : text.streams] = [part.sum() for part in parts]
         splits = text.splits
         if text.contiguous:
