@@ -23,11 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import reference
-from helpers import charlm as run
-from helpers import command, environment
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
-from test_corpus import (  # noqa: F401 - site is a fixture
+from corpus_helpers import (
     bytes_of,
     config,
     folders,
@@ -36,11 +32,14 @@ from test_corpus import (  # noqa: F401 - site is a fixture
     parquet,
     refused,
     sha_of,
-    site,
     text_of,
     tree_of,
     written,
 )
+from helpers import charlm as run
+from helpers import command, environment
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 import charlm.commands.cli
 import charlm.corpus.batches
@@ -874,7 +873,7 @@ def test_a_column_of_another_type(tmp_path, kind):
     )
 
 
-def test_streaming_gives_the_same_bytes_and_keeps_nothing(tmp_path, site, monkeypatch):  # noqa: F811
+def test_streaming_gives_the_same_bytes_and_keeps_nothing(tmp_path, site, monkeypatch):
     small_pieces(monkeypatch)
     root, url = site
     files = [f"{url}/{Path(pieces_of(root / f'{i}.parquet', n, i)).name}" for i, n in enumerate((4, 7))]
