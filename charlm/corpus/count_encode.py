@@ -168,7 +168,7 @@ class Text:
         if not hasattr(self._scratch, "out"):
             self._scratch.out = np.empty(0, vocab.dtype)
         ids, spelling = vocab.tables
-        glue = vocab.encode_codes(self.glue) if vocab.knows(self.glue) else self.glue[:0]
+        glue = vocab.encode_codes(self.glue) if vocab.can_encode(self.glue) else self.glue[:0]
         glue = glue.astype(np.uint16)
         for rows in self.batches(piece):
             route = self.route(rows)

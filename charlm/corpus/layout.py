@@ -112,7 +112,7 @@ def lay_out(texts: list[Text], tallies: Callable[[], Iterator[Tally]], config: C
     if not (codes_in[:first].sum() - glued[:first].sum() * len(texts[0].glue)):
         raise CharlmError(f"{describe(config.data)}: the text is empty")
     vocab = Vocab.from_counts(totals, config.vocab)
-    if not vocab.knows(np.flatnonzero(totals)):
+    if not vocab.can_encode(np.flatnonzero(totals)):
         raise _misfit(texts, tallies(), vocab)
 
     layout = Layout(vocab, np.zeros(shape, np.int64), np.zeros(shape, np.int64), begun, [], [], {}, {}, {})
@@ -204,7 +204,7 @@ def _cut(text: Text, number: int, low: int, size: int, length: int, vocab: Vocab
 def _misfit(texts: list[Text], tallies: Iterator[Tally], vocab: Vocab) -> CharlmError:
     """Name the first character that a closed vocabulary lacks, or the separator."""
     for i, text, tally, before in _each(texts, tallies):
-        if not all(vocab.knows(codes) for codes in tally.codes):
+        if not all(vocab.can_encode(codes) for codes in tally.codes):
             number = i - sum(len(t.source.pieces) for t in texts[: texts.index(text)])
             return text.misfit(text.source.pieces[number], vocab, int(before[0]))
         before[0] += tally.characters
