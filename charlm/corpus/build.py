@@ -30,13 +30,12 @@ import numpy as np
 
 from charlm import __version__
 from charlm.config.fields import Config
-from charlm.corpus import baselines as floors
+from charlm.corpus import baselines
 from charlm.corpus.count_encode import Tally, Text, in_order, progress
 from charlm.corpus.id_writer import Arrays, join
 from charlm.corpus.layout import Layout, lay_out
-from charlm.corpus.loading import Unreadable, open_sources
 from charlm.corpus.prepared import FORMAT, SPLITS, UNTOLD, Corpus, fingerprint
-from charlm.corpus.sources import describe
+from charlm.corpus.sources import Unreadable, describe, open_sources
 from charlm.errors import CharlmError
 from charlm.files import IdFile, Journal, replace, sync_folder
 
@@ -288,9 +287,9 @@ class Build:
                 counts = layout.histograms
                 # Not in this thread: a signal would break into compiled code.
                 with ThreadPoolExecutor(2) as pool:
-                    ngram = pool.submit(floors.ngram, ids["train"], ids["validation"], vocab)
-                    xz = pool.submit(floors.xz, ids["validation"], vocab)
-                    unigram = floors.unigram(counts["train"], counts["validation"], vocab)
+                    ngram = pool.submit(baselines.ngram, ids["train"], ids["validation"], vocab)
+                    xz = pool.submit(baselines.xz, ids["validation"], vocab)
+                    unigram = baselines.unigram(counts["train"], counts["validation"], vocab)
                     found = {"unigram": unigram, "ngram": ngram.result(), "xz": xz.result()}
         spelled = slice(len(vocab.characters), len(vocab.characters) + len(vocab.byte_symbols))
         fallback = sum(int(h[spelled].sum()) for h in layout.histograms.values())

@@ -26,10 +26,9 @@ from tqdm import tqdm
 
 from charlm.config.fields import Config
 from charlm.corpus import kernels
-from charlm.corpus.batches import Piece, Rows, Source
-from charlm.corpus.loading import explained
-from charlm.corpus.sources import describe
-from charlm.corpus.textfile import TextFiles
+from charlm.corpus.batches import Chunk, TextBatch, TextSource
+from charlm.corpus.readers import TextFiles
+from charlm.corpus.sources import describe, read_error
 from charlm.corpus.vocabulary import END, Vocab, codes_of, name_of
 from charlm.errors import CharlmError
 
@@ -68,7 +67,7 @@ class Tally:
 class Text:
     """One source and the splits that are made of it."""
 
-    def __init__(self, source: Source, config: Config, splits: list[str]):
+    def __init__(self, source: TextSource, config: Config, splits: list[str]):
         """splits: their names; the first takes what the others leave.
 
         Raises CharlmError when there are too few documents to draw some for each.
@@ -103,7 +102,7 @@ class Text:
             limits.append(_kth_least(documents, taken, self.data.seed))
         return limits
 
-    def route(self, rows: Rows) -> np.ndarray:
+    def route(self, rows: TextBatch) -> np.ndarray:
         """uint8[rows]: the stream of each row; held-out documents by a hash of seed and number."""
         if not self._limits:
             return np.zeros(len(rows.ends), np.uint8)
@@ -112,19 +111,19 @@ class Text:
             np.uint8
         )
 
-    def batches(self, piece: Piece) -> Iterator[Rows]:
+    def batches(self, piece: Chunk) -> Iterator[TextBatch]:
         """The rows of a piece. Raises CharlmError when they cannot be read."""
         rows = self.source.batches(piece, whole_characters=not self.bytes_only)
         while True:
             try:
                 batch = next(rows, None)
             except Exception as error:  # of Arrow, of the disk, of the network
-                raise explained(error, self.data, piece.reader.name) from error
+                raise read_error(error, self.data, piece.reader.name) from error
             if batch is None:
                 return
             yield batch
 
-    def count(self, piece: Piece) -> Tally:
+    def count(self, piece: Chunk) -> Tally:
         """First pass, of one piece. Raises CharlmError, naming row and byte, for what is not UTF-8."""
         if not hasattr(self._scratch, "counts"):
             self._scratch.counts = np.zeros((self.streams, _CODES), np.int64)
@@ -159,7 +158,7 @@ class Text:
             pages[written] = 0
         return tally
 
-    def encode(self, piece: Piece, vocab: Vocab, begun: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    def encode(self, piece: Chunk, vocab: Vocab, begun: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Second pass, of one piece: (stream, its next ids) one after the other.
 
         begun: int64[streams], documents begun before the piece; advanced. The ids are overwritten at the
@@ -202,7 +201,7 @@ class Text:
         begins.insert(0, 0)
         return list(zip(self.splits, begins, begins[1:], strict=False))
 
-    def _not_utf8(self, rows: Rows, bad: int, piece: Piece) -> CharlmError:
+    def _not_utf8(self, rows: TextBatch, bad: int, piece: Chunk) -> CharlmError:
         try:
             rows.utf8[rows.offsets[bad] : rows.offsets[bad + 1]].tobytes().decode("utf-8")
         except UnicodeDecodeError as error:
@@ -218,7 +217,7 @@ class Text:
             )
         raise AssertionError("kernels and Python disagree about UTF-8")
 
-    def misfit(self, piece: Piece, vocab: Vocab, before: int) -> CharlmError:
+    def misfit(self, piece: Chunk, vocab: Vocab, before: int) -> CharlmError:
         """Name the first character of a piece that a closed vocabulary lacks; before: characters before
         it."""
         known = set(vocab.characters)

@@ -94,8 +94,6 @@ class Vocab:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Vocab) and self.to_dict() == other.to_dict()
 
-    __hash__ = None
-
     def __repr__(self) -> str:
         end = ", end of document" if self.end_of_document else ""
         return f"Vocab({len(self.characters)} characters, {len(self.byte_symbols)} byte symbols{end})"
