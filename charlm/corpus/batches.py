@@ -1,4 +1,4 @@
-"""The rows of one split of a dataset as batches of UTF-8, in chunks that threads read in parallel.
+"""The rows of one split of a dataset as batches of UTF-8, in pieces that threads read in parallel.
 
 Rows stay in Arrow's buffers: none becomes a Python string.
 """
@@ -41,11 +41,11 @@ class TextBatch:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class Piece:
     """Consecutive rows of one part of a reader: all but the first `skip`, and `rows` of the others.
 
     first: number of the first row in the split. size: bytes of text, approximately. document: number of the
-    document of the first row; begins: the first row begins it. documents: how many end in the chunk. closes:
+    document of the first row; begins: the first row begins it. documents: how many end in the piece. closes:
     the last row ends a document in any case. cut: bytes that are kept of the last row; None for all.
     """
 
@@ -63,11 +63,11 @@ class Chunk:
 
 
 class TextSource:
-    """One split of a dataset. pieces: its chunks, in order. documents: how many it has."""
+    """One split of a dataset. pieces: its pieces, in order. documents: how many it has."""
 
     def __init__(self, *selections: tuple[list[Reader], int, int | None]):
         """selections: the rows low to high (None: to the end) of all rows of these readers, in order."""
-        self.pieces: list[Chunk] = []
+        self.pieces: list[Piece] = []
         self.documents = first = 0
         for files, low, high in selections:
             row, begins = 0, True
@@ -82,55 +82,55 @@ class TextSource:
                     ends = np.ones(keep, bool) if ends is None else ends[skip : skip + keep]
                     documents, size = int(np.count_nonzero(ends)), size * keep // rows
                     place = (skip, keep, first, size, self.documents, begins, documents)
-                    self.pieces.append(Chunk(reader, part, *place))
+                    self.pieces.append(Piece(reader, part, *place))
                     first, self.documents, begins = first + keep, self.documents + documents, bool(ends[-1])
             if not begins:  # the selection stops within a document
                 self.documents += 1
                 self.pieces[-1] = replace(self.pieces[-1], documents=documents + 1, closes=True)
 
-    def batches(self, chunk: Chunk, whole_characters: bool = True) -> Iterator[TextBatch]:
-        """The rows of a chunk in order. A row longer than readers.BATCH bytes comes in slices, cut between
+    def batches(self, piece: Piece, whole_characters: bool = True) -> Iterator[TextBatch]:
+        """The rows of a piece in order. A row longer than readers.BATCH bytes comes in slices, cut between
         characters if whole_characters."""
-        ends_of_part = chunk.reader.ends(chunk.part)
-        document, begins = chunk.document, chunk.begins
-        stop = -chunk.skip  # rows of the chunk read so far, negative before its first
-        for texts in chunk.reader.read(chunk.part):
-            low, high = max(-stop, 0), min(len(texts), chunk.rows - stop)
+        ends_of_part = piece.reader.ends(piece.part)
+        document, begins = piece.document, piece.begins
+        stop = -piece.skip  # rows of the piece read so far, negative before its first
+        for texts in piece.reader.read(piece.part):
+            low, high = max(-stop, 0), min(len(texts), piece.rows - stop)
             start, stop = stop + low, stop + len(texts)
             if low >= high:
                 continue
             utf8, offsets = utf8_of(texts[low:high])
             ends = np.ones(high - low, bool)
             if ends_of_part is not None:
-                ends = ends_of_part[chunk.skip + start :][: high - low].copy()
-            if stop >= chunk.rows and chunk.closes:
+                ends = ends_of_part[piece.skip + start :][: high - low].copy()
+            if stop >= piece.rows and piece.closes:
                 ends[-1] = True
-                offsets[-1] = offsets[-1] if chunk.cut is None else offsets[-2] + chunk.cut
+                offsets[-1] = offsets[-1] if piece.cut is None else offsets[-2] + piece.cut
             for row, next_row, row_offsets, whole, skipped in _cut(utf8, offsets, whole_characters):
                 row_ends = ends[row:next_row] if whole else np.zeros(1, bool)
                 yield TextBatch(
-                    utf8, row_offsets, row_ends, begins, document, chunk.first + start + row, skipped
+                    utf8, row_offsets, row_ends, begins, document, piece.first + start + row, skipped
                 )
                 document += int(np.count_nonzero(row_ends))
                 begins = bool(row_ends[-1])
-            if stop >= chunk.rows:
+            if stop >= piece.rows:
                 return
 
     def limit(self, documents: int | None, characters: int | None, by_bytes: bool) -> None:
         """Keep so many documents, then so many characters (bytes if by_bytes); None for all."""
         if documents is not None and documents < self.documents:
             i = next(i for i, c in enumerate(self.pieces) if c.document + c.documents >= documents)
-            chunk = self.pieces[i]
-            ends = chunk.reader.ends(chunk.part)
-            rows = documents - chunk.document
+            piece = self.pieces[i]
+            ends = piece.reader.ends(piece.part)
+            rows = documents - piece.document
             if ends is not None:
-                rows = 1 + int(np.flatnonzero(ends[chunk.skip :])[rows - 1])
+                rows = 1 + int(np.flatnonzero(ends[piece.skip :])[rows - 1])
             self._stop(i, rows, documents)
         if characters is None:
             return
         left = characters
-        for i, chunk in enumerate(self.pieces):
-            for batch in self.batches(chunk, whole_characters=not by_bytes):
+        for i, piece in enumerate(self.pieces):
+            for batch in self.batches(piece, whole_characters=not by_bytes):
                 low, high = batch.offsets[0], batch.offsets[-1]
                 begins = np.ones(high - low, bool) if by_bytes else batch.utf8[low:high] & 0xC0 != 0x80
                 reached = np.cumsum(begins)
@@ -139,15 +139,15 @@ class TextSource:
                     row = int(np.searchsorted(batch.offsets, last, side="right")) - 1
                     stop = min(low + np.searchsorted(reached, left + 1), batch.offsets[row + 1])
                     cut = int(stop - batch.offsets[row]) + (batch.skipped if row == 0 else 0)
-                    self._stop(i, batch.first + row - chunk.first + 1, int(batch.documents[row]) + 1, cut)
+                    self._stop(i, batch.first + row - piece.first + 1, int(batch.documents[row]) + 1, cut)
                     return
                 left -= int(reached[-1]) if high > low else 0
 
     def _stop(self, i: int, rows: int, documents: int, cut: int | None = None) -> None:
-        """Drop everything after so many rows of chunk i; documents: how many are left in all."""
-        chunk = self.pieces[i]
-        size, ended = chunk.size * rows // chunk.rows, documents - chunk.document
-        self.pieces[i:] = [replace(chunk, rows=rows, documents=ended, closes=True, cut=cut, size=size)]
+        """Drop everything after so many rows of piece i; documents: how many are left in all."""
+        piece = self.pieces[i]
+        size, ended = piece.size * rows // piece.rows, documents - piece.document
+        self.pieces[i:] = [replace(piece, rows=rows, documents=ended, closes=True, cut=cut, size=size)]
         self.documents = documents
 
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from charlm.config.fields import Config
 from charlm.corpus import kernels
-from charlm.corpus.batches import Chunk, TextBatch, TextSource
+from charlm.corpus.batches import Piece, TextBatch, TextSource
 from charlm.corpus.readers import TextFiles
 from charlm.corpus.sources import describe, read_error
 from charlm.corpus.vocabulary import END, Vocab, codes_of, name_of
@@ -111,7 +111,7 @@ class Text:
             np.uint8
         )
 
-    def batches(self, piece: Chunk) -> Iterator[TextBatch]:
+    def batches(self, piece: Piece) -> Iterator[TextBatch]:
         """The rows of a piece. Raises CharlmError when they cannot be read."""
         rows = self.source.batches(piece, whole_characters=not self.bytes_only)
         while True:
@@ -123,7 +123,7 @@ class Text:
                 return
             yield batch
 
-    def count(self, piece: Chunk) -> Tally:
+    def count(self, piece: Piece) -> Tally:
         """First pass, of one piece. Raises CharlmError, naming row and byte, for what is not UTF-8."""
         if not hasattr(self._scratch, "counts"):
             self._scratch.counts = np.zeros((self.streams, _CODES), np.int64)
@@ -158,7 +158,7 @@ class Text:
             pages[written] = 0
         return tally
 
-    def encode(self, piece: Chunk, vocab: Vocab, begun: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    def encode(self, piece: Piece, vocab: Vocab, begun: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Second pass, of one piece: (stream, its next ids) one after the other.
 
         begun: int64[streams], documents begun before the piece; advanced. The ids are overwritten at the
@@ -201,7 +201,7 @@ class Text:
         begins.insert(0, 0)
         return list(zip(self.splits, begins, begins[1:], strict=False))
 
-    def _not_utf8(self, rows: TextBatch, bad: int, piece: Chunk) -> CharlmError:
+    def _not_utf8(self, rows: TextBatch, bad: int, piece: Piece) -> CharlmError:
         try:
             rows.utf8[rows.offsets[bad] : rows.offsets[bad + 1]].tobytes().decode("utf-8")
         except UnicodeDecodeError as error:
@@ -217,7 +217,7 @@ class Text:
             )
         raise AssertionError("kernels and Python disagree about UTF-8")
 
-    def misfit(self, piece: Chunk, vocab: Vocab, before: int) -> CharlmError:
+    def misfit(self, piece: Piece, vocab: Vocab, before: int) -> CharlmError:
         """Name the first character of a piece that a closed vocabulary lacks; before: characters before
         it."""
         known = set(vocab.characters)

@@ -18,7 +18,7 @@ from datasets.utils.file_utils import xopen
 
 from charlm.errors import CharlmError
 
-CHUNK = 8 << 20  # bytes of text per part, at least
+PIECE = 8 << 20  # bytes of text per part, at least
 BATCH = 4 << 20  # bytes of text per batch of rows, unless a row of parquet is longer
 MOST_ROWS = 1 << 12  # per batch: parquet counts the bytes of repeated texts once
 BUFFER = 4 << 20  # bytes of a parquet column read at a time
@@ -153,13 +153,13 @@ class TextFiles(Reader):
         return _grouped((s, s.lines() if self.by_line else 1, s.high - s.low) for s in spans)
 
     def _ranges(self, path: str) -> Iterator[ByteRange]:
-        """The whole file, about CHUNK bytes at a time, cut between lines or characters."""
+        """The whole file, about PIECE bytes at a time, cut between lines or characters."""
         with open(path, "rb") as file:
             size, low = os.fstat(file.fileno()).st_size, 0
             if not size and not self.by_line:
                 yield ByteRange(path, 0, 0, True)  # an empty document
             while low < size:
-                high = low + CHUNK
+                high = low + PIECE
                 if self.by_line:
                     file.seek(high - 1)
                     file.readline()
@@ -206,12 +206,12 @@ def _binary(text: bytes, offsets: np.ndarray) -> pa.Array:
 
 
 def _grouped(items: Iterable[tuple[object, int, int]]) -> Iterator[tuple[list, int, int]]:
-    """Consecutive items (item, rows, bytes) in groups of at least CHUNK bytes: (items, rows, bytes)."""
+    """Consecutive items (item, rows, bytes) in groups of at least PIECE bytes: (items, rows, bytes)."""
     group, rows, size = [], 0, 0
     for item, item_rows, item_size in items:
         group.append(item)
         rows, size = rows + item_rows, size + item_size
-        if size >= CHUNK:
+        if size >= PIECE:
             yield group, rows, size
             group, rows, size = [], 0, 0
     if group:

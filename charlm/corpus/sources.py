@@ -2,7 +2,7 @@
 
 Parquet, the format of the Hub, is read in place: from the local disk, after a download by `datasets` if need
 be, or over the network with data.streaming. Text files are read in place too. `datasets` converts all other
-formats to Arrow files in its cache. A prepared corpus opens without `datasets` and pyarrow: the functions that
+formats to Arrow files in its cache. A prepared corpus opens without `datasets` and pyarrow: functions that
 open text import them.
 """
 

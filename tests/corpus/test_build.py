@@ -295,7 +295,7 @@ def test_a_corpus_is_what_the_reference_says(
     data |= {"validation": 0, "test": 0, "workers": workers} | held_out
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(charlm.corpus.readers, "BATCH", batch)
-        patch.setattr(charlm.corpus.readers, "CHUNK", piece)
+        patch.setattr(charlm.corpus.readers, "PIECE", piece)
         made = from_dict({"data": data | {"dir": folder}, "vocab": vocab})
         try:
             corpus = built(made, arrays)
@@ -335,7 +335,7 @@ def not_checked(rows: list[bytes | None], wide: bool = False) -> pa.Array:
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("split_by", ["document", "character"])
 def test_bytes_that_are_not_utf8_deep_in_a_later_piece(tmp_path, monkeypatch, wide, split_by):
-    monkeypatch.setattr(charlm.corpus.readers, "CHUNK", 900)
+    monkeypatch.setattr(charlm.corpus.readers, "PIECE", 900)
     monkeypatch.setattr(charlm.corpus.readers, "BATCH", 300)
     rows = [f"row {i} é".encode() * 7 for i in range(120)]
     rows[83] = ("é" * 401).encode() + b"\xe4\xb8x" + b"tail"  # longer than BATCH
@@ -413,7 +413,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("manner", MANNERS)
 @pytest.mark.parametrize("vocab", [{"max_size": 250}, {"end_of_document": True}])
 def test_any_number_of_workers_and_shards_gives_the_same_bytes(tmp_path, monkeypatch, manner, vocab):
-    monkeypatch.setattr(charlm.corpus.readers, "CHUNK", 1 << 10)
+    monkeypatch.setattr(charlm.corpus.readers, "PIECE", 1 << 10)
     file = pieces_of(tmp_path / "a.parquet", 5)
 
     def made(name: str, **data) -> Config:
@@ -508,7 +508,7 @@ def test_wrong_words_are_refused_in_one_line(tmp_path, capfd, words, told):
 
 def test_a_source_that_changed_between_shards_is_refused(tmp_path, monkeypatch):
     """Counted of one text, encoded of another: of a hub dataset or a URL the fingerprint would not tell."""
-    monkeypatch.setattr(charlm.corpus.readers, "CHUNK", 1 << 10)
+    monkeypatch.setattr(charlm.corpus.readers, "PIECE", 1 << 10)
     file = tmp_path / "a.parquet"
     made = config(tmp_path, "parquet", data_files=pieces_of(file, 4))
     prepare_shard(made, 0, 2)
@@ -530,7 +530,7 @@ import json, sys
 import charlm.corpus.id_writer, charlm.corpus.batches
 from charlm.config.parse import from_dict
 from charlm.corpus.prepared import prepare, prepare_shard
-charlm.corpus.readers.CHUNK, charlm.corpus.readers.BATCH, charlm.corpus.id_writer.TELL_EVERY = 1 << 10, 1 << 9, 0.0
+charlm.corpus.readers.PIECE, charlm.corpus.readers.BATCH, charlm.corpus.id_writer.TELL_EVERY = 1 << 10, 1 << 9, 0.0
 made, shards = from_dict(json.loads(sys.argv[1])), list(map(int, sys.argv[2:]))
 prepare_shard(made, *shards) if shards else prepare(made)
 """
@@ -564,7 +564,7 @@ def nursery():
 
 def small_pieces(patch: pytest.MonkeyPatch) -> None:
     """As in those processes: the plan of a build depends on it."""
-    patch.setattr(charlm.corpus.readers, "CHUNK", 1 << 10)
+    patch.setattr(charlm.corpus.readers, "PIECE", 1 << 10)
     patch.setattr(charlm.corpus.readers, "BATCH", 1 << 9)
 
 
@@ -1079,7 +1079,7 @@ def test_verify_as_a_command(tmp_path):
 SLOW = """
 import sys
 import charlm.corpus.id_writer, charlm.commands.cli, charlm.corpus.batches
-charlm.corpus.readers.CHUNK, charlm.corpus.readers.BATCH, charlm.corpus.id_writer.TELL_EVERY = 1 << 10, 1 << 9, 0.0
+charlm.corpus.readers.PIECE, charlm.corpus.readers.BATCH, charlm.corpus.id_writer.TELL_EVERY = 1 << 10, 1 << 9, 0.0
 charlm.commands.cli.main(sys.argv[1:])
 """
 

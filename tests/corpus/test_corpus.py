@@ -272,7 +272,7 @@ def test_end_of_document_after_every_document_of_every_split(tmp_path, vocab):
 
 
 def test_max_documents(tmp_path, monkeypatch):
-    monkeypatch.setattr(charlm.corpus.readers, "CHUNK", 3)  # a document is several rows
+    monkeypatch.setattr(charlm.corpus.readers, "PIECE", 3)  # a document is several rows
     files = [written(tmp_path / f"{c}.txt", c * 7) for c in "abcd"]
     for n in (1, 2, 3, 4, 5):
         corpus = prepare(config(tmp_path, "text", data_files=files, max_documents=n))
@@ -437,7 +437,7 @@ def prepared_in_pieces(source_text: list[bytes], chunk: int, batch: int, vocab: 
     folder = Path(tempfile.mkdtemp(dir=os.environ["HF_HOME"]))
     files = [written(folder / f"{i}.txt", content) for i, content in enumerate(source_text)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(charlm.corpus.readers, "CHUNK", chunk)
+        patch.setattr(charlm.corpus.readers, "PIECE", chunk)
         patch.setattr(charlm.corpus.readers, "BATCH", batch)
         return prepare(config(folder, "text", vocab, data_files=files, **data))
 
@@ -970,7 +970,7 @@ def test_a_broken_file_in_a_folder_named_offline_is_not_a_matter_of_the_network(
 def test_bytes_that_are_not_utf8_are_named_by_file_and_offset(
     tmp_path, monkeypatch, document, chunk, content, byte
 ):
-    monkeypatch.setattr(charlm.corpus.readers, "CHUNK", chunk)
+    monkeypatch.setattr(charlm.corpus.readers, "PIECE", chunk)
     files = [written(tmp_path / "good.txt", "good"), written(tmp_path / "bad.txt", content)]
     refused(
         tmp_path,
@@ -981,7 +981,7 @@ def test_bytes_that_are_not_utf8_are_named_by_file_and_offset(
 
 
 def test_a_far_offset_is_named_past_the_first_chunk_of_the_real_size(tmp_path):
-    size = charlm.corpus.readers.CHUNK
+    size = charlm.corpus.readers.PIECE
     file = written(tmp_path / "a.txt", b"a" * (size + 5) + b"\xfe" + b"a" * size)
     refused(tmp_path, config(tmp_path, "text", data_files=file), f"{file}: byte {size + 5:,} (0xFE)")
 
