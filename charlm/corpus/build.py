@@ -34,9 +34,8 @@ from charlm.corpus import baselines
 from charlm.corpus.count_encode import Tally, Text, in_order
 from charlm.corpus.id_writer import IdWriter, join, pieces_written
 from charlm.corpus.layout import Layout, lay_out
-from charlm.corpus.loading import Unreadable, open_sources
 from charlm.corpus.prepared import FORMAT, SPLITS, Corpus, fingerprint, fingerprinted
-from charlm.corpus.sources import describe
+from charlm.corpus.sources import Unreadable, describe, open_sources
 from charlm.errors import CharlmError
 from charlm.files import IdFile, Journal, replace, sync_folder
 

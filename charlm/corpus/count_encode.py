@@ -26,10 +26,9 @@ from tqdm import tqdm
 
 from charlm.config.fields import Config
 from charlm.corpus import kernels
-from charlm.corpus.batches import Piece, Rows, Source
-from charlm.corpus.loading import explained
-from charlm.corpus.sources import describe
-from charlm.corpus.textfile import TextFiles
+from charlm.corpus.batches import Piece, TextBatch, TextSource
+from charlm.corpus.readers import TextFiles
+from charlm.corpus.sources import describe, read_error
 from charlm.corpus.vocabulary import END, Vocab, codes_of
 from charlm.errors import CharlmError
 
@@ -55,7 +54,7 @@ class Tally:
 class Text:
     """One source and the splits that are made of it."""
 
-    def __init__(self, source: Source, config: Config, splits: list[str]):
+    def __init__(self, source: TextSource, config: Config, splits: list[str]):
         """splits: their names; the first takes what the others leave.
 
         Raises CharlmError for an empty text, and where there are too few documents to draw some for each.
@@ -93,19 +92,19 @@ class Text:
             least = np.sort(np.concatenate([least, _mix(block, self.data.seed)]))[: taken[-1]]
         return least[np.array(taken) - 1]
 
-    def route(self, rows: Rows) -> np.ndarray:
+    def route(self, rows: TextBatch) -> np.ndarray:
         """uint8[rows]: the stream of each row; held-out documents by a hash of seed and number."""
         if self.streams == 1:
             return np.zeros(len(rows.ends), np.uint8)
         drawn = np.searchsorted(self._limits, _mix(rows.documents.astype(np.uint64), self.data.seed))
         return ((drawn + 1) % self.streams).astype(np.uint8)
 
-    def batches(self, piece: Piece) -> Iterator[Rows]:
+    def batches(self, piece: Piece) -> Iterator[TextBatch]:
         """The rows of a piece. Raises CharlmError when they cannot be read."""
         try:
             yield from self.source.batches(piece, whole_characters=not self.bytes_only)
         except Exception as error:  # of Arrow, of the disk, of the network
-            raise explained(error, self.data, piece.reader.name) from error
+            raise read_error(error, self.data, piece.reader.name) from error
 
     def count(self, piece: Piece) -> bytes:
         """First pass, of one piece: the content of its Tally. Raises CharlmError for what is not UTF-8."""
@@ -145,7 +144,7 @@ class Text:
         overwritten by the next batch.
         """
         ids, spelling = vocab.tables
-        glue = vocab.encode_codes(self.glue) if vocab.knows(self.glue) else self.glue[:0]
+        glue = vocab.encode_codes(self.glue) if vocab.can_encode(self.glue) else self.glue[:0]
         glue = glue.astype(np.uint16)
         out = getattr(self._scratch, "out", np.empty(0, vocab.dtype))
         for rows in self.batches(piece):
@@ -170,7 +169,7 @@ class Text:
         shares = [Fraction(str(getattr(self.data, split))) for split in self.splits[1:]]
         return [0, *(math.floor(length * (1 - sum(shares[i:]))) for i in range(len(shares)))]
 
-    def _not_utf8(self, rows: Rows, bad: int, piece: Piece) -> CharlmError:
+    def _not_utf8(self, rows: TextBatch, bad: int, piece: Piece) -> CharlmError:
         try:
             rows.utf8[rows.offsets[bad] : rows.offsets[bad + 1]].tobytes().decode("utf-8")
         except UnicodeDecodeError as error:
@@ -188,7 +187,7 @@ class Text:
 
 
 def in_order(title: str, work: Callable[[int], Any], sizes: dict[int, int], workers: int) -> Iterator[Any]:
-    """work(piece) for each piece in the order of sizes (piece → bytes), by so many threads. Shows progress: a bar
+    """work(piece) for each piece in the order of sizes (piece → bytes), by so many threads. Shows a progress bar
     on a terminal, a line every half minute in a log. Closing the iterator cancels what has not started."""
     terminal = sys.stderr.isatty()
     screen = {"dynamic_ncols": True} if terminal else {"ncols": 79, "mininterval": 30, "file": StringIO()}

@@ -109,7 +109,7 @@ def lay_out(texts: list[Text], tallies: Callable[[], Iterator[Tally]], config: C
         glued = np.maximum(begun + begins - 1, 0) - np.maximum(begun - 1, 0)
     np.add.at(totals, glue, glued.sum())
     vocab = Vocab.from_counts(totals, config.vocab)
-    if not vocab.knows(np.flatnonzero(totals)):
+    if not vocab.can_encode(np.flatnonzero(totals)):
         outside = _first_outside(zip(owners, pieces, tallies(), _before(sizes, spans), strict=True), vocab)
         raise CharlmError(
             f"{describe(config.data)}: {outside} is not in the closed vocabulary of {len(vocab)} symbols; "
@@ -178,7 +178,7 @@ def _first_outside(counted: Iterable[tuple[Text, Piece, Tally, int]], vocab: Voc
     """The first character that the vocabulary lacks and its place, or else the separator. counted: text,
     piece, its tally, characters before it."""
     for text, piece, tally, before in counted:
-        if not vocab.knows(tally.codes):
+        if not vocab.can_encode(tally.codes):
             for rows in text.batches(piece):
                 for document, low, high in zip(rows.documents, rows.offsets, rows.offsets[1:], strict=False):
                     codes = codes_of(rows.utf8[low:high])

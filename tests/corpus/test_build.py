@@ -23,11 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import reference
-from helpers import charlm as run
-from helpers import command, environment
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
-from test_corpus import (  # noqa: F401 - site is a fixture
+from corpus_helpers import (
     bytes_of,
     config,
     folders,
@@ -36,11 +32,14 @@ from test_corpus import (  # noqa: F401 - site is a fixture
     parquet,
     refused,
     sha_of,
-    site,
     text_of,
     tree_of,
     written,
 )
+from helpers import charlm as run
+from helpers import command, environment
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 import charlm.commands.cli
 import charlm.corpus.batches
@@ -48,12 +47,10 @@ import charlm.corpus.build
 import charlm.corpus.id_writer
 import charlm.corpus.prepared
 import charlm.corpus.readers
-import charlm.corpus.textfile
 from charlm.config.fields import Config
 from charlm.config.parse import from_dict
-from charlm.corpus import baselines as floors
-from charlm.corpus import kernels
-from charlm.corpus.batches import Source
+from charlm.corpus import baselines, kernels
+from charlm.corpus.batches import TextSource
 from charlm.corpus.build import Build
 from charlm.corpus.count_encode import Text
 from charlm.corpus.prepared import (
@@ -164,8 +161,8 @@ class InMemory:
 def built(made: Config, arrays: list[pa.Array]) -> Corpus:
     """The corpus of these arrays: through the passes, the layout and the disk."""
     with pytest.MonkeyPatch.context() as patch:
-        source = {"train": Source(made.data, [InMemory(arrays)])}
-        source["train"].until(made.data.max_documents, made.data.max_characters, made.vocab.bytes_only)
+        source = {"train": TextSource(([InMemory(arrays)], 0, None))}
+        source["train"].limit(made.data.max_documents, made.data.max_characters, made.vocab.bytes_only)
         patch.setattr(charlm.corpus.build, "open_sources", lambda *_: source)
         return prepare(made)
 
@@ -874,7 +871,7 @@ def test_a_column_of_another_type(tmp_path, kind):
     )
 
 
-def test_streaming_gives_the_same_bytes_and_keeps_nothing(tmp_path, site, monkeypatch):  # noqa: F811
+def test_streaming_gives_the_same_bytes_and_keeps_nothing(tmp_path, site, monkeypatch):
     small_pieces(monkeypatch)
     root, url = site
     files = [f"{url}/{Path(pieces_of(root / f'{i}.parquet', n, i)).name}" for i, n in enumerate((4, 7))]
@@ -1161,9 +1158,9 @@ def test_the_floors_of_corpus_json_are_those_of_its_arrays(tmp_path):
     corpus = prepare(config(tmp_path, "json", {"max_size": 260}, data_files=file, **HELD_OUT))
     counts = {s: np.bincount(corpus[s], minlength=len(corpus.vocab)) for s in ("train", "validation")}
     assert corpus.info["floors"] == {
-        "unigram": floors.unigram(counts["train"], counts["validation"], corpus.vocab),
-        "ngram": floors.ngram(corpus["train"], corpus["validation"], corpus.vocab),
-        "xz": floors.xz(corpus["validation"], corpus.vocab),
+        "unigram": baselines.unigram(counts["train"], counts["validation"], corpus.vocab),
+        "ngram": baselines.ngram(corpus["train"], corpus["validation"], corpus.vocab),
+        "xz": baselines.xz(corpus["validation"], corpus.vocab),
     }
 
 

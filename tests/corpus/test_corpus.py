@@ -1,20 +1,15 @@
 """charlm.corpus.prepared with rows, passes and sources: the text on disk is the text that was named, or nothing is."""
 
-import functools
 import hashlib
-import http.server
-import io
 import itertools
 import json
 import math
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import zipfile
 from fractions import Fraction
@@ -23,15 +18,26 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from corpus_helpers import (
+    bytes_of,
+    config,
+    folders,
+    jsonl,
+    limited,
+    parquet,
+    refused,
+    sha_of,
+    text_of,
+    tree_of,
+    written,
+)
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import charlm.corpus.batches
 import charlm.corpus.readers
 import charlm.corpus.sources
-import charlm.corpus.textfile
 from charlm.config.fields import Config
 from charlm.config.parse import from_dict, load_config
 from charlm.corpus.batches import utf8_of
@@ -42,57 +48,6 @@ MIXED = (
     "naïve café\r\n中文 😀👩‍👩‍👧 ß\rlone\n\n\0end"  # every UTF-8 length, every line ending, no last newline
 )
 DOCUMENTS = ["alpha", "bé\r\n", "", "中文😀", "\r", "omega"]
-
-
-def config(folder: Path, source: str, vocab: dict | None = None, **data) -> Config:
-    """A config of sections data and vocab; all text goes to train unless said otherwise."""
-    data = {"source": source, "dir": str(folder / "data"), "validation": 0, "test": 0} | data
-    return from_dict({"data": data, "vocab": vocab or {}})
-
-
-def written(path: Path, content: bytes | str) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    return str(path)
-
-
-def jsonl(path: Path, texts: list, column: str = "text") -> str:
-    return written(path, "".join(json.dumps({column: t, "n": i}) + "\n" for i, t in enumerate(texts)))
-
-
-def parquet(path: Path, texts: pa.Array | list, column: str = "text") -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({column: texts}), path)
-    return str(path)
-
-
-def text_of(corpus: Corpus, *splits: str) -> str:
-    """The decoded text of splits, all of them by default, joined."""
-    return "".join(corpus.vocab.decode(corpus[s]) for s in splits or corpus.splits)
-
-
-def bytes_of(corpus: Corpus) -> bytes:
-    return b"".join(corpus.vocab.decode_bytes(corpus[s]) for s in corpus.splits)
-
-
-def folders(folder: Path) -> list[str]:
-    """What lies in data.dir beside lock files."""
-    data = folder / "data"
-    return sorted(p.name for p in data.iterdir() if p.suffix != ".lock") if data.is_dir() else []
-
-
-def refused(folder: Path, bad: Config, *told: str) -> str:
-    """prepare refuses a config, says all of told, and leaves nothing in data.dir."""
-    with pytest.raises(CharlmError) as caught:
-        prepare(bad)
-    for words in told:
-        assert words in str(caught.value), f"{words!r} is not in: {caught.value}"
-    assert folders(folder) == []
-    return str(caught.value)
-
-
-def sha_of(corpus: Corpus) -> dict[str, str]:
-    return {split: said["sha256"] for split, said in corpus.splits.items()}
 
 
 # where text comes from
@@ -244,44 +199,6 @@ def test_stdlib(tmp_path):
 # over http
 
 
-class Ranged(http.server.SimpleHTTPRequestHandler):
-    """Static files, with single byte ranges: members of zip archives are read by them."""
-
-    def log_message(self, *args):
-        pass
-
-    def send_head(self):
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        path = Path(self.translate_path(self.path))
-        if not wanted or not path.is_file():
-            return super().send_head()
-        whole = path.read_bytes()
-        first = int(wanted[1])
-        last = min(int(wanted[2] or len(whole) - 1), len(whole) - 1)
-        part = whole[first : last + 1]
-        self.send_response(206)
-        self.send_header("Content-Range", f"bytes {first}-{last}/{len(whole)}")
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(part)))
-        self.end_headers()
-        return io.BytesIO(part)
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    """A folder and the URL where it is served. The network is allowed; the hub stays out of reach."""
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    root = tmp_path / "site"
-    root.mkdir()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Ranged, directory=str(root)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield root, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
 def test_a_file_over_http(tmp_path, site):
     root, url = site
     written(root / "a.txt", MIXED)
@@ -355,7 +272,7 @@ def test_end_of_document_after_every_document_of_every_split(tmp_path, vocab):
 
 
 def test_max_documents(tmp_path, monkeypatch):
-    monkeypatch.setattr(charlm.corpus.textfile, "CHUNK", 3)  # a document is several rows
+    monkeypatch.setattr(charlm.corpus.readers, "PIECE", 3)  # a document is several rows
     files = [written(tmp_path / f"{c}.txt", c * 7) for c in "abcd"]
     for n in (1, 2, 3, 4, 5):
         corpus = prepare(config(tmp_path, "text", data_files=files, max_documents=n))
@@ -520,7 +437,7 @@ def prepared_in_pieces(source_text: list[bytes], chunk: int, batch: int, vocab: 
     folder = Path(tempfile.mkdtemp(dir=os.environ["HF_HOME"]))
     files = [written(folder / f"{i}.txt", content) for i, content in enumerate(source_text)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(charlm.corpus.textfile, "CHUNK", chunk)
+        patch.setattr(charlm.corpus.readers, "PIECE", chunk)
         patch.setattr(charlm.corpus.readers, "BATCH", batch)
         return prepare(config(folder, "text", vocab, data_files=files, **data))
 
@@ -729,10 +646,6 @@ def test_a_prepared_corpus_opens_without_datasets(tmp_path):
         [sys.executable, "-c", code, tree_of(made)], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == [folder_of(made).name, ""]
-
-
-def tree_of(made: Config) -> str:
-    return json.dumps({"data": vars(made.data), "vocab": vars(made.vocab)})
 
 
 def test_another_config_is_another_folder(tmp_path):
@@ -1057,7 +970,7 @@ def test_a_broken_file_in_a_folder_named_offline_is_not_a_matter_of_the_network(
 def test_bytes_that_are_not_utf8_are_named_by_file_and_offset(
     tmp_path, monkeypatch, document, chunk, content, byte
 ):
-    monkeypatch.setattr(charlm.corpus.textfile, "CHUNK", chunk)
+    monkeypatch.setattr(charlm.corpus.readers, "PIECE", chunk)
     files = [written(tmp_path / "good.txt", "good"), written(tmp_path / "bad.txt", content)]
     refused(
         tmp_path,
@@ -1068,7 +981,7 @@ def test_bytes_that_are_not_utf8_are_named_by_file_and_offset(
 
 
 def test_a_far_offset_is_named_past_the_first_chunk_of_the_real_size(tmp_path):
-    size = charlm.corpus.textfile.CHUNK
+    size = charlm.corpus.readers.PIECE
     file = written(tmp_path / "a.txt", b"a" * (size + 5) + b"\xfe" + b"a" * size)
     refused(tmp_path, config(tmp_path, "text", data_files=file), f"{file}: byte {size + 5:,} (0xFE)")
 
@@ -1189,16 +1102,6 @@ def test_a_data_dir_of_someone_else(mode):
         assert re.search(rf"refused: {folder}/data/\S+: cannot be written \(Permission denied\)", out), err[
             -500:
         ]
-
-
-def limited(file_size: int):
-    """For a child: files may not grow beyond this; writing more fails as it does on a full disk."""
-
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-
-    return limit
 
 
 def test_a_disk_that_fills_up_while_the_arrays_are_written(tmp_path):
