@@ -187,8 +187,8 @@ class Text:
 
 
 def in_order(title: str, work: Callable[[int], Any], sizes: dict[int, int], workers: int) -> Iterator[Any]:
-    """work(piece) for each piece in the order of sizes (piece → bytes), by so many threads. Shows a progress bar
-    on a terminal, a line every half minute in a log. Closing the iterator cancels what has not started."""
+    """work(piece) for each piece in the order of sizes (piece → bytes), by so many threads. Closing the iterator
+    cancels what has not started. Progress is a bar on a terminal, a line every half minute in a log."""
     terminal = sys.stderr.isatty()
     screen = {"dynamic_ncols": True} if terminal else {"ncols": 79, "mininterval": 30, "file": StringIO()}
     logged = time.monotonic()

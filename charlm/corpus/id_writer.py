@@ -35,8 +35,8 @@ class IdWriter:
         Raises OSError when the disk has too little room.
         """
         self.layout, self.pieces, self.progress, self.dtype = layout, pieces, progress, layout.vocab.dtype
-        self.paths = {split: folder / f"{split}{suffix}.npy" for split in layout.splits}
-        self.hashed = {split: layout.filled(split, pieces.start - 1) for split in layout.splits}
+        self.paths = {split: folder / f"{split}{suffix}.npy" for split in layout.histograms}
+        self.hashed = {split: layout.filled(split, pieces.start - 1) for split in layout.histograms}
         symbols = {s: layout.filled(s, pieces.stop - 1) - first for s, first in self.hashed.items()}
         self.done = pieces_written(progress) if all(path.exists() for path in self.paths.values()) else 0
         need, free = sum(symbols.values()) * self.dtype.itemsize, shutil.disk_usage(folder).free
@@ -52,7 +52,7 @@ class IdWriter:
             if not self.done:
                 write_header(self.files[split], symbols[split], self.dtype)
             self.origins[split] = IdFile(path).offset - self.hashed[split] * self.dtype.itemsize
-        self.hashes = {split: sha256() for split in layout.splits}
+        self.hashes = {split: sha256() for split in layout.histograms}
         # Syncs in the background while more is encoded, so that little is left to wait for at the end.
         self._pool = ThreadPoolExecutor(1)
         self._syncing, self._next_sync = Future(), time.monotonic() + SYNC_EVERY

@@ -122,8 +122,8 @@ class Corpus:
             for name, figures in info["floors"].items():
                 title = baseline_title(name, figures)
                 lines.append(f"    {title:<28} {figures['bpc']:>8.3f} {figures['bpb']:>8.3f}")
-            lines.append("    bpc, bpb: bits per character and per byte; lower is better. Witten-Bell:")
-            lines.append("    smoothing, which gives symbols never seen after a context a probability")
+            lines.append("    bpc, bpb: bits per character, bits per byte; lower is better")
+            lines.append("    Witten-Bell: smoothing, which leaves some probability for unseen symbols")
         steps = []
         for name, seconds in info["passes"].items():
             timed = name in ("count", "encode") and info["bytes"] > 1e7
