@@ -252,31 +252,13 @@ vocabularies = st.sampled_from(
 )
 @example(
     ["a" * 31 + "é" + "b" * 128 + "中" + "c" * 32, None, "😀" * 40],
-    pa.string(),
-    2,
-    1,
-    33,
-    7,
-    2,
-    {},
-    "—😀",
-    {"validation": 0.2, "test": 0.25},
-    "character",
-    1,
+    *(pa.string(), 2, 1, 33, 7, 2, {}, "—😀"),
+    *({"validation": 0.2, "test": 0.25}, "character", 1),
 )
 @example(
     ["é" * 5, "", "x", None, "中"],
-    pa.large_binary(),
-    1,
-    2,
-    1,
-    1,
-    3,
-    {"max_size": 247},
-    "|é",
-    {"validation": 0.2, "test": 0.25},
-    "document",
-    0,
+    *(pa.large_binary(), 1, 2, 1, 1, 3, {"max_size": 247}, "|é"),
+    *({"validation": 0.2, "test": 0.25}, "document", 0),
 )
 def test_a_corpus_is_what_the_reference_says(
     documents, kind, chunk, offset, batch, piece, workers, vocab, separator, held_out, split_by, seed
@@ -522,14 +504,18 @@ def test_a_source_that_changed_between_shards_is_refused(tmp_path, monkeypatch):
 
 # processes that are killed
 
-# Starting Python and importing datasets takes longer than these builds: one process does it, and forks.
+# Imports and loading compiled code take longer than these builds: one process does them, and forks.
 FORKS = """
-import json, os, sys
+import json, os, sys, traceback
 import charlm.commands.cli, charlm.commands.prepare, charlm.corpus.build
 from charlm.config.parse import from_dict
 from charlm.corpus.prepared import prepare, prepare_shard
 from corpus_helpers import limited
+from tqdm import tqdm
 
+tqdm.monitor_interval = 0  # no thread
+text = {"source": "literal", "text": "hello" * 9, "split_by": "character", "validation": 0.2, "test": 0}
+prepare(from_dict({"data": {**text, "dir": sys.argv[1]}}))
 charlm.corpus.readers.PIECE, charlm.corpus.readers.BATCH = 1 << 10, 1 << 9
 charlm.corpus.id_writer.SYNC_EVERY = 0.0
 for line in iter(sys.stdin.readline, ""):
@@ -542,8 +528,17 @@ for line in iter(sys.stdin.readline, ""):
     else:
         for stream in (1, 2):
             os.dup2(os.open(f"{request['output']}.{stream}", os.O_CREAT | os.O_WRONLY), stream)
-        exec(request["code"])
-        sys.exit()
+        code = 1
+        try:
+            exec(request["code"])
+            code = 0
+        except SystemExit as end:
+            print(end.code, file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
+        finally:  # to end in order, with all these modules, would take seconds
+            sys.stdout.flush()
+            os._exit(code)
 """
 
 
@@ -553,9 +548,8 @@ class Forks:
     def __init__(self, folder: Path):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-        self.server = subprocess.Popen(
-            [sys.executable, "-c", FORKS], env=environment(PYTHONPATH=path), **pipes
-        )
+        line = [sys.executable, "-c", FORKS, str(folder)]
+        self.server = subprocess.Popen(line, env=environment(PYTHONPATH=path), **pipes)
         self.folder, self.started = folder, []
 
     def request(self, **content):
