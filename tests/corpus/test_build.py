@@ -29,7 +29,6 @@ from corpus_helpers import (
     config,
     folders,
     jsonl,
-    parquet,
     refused,
     sha_of,
     text_of,
@@ -321,15 +320,8 @@ def test_bytes_that_are_not_utf8_deep_in_a_later_piece(tmp_path, monkeypatch, wi
     monkeypatch.setattr(charlm.corpus.readers, "BATCH", 300)
     rows = [f"row {i} é".encode() * 7 for i in range(120)]
     rows[83] = ("é" * 401).encode() + b"\xe4\xb8x" + b"tail"  # longer than BATCH
-    pq.write_table(pa.table({"text": not_checked(rows, wide)}), tmp_path / "a.parquet", row_group_size=11)
-    made = config(
-        tmp_path,
-        "parquet",
-        data_files=str(tmp_path / "a.parquet"),
-        split_by=split_by,
-        validation=0.1,
-        test=0.1,
-    )
+    file = parquet(tmp_path / "a.parquet", not_checked(rows, wide), row_group_size=11)
+    made = of_parquet(tmp_path, file, split_by=split_by, **HELD_OUT)
     refused(tmp_path, made, "row 83, byte 802 is not UTF-8 (invalid continuation byte)", "a.parquet")
 
 
@@ -359,13 +351,8 @@ def test_what_python_refuses_is_refused_by_row_and_byte(good, bad, lead, batch):
 
 
 def test_a_long_row_of_continuation_bytes_is_refused_at_once(tmp_path):
-    refusing = not_checked([b"\x80" * (9 << 20)])
-    pq.write_table(pa.table({"text": refusing}), tmp_path / "a.parquet")
-    refused(
-        tmp_path,
-        config(tmp_path, "parquet", data_files=str(tmp_path / "a.parquet")),
-        "row 0, byte 0 is not UTF-8",
-    )
+    file = parquet(tmp_path / "a.parquet", not_checked([b"\x80" * (9 << 20)]))
+    refused(tmp_path, of_parquet(tmp_path, file), "row 0, byte 0 is not UTF-8")
 
 
 # workers and shards: the same bytes
@@ -376,9 +363,28 @@ def pieces_of(path: Path, n: int, seed: int = 3) -> str:
     draw = random.Random(seed)
     words = ["the", "naïve", "中文", "😀", "Быстрая", "\r\n", "fox", "", "a" * 40]
     rows = ["".join(f"{word} " for word in draw.choices(words, k=draw.randint(20, 60))) for _ in range(n * 7)]
+    return parquet(path, rows, row_group_size=7)
+
+
+def parquet(path: Path, texts: pa.Array | list, column: str = "text", **options) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"text": rows}), path, row_group_size=7)
+    pq.write_table(pa.table({column: texts}), path, **options)
     return str(path)
+
+
+def of_parquet(folder: Path, file: str | Path | list[str], vocab: dict | None = None, **data) -> Config:
+    """A config that reads parquet files."""
+    files = file if isinstance(file, list) else str(file)
+    return config(folder, "parquet", vocab, data_files=files, **data)
+
+
+def words_of(made: Config) -> list[str]:
+    """The command that prepares a config of parquet files with the default splits."""
+    files = (
+        made.data.data_files if isinstance(made.data.data_files, str) else json.dumps(made.data.data_files)
+    )
+    words = ["prepare", "--data.source", "parquet", "--data.data_files", files, "--data.dir", made.data.dir]
+    return [*words, "--data.validation", str(made.data.validation), "--data.test", str(made.data.test)]
 
 
 HELD_OUT = {"validation": 0.1, "test": 0.07}
@@ -399,9 +405,7 @@ def test_any_number_of_workers_and_shards_gives_the_same_bytes(tmp_path, monkeyp
     file = pieces_of(tmp_path / "a.parquet", 5)
 
     def made(name: str, **data) -> Config:
-        return config(
-            tmp_path / name, "parquet", vocab, data_files=file, **HELD_OUT, split_by=split_by, **data
-        )
+        return of_parquet(tmp_path / name, file, vocab, split_by=split_by, **HELD_OUT, **data)
 
     whole = contents(prepare(made("w1", workers=1)).folder)
     assert {"train.npy", "validation.npy", "test.npy", "vocab.json", "corpus.json"} == set(whole)
@@ -422,8 +426,8 @@ def test_any_number_of_workers_and_shards_gives_the_same_bytes(tmp_path, monkeyp
 def test_shards_as_commands_at_once_and_twice(tmp_path, forks, capsys):
     """Processes that start together, one of them twice; the merge; messages that name the next command."""
     file = [pieces_of(tmp_path / f"{i}.parquet", 1, i) for i in range(6)]
-    words = ["prepare", "--data.source", "parquet", "--data.data_files", json.dumps(file)]
-    words += ["--data.dir", str(tmp_path / "data")]
+    made = of_parquet(tmp_path, file, **HELD_OUT)
+    words = words_of(made)
 
     def at_once(*shards: int) -> list[tuple[int, str, str]]:
         started = [forks.start(f"charlm.commands.cli.main({[*words, '--shard', f'{i}/2']})") for i in shards]
@@ -442,13 +446,10 @@ def test_shards_as_commands_at_once_and_twice(tmp_path, forks, capsys):
     assert "1 of 2 shards are not encoded yet: 0;" in command_error(*words, "--merge", "2")
     assert [code for code, _, _ in at_once(0, 1)] == [0, 0]
     charlm.commands.cli.main([*words, "--merge", "2"])
-    made = config(tmp_path / "one", "parquet", data_files=file, validation=0.05, test=0.05)
-    one = prepare(made)
-    folder = tmp_path / "data" / one.folder.name
+    folder, one = folder_of(made), prepare(of_parquet(tmp_path / "one", file, **HELD_OUT))
     assert capsys.readouterr().out == Corpus(folder).report() + "\n"
     assert contents(folder) == contents(one.folder)
     assert [p.name for p in (tmp_path / "data").iterdir()] == [folder.name]
-    made.data.dir = str(tmp_path / "data")
     assert prepare_shard(made, 1, 2) == f"{folder} is prepared already"
 
 
@@ -491,7 +492,7 @@ def test_a_source_that_changed_between_shards_is_refused(tmp_path, monkeypatch):
     """Counted from one text, encoded from another, as when a dataset on the Hub changes."""
     monkeypatch.setattr(charlm.corpus.readers, "PIECE", 1 << 10)
     file = tmp_path / "a.parquet"
-    made = config(tmp_path, "parquet", data_files=pieces_of(file, 4))
+    made = of_parquet(tmp_path, pieces_of(file, 4))
     prepare_shard(made, 0, 2)
     found = folder_of(made)
     pieces_of(file, 4, seed=4)
@@ -666,7 +667,7 @@ class Spy:
 def test_what_was_counted_and_encoded_before_a_kill_is_not_done_again(tmp_path, forks, monkeypatch):
     """A process killed in the first pass, another in the second."""
     small_pieces(monkeypatch)
-    made = config(tmp_path, "parquet", data_files=pieces_of(tmp_path / "a.parquet", 400), workers=2)
+    made = of_parquet(tmp_path, pieces_of(tmp_path / "a.parquet", 400), workers=2)
     log, progress = partial_of(made) / "counts-0.log", partial_of(made) / "encoded-0.json"
     process = forks.prepare(made)
     until(lambda: log.exists() and log.stat().st_size > 20_000)
@@ -693,7 +694,7 @@ def test_what_was_counted_and_encoded_before_a_kill_is_not_done_again(tmp_path, 
 def test_a_shard_killed_in_either_pass_and_run_again(tmp_path, forks, monkeypatch):
     small_pieces(monkeypatch)
     file = pieces_of(tmp_path / "a.parquet", 300)
-    made = config(tmp_path, "parquet", data_files=file, workers=2, **HELD_OUT)
+    made = of_parquet(tmp_path, file, workers=2, **HELD_OUT)
     for stage, name in (("counted", "counts-1.log"), ("encoded", "encoded-1.json")):
         watched = partial_of(made, "shards-2") / name
         process = forks.prepare(made, 1, 2)
@@ -710,7 +711,7 @@ def test_a_shard_killed_in_either_pass_and_run_again(tmp_path, forks, monkeypatc
             merge(made, 2)
         assert stage in prepare_shard(made, 1, 2)
         corpus = merge(made, 2)
-    other = config(tmp_path / "other", "parquet", data_files=file, **HELD_OUT)
+    other = of_parquet(tmp_path / "other", file, **HELD_OUT)
     assert contents(corpus.folder) == contents(prepare(other).folder)
 
 
@@ -740,24 +741,24 @@ def test_a_torn_journal(tmp_path, tail):
 def test_a_build_resumes_from_a_torn_journal(tmp_path, monkeypatch):
     small_pieces(monkeypatch)
     file = pieces_of(tmp_path / "a.parquet", 20)
-    made = config(tmp_path, "parquet", data_files=file, workers=2)
+    made = of_parquet(tmp_path, file, workers=2)
     log = partial_of(made) / "counts-0.log"
     log.parent.parent.mkdir()
     ended = Build(made, folder_of(made))
     ended.open()
     ended.count()
     log.write_bytes(log.read_bytes()[:-3] + b"\xfe" * 99)
-    other = config(tmp_path / "other", "parquet", data_files=file)
+    other = of_parquet(tmp_path / "other", file)
     assert contents(prepare(made).folder) == contents(prepare(other).folder)
 
 
 def test_a_partial_folder_of_another_text_is_deleted(tmp_path, monkeypatch):
     small_pieces(monkeypatch)
     file = pieces_of(tmp_path / "a.parquet", 9)
-    made = config(tmp_path, "parquet", data_files=file)
+    made = of_parquet(tmp_path, file)
     partial = partial_of(made)
     partial.parent.mkdir()
-    other = config(tmp_path, "parquet", data_files=pieces_of(tmp_path / "b.parquet", 9, 5))
+    other = of_parquet(tmp_path, pieces_of(tmp_path / "b.parquet", 9, 5))
     Build(other, folder_of(made)).open()
     with Journal(partial / "counts-0.log") as journal:
         for _ in range(9):
@@ -782,45 +783,31 @@ def test_parquet_makes_no_arrow_cache(tmp_path, monkeypatch, sizes):
     small_pieces(monkeypatch)
     before, texts, files = arrow_files(), [], []
     for number, size in enumerate(sizes):
-        some = [f"{number} {row} naïve 中文\r\n" * (row % 5) for row in range(103)]
-        pq.write_table(
-            pa.table({"n": range(103), "text": some}), tmp_path / f"{number}.parquet", row_group_size=size
-        )
-        texts, files = texts + some, [*files, str(tmp_path / f"{number}.parquet")]
-    corpus = prepare(config(tmp_path, "parquet", data_files=files, separator="|"))
-    assert text_of(corpus) == "|".join(texts)
-    assert corpus.info["documents"] == len(texts)
+        rows = [f"{number} {row} naïve 中文\r\n" * (row % 5) for row in range(103)]
+        files.append(parquet(tmp_path / f"{number}.parquet", rows, row_group_size=size))
+        texts += rows
+    corpus = prepare(of_parquet(tmp_path, files, separator="|"))
+    assert text_of(corpus) == "|".join(texts) and corpus.info["documents"] == len(texts)
     assert arrow_files() == before
 
 
-@pytest.mark.parametrize(
-    "split",
-    [
-        "train[10%:50%]+train[70%:]",
-        "train[:3]+train[3:3]+train[-2:]",
-        "train[5:90]",
-        "train[-30%:-10%]",
-        "train",
-    ],
-)
+SLICES = ["train[10%:50%]+train[70%:]", "train[:3]+train[3:3]+train[-2:]", "train[5:90]", "train[-30%:-10%]"]
+
+
+@pytest.mark.parametrize("split", [*SLICES, "train"])
 @pytest.mark.parametrize("source", ["parquet", "json"])
 def test_slices_are_those_of_datasets(tmp_path, monkeypatch, split, source):
     small_pieces(monkeypatch)
     texts = [f"{row} é" * (row % 4) for row in range(97)]
-    file = str(tmp_path / f"a.{source}")
-    if source == "json":
-        jsonl(Path(file), texts)
-    else:
-        pq.write_table(pa.table({"text": texts}), file, row_group_size=11)
-    want = datasets.load_dataset(source, data_files=file, split=split, cache_dir=str(tmp_path / "cache"))[
-        "text"
-    ]
+    path, cache = tmp_path / f"a.{source}", str(tmp_path / "cache")
+    file = jsonl(path, texts) if source == "json" else parquet(path, texts, row_group_size=11)
+    expected = list(datasets.load_dataset(source, data_files=file, split=split, cache_dir=cache)["text"])
     made = config(tmp_path, source, {"end_of_document": True}, data_files=file, split=split)
     corpus = prepare(made)
     ids = corpus["train"]
     ends = np.flatnonzero(ids == corpus.vocab.end)
-    assert [corpus.vocab.decode(part) for part in np.split(ids, ends + 1)[:-1]] == list(want)
-    assert corpus.info["documents"] == len(want)
+    assert [corpus.vocab.decode(part) for part in np.split(ids, ends + 1)[:-1]] == expected
+    assert corpus.info["documents"] == len(expected)
 
 
 def test_columns_that_look_alike(tmp_path):
@@ -836,7 +823,7 @@ def test_columns_that_look_alike(tmp_path):
 
     def read(name: str, column: str) -> str:
         file = str(tmp_path / f"{name}.parquet")
-        return text_of(prepare(config(tmp_path, "parquet", data_files=file, text_column=column)))
+        return text_of(prepare(of_parquet(tmp_path, file, text_column=column)))
 
     assert [read(name, "text") for name in tables] == ["one\ntwö"] * 3
     assert read("dotted", "text.en") == "no\nnot" and read("both", "a.text") == "no\nnot"
@@ -847,14 +834,14 @@ def test_columns_that_look_alike(tmp_path):
 def test_two_columns_of_one_name(tmp_path):
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     pq.write_table(table, tmp_path / "a.parquet")
-    made = config(tmp_path, "parquet", data_files=str(tmp_path / "a.parquet"))
+    made = of_parquet(tmp_path, tmp_path / "a.parquet")
     refused(tmp_path, made, "data.text_column='text'", "more than one column of that name")
 
 
 def test_a_file_that_will_not_do_is_named_among_many(tmp_path):
     good = [parquet(tmp_path / "in" / f"{n}.parquet", [n]) for n in "ac"]
     lacks = parquet(tmp_path / "in" / "b.parquet", ["b"], "body")
-    made = config(tmp_path, "parquet", data_files=str(tmp_path / "in" / "*"))
+    made = of_parquet(tmp_path, str(tmp_path / "in" / "*"))
     refused(tmp_path, made, f"'text' is not a column of {lacks} (columns: body)")
     other = written(tmp_path / "in" / "b.parquet", "text\nno parquet\n")
     refused(tmp_path, made, f"{other}: datasets cannot read it", "magic bytes")
@@ -874,23 +861,14 @@ NOT_TEXT = {
 @pytest.mark.parametrize("kind", NOT_TEXT)
 def test_a_column_of_another_type(tmp_path, kind):
     file = parquet(tmp_path / "a.parquet", NOT_TEXT[kind])
-    refused(
-        tmp_path,
-        config(tmp_path, "parquet", data_files=file),
-        "data.text_column='text'",
-        file,
-        f"holds {kind}",
-    )
+    refused(tmp_path, of_parquet(tmp_path, file), "data.text_column='text'", file, f"holds {kind}")
 
 
 def test_streaming_gives_the_same_bytes_and_keeps_nothing(tmp_path, site, monkeypatch):
     small_pieces(monkeypatch)
     root, url = site
     files = [f"{url}/{Path(pieces_of(root / f'{i}.parquet', n, i)).name}" for i, n in enumerate((4, 7))]
-    made = {
-        s: config(tmp_path / str(s), "parquet", data_files=files, streaming=s, **HELD_OUT)
-        for s in (True, False)
-    }
+    made = {s: of_parquet(tmp_path / str(s), files, streaming=s, **HELD_OUT) for s in (True, False)}
     downloads = Path(datasets.config.DOWNLOADED_DATASETS_PATH)
     before = sorted(downloads.rglob("*"))
     streamed = prepare(made[True])
@@ -899,9 +877,7 @@ def test_streaming_gives_the_same_bytes_and_keeps_nothing(tmp_path, site, monkey
     assert len(sorted(downloads.rglob("*"))) > len(before)
     assert streamed.folder.name == downloaded.folder.name  # how it is read does not decide the content
     assert contents(streamed.folder) == contents(downloaded.folder)
-    local = config(
-        tmp_path / "l", "parquet", data_files=[str(root / f"{i}.parquet") for i in range(2)], **HELD_OUT
-    )
+    local = of_parquet(tmp_path / "l", [str(root / f"{i}.parquet") for i in range(2)], **HELD_OUT)
     assert sha_of(prepare(local)) == sha_of(streamed)
     verify(made[True])
 
@@ -917,7 +893,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     """Its footer, cut or overwritten; a page of its data."""
     file = Path(pieces_of(tmp_path / "a.parquet", 6))
     whole = file.read_bytes()
-    made = config(tmp_path, "parquet", data_files=str(file))
+    made = of_parquet(tmp_path, str(file))
     for damaged in (whole[:-1], whole[:1000], whole[:-60] + b"\xff" * 52 + whole[-8:]):
         file.write_bytes(damaged)
         refused(tmp_path, made, str(file), "datasets cannot read it")
@@ -938,22 +914,20 @@ def test_a_million_empty_documents(tmp_path):
     rows = 1_000_003
     texts = pa.concat_arrays([pa.array([""] * (rows - 1)), pa.array(["aé"])])
     file = parquet(tmp_path / "a.parquet", texts)
-    corpus = prepare(config(tmp_path, "parquet", data_files=file, validation=0, separator="."))
+    corpus = prepare(of_parquet(tmp_path, file, validation=0, separator="."))
     assert bytes_of(corpus) == b"." * (rows - 1) + "aé".encode()
     assert corpus.info["documents"] == rows
-    ended = prepare(
-        config(tmp_path, "parquet", {"end_of_document": True}, data_files=file, split_by="character")
-    )
+    ended = prepare(of_parquet(tmp_path, file, {"end_of_document": True}, split_by="character"))
     assert ended.info["symbols"] == rows + 2 and ended.info["characters"] == 2
     nothing = parquet(tmp_path / "b.parquet", texts[:-1])
     with pytest.raises(CharlmError, match="the text is empty"):
-        prepare(config(tmp_path, "parquet", data_files=nothing, validation=0.05))
+        prepare(of_parquet(tmp_path, nothing, validation=0.05))
 
 
 def test_no_row_at_all(tmp_path):
     file = parquet(tmp_path / "a.parquet", pa.array([], pa.string()))
     for held_out in ({}, HELD_OUT):
-        refused(tmp_path, config(tmp_path, "parquet", data_files=file, **held_out), file, "the text is empty")
+        refused(tmp_path, of_parquet(tmp_path, file, **held_out), file, "the text is empty")
 
 
 def test_a_corpus_of_one_character(tmp_path):
@@ -990,7 +964,7 @@ def test_a_document_of_many_megabytes_in_one_row(tmp_path, size):
     table = table.set_column(0, "text", pa.array([b"first", text, b"last"], pa.large_binary()))
     pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False)
     del table
-    made = config(tmp_path, "parquet", data_files=str(tmp_path / "a.parquet"), separator="|")
+    made = of_parquet(tmp_path, str(tmp_path / "a.parquet"), separator="|")
     corpus = prepare(made)
     assert corpus.info["documents"] == 3 and corpus.info["bytes"] == len(text) + 11
     ids = corpus["train"]
@@ -1009,8 +983,8 @@ def test_a_document_of_many_megabytes_in_one_row(tmp_path, size):
 def test_a_disk_that_fills_up_in_either_pass(tmp_path, forks):
     """The command prints one line, leaves no half-written array, and resumes when there is room."""
     file = pieces_of(tmp_path / "a.parquet", 40)
-    made = config(tmp_path, "parquet", data_files=file, validation=0.05, test=0.05)
-    words = ["prepare", "--data.source", "parquet", "--data.data_files", file, "--data.dir", made.data.dir]
+    made = of_parquet(tmp_path, file, **HELD_OUT)
+    words = words_of(made)
     for room in (600, 20_000):  # too little for the counts, then for the ids
         process = forks.start(f"limited({room})(); charlm.commands.cli.main({words})")
         code, err = process.wait(), process.output()[1]
@@ -1063,10 +1037,10 @@ def test_verify_finds_a_changed_source_under_a_finished_corpus(tmp_path, source)
 
 def test_verify_as_a_command(tmp_path, capsys):
     file = pieces_of(tmp_path / "a.parquet", 3)
-    words = ["prepare", "--data.source", "parquet", "--data.data_files", file]
-    words += ["--data.dir", str(tmp_path / "data"), "--verify"]
+    made = of_parquet(tmp_path, file, **HELD_OUT)
+    words = [*words_of(made), "--verify"]
     assert "no corpus of this config is prepared" in command_error(*words)
-    corpus = prepare(config(tmp_path, "parquet", data_files=file, validation=0.05, test=0.05))
+    corpus = prepare(made)
     capsys.readouterr()
     charlm.commands.cli.main(words)
     assert capsys.readouterr().out.startswith(f"{corpus.folder}: ")
@@ -1084,9 +1058,8 @@ def test_verify_as_a_command(tmp_path, capsys):
 def test_ctrl_c_ends_the_command_and_the_next_one_resumes(tmp_path, forks, monkeypatch, stage):
     small_pieces(monkeypatch)
     file = pieces_of(tmp_path / "a.parquet", 500)
-    made = config(tmp_path, "parquet", data_files=file, validation=0.05, test=0.05)
-    words = ["prepare", "--data.source", "parquet", "--data.data_files", file, "--data.dir", made.data.dir]
-    process = forks.start(f"charlm.commands.cli.main({words})")
+    made = of_parquet(tmp_path, file, **HELD_OUT)
+    process = forks.start(f"charlm.commands.cli.main({words_of(made)})")
     watched = partial_of(made) / stage
     until(lambda: watched.exists() and watched.stat().st_size > 0)
     os.kill(process.pid, signal.SIGINT)
@@ -1096,7 +1069,7 @@ def test_ctrl_c_ends_the_command_and_the_next_one_resumes(tmp_path, forks, monke
     count = Spy(monkeypatch, "count")
     corpus = prepare(made)
     assert len(count.firsts) < 500
-    other = config(tmp_path / "other", "parquet", data_files=file, validation=0.05, test=0.05)
+    other = of_parquet(tmp_path / "other", file, **HELD_OUT)
     assert contents(corpus.folder) == contents(prepare(other).folder)
 
 
