@@ -200,7 +200,9 @@ def _selected(data: DataConfig, readers: dict[str, list[Reader]], name: str) -> 
     if name in readers:
         return TextSource((readers[name], 0, None))
     rows = {
-        n: sum(rows for f in files for _, rows, _ in f.parts()) for n, files in readers.items() if n in name
+        n: sum(len(ends) for f in files for _, ends, _ in f.parts())
+        for n, files in readers.items()
+        if n in name
     }
     try:
         parts = ReadInstruction.from_spec(name).to_absolute(rows)
