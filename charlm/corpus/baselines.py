@@ -1,16 +1,16 @@
-"""What simple models score on the validation split: the figures to beat.
+"""What simple models score on the validation split, to compare a trained model with.
 
-Three of them: symbol frequencies (unigram), an n-gram with Witten-Bell smoothing, and the compressor xz. They
-depend on nothing but the ids; their time and memory do not grow with a large corpus.
+Three: symbol frequencies (unigram), an n-gram with Witten-Bell smoothing, and the compressor xz. They read
+nothing but the ids; time and memory are bounded for a corpus of any size.
 
-The counts of the n-gram are exact: nothing is hashed. All text is one array, with a border before every block:
+The counts of the n-gram are exact: nothing is hashed. All text is one array, a border before every block:
 
     | t h e   c a t | s a t   o n | t h e   m a t
       train block 0   block 1       held out
 
 Positions are in groups, one per context. At order 1 all are in one group; from order n to n + 1 each group is
-split by the symbol n places back. Contexts that do not occur in the held-out text are dropped on the way, and
-so are positions with a border n places back, whose context is shorter.
+split by the symbol n places back. Contexts that the held-out text lacks are dropped on the way, and so are
+positions with a border n places back, whose context is shorter.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import numpy as np
 from charlm.corpus.kernels import compiled
 from charlm.corpus.vocabulary import Vocab
 
-# Of a larger training split, 512 blocks of 32,768 symbols are counted, evenly spread, because text changes from
-# start to end: seconds and 200 MB for any size. Long blocks, because the split may be on a network disk.
+# Of a larger training split, this many blocks of this many symbols are counted: evenly spread, because text
+# changes from start to end; long, because the split may be on a network disk. Takes seconds and 200 MB.
 TRAIN_BLOCKS, TRAIN_BLOCK = 512, 1 << 15
-# Of a larger held-out split, the start is scored: it gives bpc within some thousandths, and xz, which starts
-# with nothing learned, has time to learn.
+# Of a larger held-out split the start is scored: enough for bpc within some thousandths, and for xz, which
+# starts with nothing learned.
 HELD_OUT_SYMBOLS = 1_000_000
-# The order rises while that saves this many nats per symbol: past the best one (5 for 1 MB of Shakespeare, 6 for
-# 4 MB of enwik8), Witten-Bell smoothing gets worse with every order.
+# The order rises while that saves so many nats per symbol: past the best order (5 for 1 MB of Shakespeare, 6
+# for 4 MB of enwik8) Witten-Bell smoothing gets worse with each.
 MIN_GAIN = 0.005
 MAX_ORDER = 8
 
@@ -38,8 +38,8 @@ MAX_ORDER = 8
 def unigram(train_counts: np.ndarray, held_out_counts: np.ndarray, vocab: Vocab) -> dict[str, float]:
     """The score of the symbol frequencies of the training split, one added to each count.
 
-    train_counts, held_out_counts: int64[V], how often each symbol occurs. Returns nats_per_character, bpc (bits
-    per character) and bpb (bits per byte).
+    train_counts, held_out_counts: int64[V], how often each symbol occurs. Returns nats_per_character, bpc
+    (bits per character) and bpb (bits per byte).
     """
     probability = (train_counts + 1) / (train_counts.sum() + len(vocab))
     return _figures(-float(held_out_counts @ np.log(probability)), held_out_counts, vocab)
@@ -48,9 +48,9 @@ def unigram(train_counts: np.ndarray, held_out_counts: np.ndarray, vocab: Vocab)
 def ngram(train: np.ndarray, held_out: np.ndarray, vocab: Vocab) -> dict[str, int | float | str]:
     """The score of an interpolated n-gram; n rises while the held-out text gains MIN_GAIN.
 
-    train, held_out: ids, uint8 or uint16, of any length; arrays, or anything with slices that are arrays.
-    Returns order (n: contexts have n - 1 symbols), smoothing, train_symbols and held_out_symbols (how many were
-    counted and scored, see the limits above), nats_per_character, bpc, bpb.
+    train, held_out: ids, uint8 or uint16: arrays, or files with slices that are arrays. Returns order (n:
+    contexts have n - 1 symbols), smoothing, train_symbols and held_out_symbols (how many were counted and
+    scored, see the limits above), nats_per_character, bpc, bpb.
 
     With c(h, w) the count of symbol w after context h, c(h) their sum, T(h) the number of distinct w after h:
 
@@ -120,8 +120,8 @@ def _blocks(train: np.ndarray) -> list[np.ndarray]:
     return [train[s : s + TRAIN_BLOCK] for s in starts]
 
 
-# text: uint16[n]; held-out text from start on. positions: int32[m], those of group g are positions[bounds[g] :
-# bounds[g + 1]], ascending: training text first. bounds: int64[groups + 1]. size: of the vocabulary.
+# text: uint16[n], held out from start on. positions: int32[m]; those of group g are positions[bounds[g] :
+# bounds[g + 1]], ascending. bounds: int64[groups + 1]. size: of the vocabulary; also the symbol of a border.
 
 
 @compiled

@@ -75,7 +75,8 @@ class TextSource:
             row, begins = 0, True
             for reader in files:
                 for part, ends, size in reader.parts():
-                    skip, stop, rows = max(low - row, 0), high and max(high - row, 0), len(ends)
+                    skip, rows = max(low - row, 0), len(ends)
+                    stop = None if high is None else max(high - row, 0)
                     row += rows
                     ends = ends[skip:stop]
                     if not len(ends):

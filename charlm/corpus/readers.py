@@ -114,7 +114,7 @@ class ParquetFile(Reader):
 
 @dataclass(frozen=True)
 class ByteRange:
-    """Bytes low to high of a text file: one row or, if data.document=line, whole lines. last: the file ends."""
+    """Bytes low to high of a text file: one row, or whole lines if data.document=line. last: to its end."""
 
     path: str
     low: int

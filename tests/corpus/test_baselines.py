@@ -2,8 +2,6 @@
 
 import lzma
 import math
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from types import ModuleType
@@ -247,8 +245,3 @@ def test_machine_code_that_can_be_kept_nowhere_is_compiled_anew():
     vocab = letters(8)
     both = ids(some_text(30, 1), vocab), ids(some_text(10, 2), vocab)
     assert elsewhere.ngram(*both, vocab) == baselines.ngram(*both, vocab)
-
-
-def test_importing_the_floors_does_not_import_numba():
-    code = "import sys, charlm.corpus.baselines; sys.exit('numba' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
