@@ -40,58 +40,57 @@ class TextBatch:
         return self.document + np.concatenate([[0], np.cumsum(self.ends[:-1])]).astype(np.int64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Piece:
-    """Consecutive rows of one part of a reader: all but the first `skip`, and `rows` of the others.
+    """Consecutive rows of one part of a reader, after the first `skip`.
 
-    first: number of the first row in the split. size: bytes of text, approximately. document: number of the
-    document of the first row; begins: the first row begins it. documents: how many end in the piece. closes:
-    the last row ends a document in any case. cut: bytes that are kept of the last row; None for all.
+    ends: bool[rows], True for the last row of a document. first: number of the first row in the split. size:
+    bytes of text, approximately. document: number of the document of the first row. begins: the first row is
+    the first of that document. cut: how many bytes of the last row are kept; None for all.
     """
 
     reader: Reader
     part: object
     skip: int
-    rows: int
+    ends: np.ndarray
     first: int
     size: int
     document: int
     begins: bool
-    documents: int
-    closes: bool = False
     cut: int | None = None
+
+    @property
+    def rows(self) -> int:
+        return len(self.ends)
 
 
 class TextSource:
-    """One split of a dataset. pieces: its pieces, in order. documents: how many it has."""
+    """One split of a dataset. pieces: its rows, in order. documents: how many it has."""
 
     def __init__(self, *selections: tuple[list[Reader], int, int | None]):
-        """selections: the rows low to high (None: to the end) of all rows of these readers, in order."""
+        """selections: of all rows of these readers, those from low to high (None: to the end)."""
         self.pieces: list[Piece] = []
         self.documents = first = 0
         for files, low, high in selections:
             row, begins = 0, True
             for reader in files:
-                for part, rows, size in reader.parts():
-                    skip = min(max(low - row, 0), rows)
-                    keep = min(rows, rows if high is None else max(high - row, 0)) - skip
+                for part, ends, size in reader.parts():
+                    skip, rows = max(low - row, 0), len(ends)
+                    stop = None if high is None else max(high - row, 0)
                     row += rows
-                    if keep <= 0:
+                    ends = ends[skip:stop]
+                    if not len(ends):
                         continue
-                    ends = reader.ends(part)
-                    ends = np.ones(keep, bool) if ends is None else ends[skip : skip + keep]
-                    documents, size = int(np.count_nonzero(ends)), size * keep // rows
-                    place = (skip, keep, first, size, self.documents, begins, documents)
-                    self.pieces.append(Piece(reader, part, *place))
-                    first, self.documents, begins = first + keep, self.documents + documents, bool(ends[-1])
+                    size = size * len(ends) // rows
+                    self.pieces.append(Piece(reader, part, skip, ends, first, size, self.documents, begins))
+                    first, begins = first + len(ends), bool(ends[-1])
+                    self.documents += int(np.count_nonzero(ends))
             if not begins:  # the selection stops within a document
-                self.documents += 1
-                self.pieces[-1] = replace(self.pieces[-1], documents=documents + 1, closes=True)
+                self._stop(len(self.pieces) - 1, self.pieces[-1].rows)
 
     def batches(self, piece: Piece, whole_characters: bool = True) -> Iterator[TextBatch]:
         """The rows of a piece in order. A row longer than readers.BATCH bytes comes in slices, cut between
         characters if whole_characters."""
-        ends_of_part = piece.reader.ends(piece.part)
         document, begins = piece.document, piece.begins
         stop = -piece.skip  # rows of the piece read so far, negative before its first
         for texts in piece.reader.read(piece.part):
@@ -100,32 +99,27 @@ class TextSource:
             if low >= high:
                 continue
             utf8, offsets = utf8_of(texts[low:high])
-            ends = np.ones(high - low, bool)
-            if ends_of_part is not None:
-                ends = ends_of_part[piece.skip + start :][: high - low].copy()
-            if stop >= piece.rows and piece.closes:
-                ends[-1] = True
-                offsets[-1] = offsets[-1] if piece.cut is None else offsets[-2] + piece.cut
-            for row, next_row, row_offsets, whole, skipped in _cut(utf8, offsets, whole_characters):
-                row_ends = ends[row:next_row] if whole else np.zeros(1, bool)
-                yield TextBatch(
-                    utf8, row_offsets, row_ends, begins, document, piece.first + start + row, skipped
-                )
-                document += int(np.count_nonzero(row_ends))
-                begins = bool(row_ends[-1])
+            if stop >= piece.rows and piece.cut is not None:
+                offsets[-1] = offsets[-2] + piece.cut
+            for row, next_row, first_byte, stop_byte in _cut(utf8, offsets, whole_characters):
+                batch_offsets = offsets[row : next_row + 1].clip(first_byte, stop_byte)
+                whole = stop_byte == offsets[next_row]  # else the batch is a slice within a row
+                ends = piece.ends[start + row : start + next_row] & whole
+                skipped = int(first_byte - offsets[row])
+                at = (document, piece.first + start + row, skipped)
+                yield TextBatch(utf8, batch_offsets, ends, begins, *at)
+                document += int(np.count_nonzero(ends))
+                begins = bool(ends[-1])
             if stop >= piece.rows:
                 return
 
     def limit(self, documents: int | None, characters: int | None, by_bytes: bool) -> None:
         """Keep so many documents, then so many characters (bytes if by_bytes); None for all."""
         if documents is not None and documents < self.documents:
-            i = next(i for i, c in enumerate(self.pieces) if c.document + c.documents >= documents)
+            ended = [piece.document + int(np.count_nonzero(piece.ends)) for piece in self.pieces]
+            i = next(i for i, n in enumerate(ended) if n >= documents)
             piece = self.pieces[i]
-            ends = piece.reader.ends(piece.part)
-            rows = documents - piece.document
-            if ends is not None:
-                rows = 1 + int(np.flatnonzero(ends[piece.skip :])[rows - 1])
-            self._stop(i, rows, documents)
+            self._stop(i, int(np.flatnonzero(piece.ends)[documents - piece.document - 1]) + 1)
         if characters is None:
             return
         left = characters
@@ -139,38 +133,38 @@ class TextSource:
                     row = int(np.searchsorted(batch.offsets, last, side="right")) - 1
                     stop = min(low + np.searchsorted(reached, left + 1), batch.offsets[row + 1])
                     cut = int(stop - batch.offsets[row]) + (batch.skipped if row == 0 else 0)
-                    self._stop(i, batch.first + row - piece.first + 1, int(batch.documents[row]) + 1, cut)
+                    self._stop(i, batch.first + row - piece.first + 1, cut)
                     return
                 left -= int(reached[-1]) if high > low else 0
 
-    def _stop(self, i: int, rows: int, documents: int, cut: int | None = None) -> None:
-        """Drop everything after so many rows of piece i; documents: how many are left in all."""
+    def _stop(self, i: int, rows: int, cut: int | None = None) -> None:
+        """End the text, and its last document, after so many rows of piece i."""
         piece = self.pieces[i]
-        size, ended = piece.size * rows // piece.rows, documents - piece.document
-        self.pieces[i:] = [replace(piece, rows=rows, documents=ended, closes=True, cut=cut, size=size)]
-        self.documents = documents
+        ends = piece.ends[:rows].copy()
+        ends[-1] = True
+        self.pieces[i:] = [replace(piece, ends=ends, size=piece.size * rows // piece.rows, cut=cut)]
+        self.documents = piece.document + int(np.count_nonzero(ends))
 
 
 def _cut(
     utf8: np.ndarray, offsets: np.ndarray, whole_characters: bool
-) -> Iterator[tuple[int, int, np.ndarray, bool, int]]:
-    """Batches of about readers.BATCH bytes: (first row, row after the last, offsets, True if the end of a row
-    ends it, bytes of the first row in earlier batches)."""
+) -> Iterator[tuple[int, int, int, int]]:
+    """(first row, row after the last, first byte, byte after the last) of batches of about BATCH bytes."""
     row, rows = 0, len(offsets) - 1
     while row < rows:
         stop = int(np.searchsorted(offsets, offsets[row] + readers.BATCH, side="right")) - 1
         if stop > row:
-            yield row, stop, offsets[row : stop + 1], True, 0
+            yield row, stop, offsets[row], offsets[stop]
             row = stop
             continue
-        start, low, high = offsets[row], offsets[row], offsets[row + 1]  # one long row, in slices
-        while low < high:
-            edge = min(low + readers.BATCH, high)
+        low, end = offsets[row], offsets[row + 1]
+        while low < end:  # slices of one long row
+            high = min(low + readers.BATCH, end)
             if whole_characters:  # a character has at most 3 bytes beyond its first
-                continues = utf8[edge : min(edge + 3, high)] & 0xC0 == 0x80
-                edge += int(np.argmin(np.append(continues, False)))
-            yield row, row + 1, np.array([low, edge]), bool(edge == high), int(low - start)
-            low = edge
+                continues = utf8[high : min(high + 3, end)] & 0xC0 == 0x80
+                high += int(np.argmin(np.append(continues, False)))
+            yield row, row + 1, low, high
+            low = high
         row += 1
 
 

@@ -1,8 +1,7 @@
 """The files of a dataset, read in parts that threads take in any order.
 
-Text files and the row groups of parquet files are read in place, on disk or (parquet) behind a URL; of other
-formats the batches of the Arrow files that `datasets` makes of them. No file is memory-mapped for long, so
-that resident memory does not grow with the corpus.
+Text and parquet files are read in place, parquet also behind a URL; of other formats the Arrow files that
+`datasets` makes of them. Files are not memory-mapped, so that resident memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets.utils.file_utils import xopen
 
@@ -30,17 +30,11 @@ class Reader:
 
     name: str
 
-    def parts(self) -> Iterator[tuple[object, int, int]]:
-        """(part, rows, bytes of text) of every part."""
-        raise NotImplementedError
-
-    def ends(self, part) -> np.ndarray | None:
-        """bool[rows], which rows of a part end a document; None where every row is a document."""
-        return None
+    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
+        """Of every part: what read() takes; bool[rows], which rows end a document; bytes of text."""
 
     def read(self, part) -> Iterator[pa.Array]:
         """The texts of a part, string or binary, in order."""
-        raise NotImplementedError
 
 
 class Literal(Reader):
@@ -51,25 +45,23 @@ class Literal(Reader):
     def __init__(self, text: str):
         self.texts = pa.array([text], pa.large_string())
 
-    def parts(self) -> Iterator[tuple[object, int, int]]:
-        yield None, 1, self.texts.nbytes
+    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
+        yield None, np.ones(1, bool), self.texts.nbytes
 
     def read(self, part) -> Iterator[pa.Array]:
         yield self.texts
 
 
 class ArrowFile(Reader):
-    """A file in Arrow's stream format, from the cache of `datasets`; a part is a list of offsets of messages.
+    """A file in Arrow's stream format, from the cache of `datasets`; a part is a list of message offsets.
+    source: its text, in errors."""
 
-    text: the data set, in errors.
-    """
-
-    def __init__(self, path: str, column: str, text: str):
+    def __init__(self, path: str, column: str, source: str):
         self.name, self.column = path, column
         self._messages: list[tuple[int, int, int]] = []  # offset, rows, bytes of text
         with pa.memory_map(path) as file:  # reads little more than the heads of the messages
             self.schema = pa.ipc.read_schema(file)
-            _check_column(self.schema, column, text)
+            _check_column(self.schema, column, source)
             while True:
                 offset = file.tell()
                 try:
@@ -78,8 +70,9 @@ class ArrowFile(Reader):
                     break
                 self._messages.append((offset, batch.num_rows, batch.column(column).nbytes))
 
-    def parts(self) -> Iterator[tuple[object, int, int]]:
-        return _grouped(self._messages)
+    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
+        for offsets, rows, size in _grouped(self._messages):
+            yield offsets, np.broadcast_to(True, rows), size
 
     def read(self, part) -> Iterator[pa.Array]:
         with pa.OSFile(self.name) as file:
@@ -103,13 +96,13 @@ class ParquetFile(Reader):
         handle = xopen(self.name, "rb") if "://" in self.name else self.name
         return pq.ParquetFile(handle, metadata=self.metadata, pre_buffer=False, buffer_size=BUFFER)
 
-    def parts(self) -> Iterator[tuple[object, int, int]]:
+    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
         leaves = [self.metadata.schema.column(i).path for i in range(self.metadata.num_columns)]
         column = leaves.index(self.column)
         groups = map(self.metadata.row_group, range(self.metadata.num_row_groups))
         sizes = ((i, g.num_rows, g.column(column).total_uncompressed_size) for i, g in enumerate(groups))
         for numbers, rows, size in _grouped(sizes):
-            yield (numbers, max(1, rows * BATCH // max(size, 1))), rows, size
+            yield (numbers, max(1, rows * BATCH // max(size, 1))), np.broadcast_to(True, rows), size
 
     def read(self, part) -> Iterator[pa.Array]:
         groups, rows = part
@@ -121,7 +114,7 @@ class ParquetFile(Reader):
 
 @dataclass(frozen=True)
 class ByteRange:
-    """Bytes low to high of a text file: one row, or with data.document=line whole lines. last: to its end."""
+    """Bytes low to high of a text file: one row, or whole lines if data.document=line. last: to its end."""
 
     path: str
     low: int
@@ -133,9 +126,10 @@ class ByteRange:
             file.seek(self.low)
             return file.read(self.high - self.low)
 
-    def lines(self) -> int:
-        text = self.read()
-        return text.count(b"\n") + (not text.endswith(b"\n"))
+    def lines(self) -> pa.Array:
+        """large_binary[lines], without the newlines."""
+        text = pa.array([self.read().removesuffix(b"\n")], pa.large_binary())
+        return pc.split_pattern(text, pattern="\n").flatten()
 
 
 class TextFiles(Reader):
@@ -148,9 +142,12 @@ class TextFiles(Reader):
         self.paths, self.by_line = paths, document == "line"
         self.name = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
-    def parts(self) -> Iterator[tuple[object, int, int]]:
+    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
         spans = (span for path in self.paths for span in self._ranges(path))
-        return _grouped((s, s.lines() if self.by_line else 1, s.high - s.low) for s in spans)
+        sizes = ((s, len(s.lines()) if self.by_line else 1, s.high - s.low) for s in spans)
+        for part, rows, size in _grouped(sizes):
+            ends = np.broadcast_to(True, rows) if self.by_line else np.array([s.last for s in part])
+            yield part, ends, size
 
     def _ranges(self, path: str) -> Iterator[ByteRange]:
         """The whole file, about PIECE bytes at a time, cut between lines or characters."""
@@ -172,20 +169,11 @@ class TextFiles(Reader):
                 yield ByteRange(path, low, high, high == size)
                 low = high
 
-    def ends(self, part: list[ByteRange]) -> np.ndarray | None:
-        return None if self.by_line else np.array([span.last for span in part])
-
     def read(self, part: list[ByteRange]) -> Iterator[pa.Array]:
-        texts = [span.read() for span in part]
-        if not self.by_line:
-            yield _binary(b"".join(texts), np.cumsum([0, *map(len, texts)]))
-            return
-        for text in texts:
-            utf8 = np.frombuffer(text, np.uint8)
-            newlines = np.flatnonzero(utf8 == 10)
-            ends = newlines if text.endswith(b"\n") else np.append(newlines, len(utf8))
-            offsets = np.append(0, ends - np.arange(len(ends)))  # without the newlines
-            yield _binary(utf8[utf8 != 10].tobytes(), offsets)
+        if self.by_line:
+            yield from (span.lines() for span in part)
+        else:
+            yield pa.array([span.read() for span in part], pa.large_binary())
 
     def place_of(self, part: list[ByteRange], row: int, byte: int) -> str:
         """Where a byte of a row is: the file, and the offset in it."""
@@ -193,16 +181,11 @@ class TextFiles(Reader):
             return f"{part[row].path}: byte {part[row].low + byte:,}"
         for span in part:
             lines = span.lines()
-            if row < lines:
-                start = span.low + sum(len(line) + 1 for line in span.read().split(b"\n")[:row])
+            if row < len(lines):
+                start = span.low + sum(len(line.as_buffer()) + 1 for line in lines[:row])
                 return f"{span.path}: byte {start + byte:,}"
-            row -= lines
+            row -= len(lines)
         raise AssertionError("the part has no such row")
-
-
-def _binary(text: bytes, offsets: np.ndarray) -> pa.Array:
-    buffers = [None, pa.py_buffer(offsets.astype(np.int64).tobytes()), pa.py_buffer(text)]
-    return pa.Array.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
 
 
 def _grouped(items: Iterable[tuple[object, int, int]]) -> Iterator[tuple[list, int, int]]:
@@ -225,6 +208,5 @@ def _check_column(schema: pa.Schema, column: str, file: str) -> None:
     if schema.names.count(column) > 1:
         raise CharlmError(f"data.text_column={column!r}: {file} has more than one column of that name")
     kind = schema.field(column).type
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    if not any(test(kind) for test in (*tests, pa.types.is_null)):
+    if kind not in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.null()):
         raise CharlmError(f"data.text_column={column!r} of {file} holds {kind}, not text")

@@ -17,17 +17,14 @@ import sys
 import sysconfig
 from hashlib import sha256
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from charlm.config.fields import BUILDERS, DataConfig
 from charlm.errors import CharlmError
 
 if TYPE_CHECKING:
-    from datasets import DatasetBuilder
-
     from charlm.corpus.batches import TextSource
-    from charlm.corpus.readers import Reader
 
 
 class Unreadable(CharlmError):
@@ -109,7 +106,7 @@ def open_sources(data: DataConfig, bytes_only: bool, cache: str | None = None) -
         raise read_error(error, data) from error
 
 
-def _readers(data: DataConfig, cache: str | None) -> dict[str, list[Reader]]:
+def _readers(data: DataConfig, cache: str | None) -> dict[str, list]:
     """The files of every split of the dataset."""
     from datasets import load_dataset_builder
     from datasets.packaged_modules.parquet.parquet import Parquet
@@ -148,7 +145,7 @@ def _readers(data: DataConfig, cache: str | None) -> dict[str, list[Reader]]:
     }
 
 
-def _files(builder: DatasetBuilder, streaming: bool = False) -> dict[str, list[str]]:
+def _files(builder, streaming: bool = False) -> dict[str, list[str]]:
     """The files that a builder of `datasets` would read for every split: URLs if streaming, else local files,
     those in archives extracted to its cache."""
     import datasets
@@ -179,19 +176,14 @@ def _extracted(path: str) -> str:
     copy = Path(datasets.config.HF_DATASETS_CACHE) / "charlm" / sha256(key.encode()).hexdigest()
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=copy.parent, delete=False) as partial:
-            try:
-                with xopen(path, "rb") as member:
-                    shutil.copyfileobj(member, partial, 1 << 20)
-                partial.close()
-                os.replace(partial.name, copy)
-            except BaseException:
-                os.unlink(partial.name)
-                raise
+        with TemporaryDirectory(dir=copy.parent) as partial:
+            with xopen(path, "rb") as member, open(f"{partial}/member", "wb") as file:
+                shutil.copyfileobj(member, file, 1 << 20)
+            os.replace(f"{partial}/member", copy)
     return str(copy)
 
 
-def _selected(data: DataConfig, readers: dict[str, list[Reader]], name: str) -> TextSource:
+def _selected(data: DataConfig, readers: dict[str, list], name: str) -> TextSource:
     """The rows of a split such as train, or train[10%:20%]."""
     from datasets import ReadInstruction
 
@@ -200,7 +192,9 @@ def _selected(data: DataConfig, readers: dict[str, list[Reader]], name: str) -> 
     if name in readers:
         return TextSource((readers[name], 0, None))
     rows = {
-        n: sum(rows for f in files for _, rows, _ in f.parts()) for n, files in readers.items() if n in name
+        n: sum(len(ends) for f in files for _, ends, _ in f.parts())
+        for n, files in readers.items()
+        if n in name
     }
     try:
         parts = ReadInstruction.from_spec(name).to_absolute(rows)
@@ -214,16 +208,17 @@ def _selected(data: DataConfig, readers: dict[str, list[Reader]], name: str) -> 
 def read_error(error: BaseException, data: DataConfig, file: str = "") -> CharlmError:
     """An error of `datasets`, Arrow or the disk in the terms of the config. file: the one being read."""
     text = describe(data) + (f", {file}" if file else "")
-    chain = [error]
-    while cause := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(cause)
-    for e in chain:
-        if isinstance(e, CharlmError):
-            return e
-        if isinstance(e, OSError) and e.errno == errno.ENOSPC:
+    cause = error
+    while True:
+        if isinstance(cause, CharlmError):
+            return cause
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
             from datasets.config import HF_DATASETS_CACHE as cache
 
             return CharlmError(f"{text}: no space left for the cache of datasets in {cache}; set HF_HOME")
+        if not (deeper := cause.__cause__ or cause.__context__):
+            break
+        cause = deeper
     message = " ".join(str(error).split()) or type(error).__name__
     if "corresponds to no data" in message:
         return CharlmError(f"{text}: the text is empty")
@@ -234,7 +229,7 @@ def read_error(error: BaseException, data: DataConfig, file: str = "") -> Charlm
             f"{text}: cannot be reached ({message}). Run `charlm prepare` where there is a network; machines "
             f"without one open the prepared corpus in data.dir (HF_HUB_OFFLINE=1 spares them the wait)"
         )
-    cause = " ".join(str(chain[-1]).split())
+    first = " ".join(str(cause).split())
     return Unreadable(
-        f"{text}: datasets cannot read it: {message}" + (f" ({cause})" if cause not in message else "")
+        f"{text}: datasets cannot read it: {message}" + (f" ({first})" if first not in message else "")
     )

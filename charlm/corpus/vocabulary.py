@@ -16,6 +16,7 @@ import codecs
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -51,33 +52,30 @@ def codes_of(utf8: np.ndarray) -> np.ndarray:
     return np.frombuffer(str(utf8.data, "utf-8").encode("utf-32-le"), np.uint32)
 
 
+@dataclass(repr=False)
 class Vocab:
     """A set of symbols; encodes text to ids and decodes ids to text.
 
-    characters: in id order. byte_symbols: the byte values that have a symbol.
+    characters: in id order. byte_symbols: the byte values that have a symbol; None for every byte that the
+    UTF-8 of another character can contain. Raises CharlmError for no symbols, for more than MAX_SIZE, and for
+    characters that repeat.
     """
 
-    def __init__(
-        self,
-        characters: Iterable[str],
-        byte_symbols: Iterable[int] | None = None,
-        *,
-        unknown: str = "bytes",
-        end_of_document: bool = False,
-    ):
-        """byte_symbols: None for every byte that the UTF-8 of another character can contain.
+    characters: Iterable[str]
+    byte_symbols: Iterable[int] | None = None
+    _: KW_ONLY
+    unknown: str = "bytes"
+    end_of_document: bool = False
 
-        Raises CharlmError for no symbols, for more than MAX_SIZE, and for characters that repeat.
-        """
-        self.characters = tuple(characters)
-        self.unknown, self.end_of_document = unknown, end_of_document
+    def __post_init__(self):
+        self.characters = tuple(self.characters)
         distinct = set(self.characters)
-        if byte_symbols is None and unknown == "error":
-            byte_symbols = ()
-        elif byte_symbols is None:
+        if self.byte_symbols is None and self.unknown == "error":
+            self.byte_symbols = ()
+        elif self.byte_symbols is None:
             free = (byte for byte in range(0x80) if chr(byte) not in distinct)
-            byte_symbols = (*free, *_BEYOND_ASCII) if distinct else range(256)
-        self.byte_symbols = tuple(byte_symbols)
+            self.byte_symbols = (*free, *_BEYOND_ASCII) if distinct else range(256)
+        self.byte_symbols = tuple(self.byte_symbols)
         if len(distinct) < len(self.characters) or len(self) == 0:
             raise CharlmError("a vocabulary needs at least one symbol, and every character only once")
         if any(len(c) != 1 for c in self.characters) or not set(self.byte_symbols) <= set(range(256)):
@@ -90,9 +88,6 @@ class Vocab:
 
     def __len__(self) -> int:
         return len(self.characters) + len(self.byte_symbols) + self.end_of_document
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Vocab) and self.to_dict() == other.to_dict()
 
     def __repr__(self) -> str:
         end = ", end of document" if self.end_of_document else ""
@@ -129,8 +124,7 @@ class Vocab:
             codes = codes[: int(np.argmax(reached)) + 1]
         if config.max_size is not None:
             # An ASCII character replaces its byte symbol; any other character adds one symbol.
-            k = np.arange(len(codes) + 1)
-            size = k + config.end_of_document
+            size = np.arange(len(codes) + 1) + config.end_of_document
             if config.unknown == "bytes":
                 size += 128 + len(_BEYOND_ASCII) - np.concatenate([[0], np.cumsum(codes < 0x80)])
             keep = int(np.searchsorted(size, config.max_size, side="right")) - 1
@@ -250,9 +244,8 @@ class Vocab:
         def text_of(symbol: int | None) -> str:
             if symbol is None:
                 return decoder.decode(b"", final=True)
-            if symbol == self.end:
-                return decoder.decode(b"", final=True) + end
-            return decoder.decode(self.spelling[symbol])
+            last = symbol == self.end
+            return decoder.decode(self.spelling[symbol], final=last) + end * last
 
         return text_of
 
