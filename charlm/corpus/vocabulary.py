@@ -42,9 +42,8 @@ def name_of(character: str) -> str:
 
 
 def codes_of(utf8: np.ndarray) -> np.ndarray:
-    """Code points of UTF-8 bytes.
+    """Code points of UTF-8 (uint8[n]): utf8 itself if all of it is ASCII, else uint32[characters].
 
-    utf8: uint8[n]. Returns utf8 itself if all of it is ASCII, else uint32[characters].
     Raises UnicodeDecodeError, with the byte offset, if it is not UTF-8.
     """
     if utf8.size == 0 or utf8.max() < 0x80:
