@@ -114,7 +114,7 @@ class ParquetFile(Reader):
 
 @dataclass(frozen=True)
 class ByteRange:
-    """Bytes low to high of a text file: one row, or whole lines if data.document=line. last: up to its end."""
+    """Bytes low to high of a text file: one row, or lines if data.document=line. last: up to its end."""
 
     path: str
     low: int

@@ -111,7 +111,7 @@ class Vocab:
     def from_counts(cls, counts: np.ndarray, config: VocabConfig) -> Vocab:
         """Choose characters by frequency. counts: int64[n], how often each code point occurs.
 
-        Without max_size and coverage: all characters that occur. Ties are broken by code point.
+        Without max_size and coverage: all that occur. Ties are broken by code point.
         Raises CharlmError if config.max_size is too small for the byte symbols and one character.
         """
         if config.characters or config.bytes_only:
@@ -187,11 +187,10 @@ class Vocab:
 
     def can_encode(self, codes: np.ndarray) -> bool:
         """True if every code has a symbol or can be spelled in bytes."""
-        return self.unknown == "bytes" or bool((self.tables[0][codes] != UNKNOWN).all())
+        return self.unknown == "bytes" or UNKNOWN not in self.tables[0][codes]
 
     def histogram(self, codes: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """int64[V]: how often each symbol occurs in text where codes (uint32[n]) occur counts (int64[n])
-        times."""
+        """int64[V]: how often each symbol occurs, if codes (uint32[n]) occur counts (int64[n]) times."""
         histogram = np.zeros(len(self), np.int64)
         ids = self.tables[0][codes]
         single = ids != UNKNOWN
@@ -231,7 +230,9 @@ class Vocab:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text that ids spell; bytes that are not UTF-8 become U+FFFD."""
-        return "".join(map(self.stream(), [*map(int, ids), None]))
+        if self.end_of_document:  # which also ends the bytes of a character
+            return "".join(map(self.stream(), [*map(int, ids), None]))
+        return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def stream(self, end: str = ""):
         """A function from an id to the text that it completes: '' until all bytes of a character are there.

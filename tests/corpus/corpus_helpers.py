@@ -52,18 +52,18 @@ def folders(folder: Path) -> list[str]:
     return sorted(p.name for p in data.iterdir() if p.suffix != ".lock") if data.is_dir() else []
 
 
-def refused(folder: Path, bad: Config, *told: str) -> str:
-    """prepare refuses a config, says all of told, and leaves nothing in data.dir."""
+def refused(folder: Path, bad: Config, *fragments: str) -> str:
+    """prepare refuses a config, its message contains all fragments, and leaves nothing in data.dir."""
     with pytest.raises(CharlmError) as caught:
         prepare(bad)
-    for words in told:
+    for words in fragments:
         assert words in str(caught.value), f"{words!r} is not in: {caught.value}"
     assert folders(folder) == []
     return str(caught.value)
 
 
 def sha_of(corpus: Corpus) -> dict[str, str]:
-    return {split: said["sha256"] for split, said in corpus.splits.items()}
+    return {split: facts["sha256"] for split, facts in corpus.splits.items()}
 
 
 def tree_of(made: Config) -> str:

@@ -1,4 +1,4 @@
-"""charlm.corpus from sources to prepared: the text on disk is the text that the config names, or nothing is."""
+"""charlm.corpus from sources to prepared: the text on disk is the text that the config names, or no text."""
 
 import contextlib
 import hashlib
