@@ -244,7 +244,7 @@ class Vocab:
         def text_of(symbol: int | None) -> str:
             if symbol is None:
                 return decoder.decode(b"", final=True)
-            last = symbol == self.end
+            last = bool(symbol == self.end)
             return decoder.decode(self.spelling[symbol], final=last) + end * last
 
         return text_of

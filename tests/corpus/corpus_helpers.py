@@ -16,7 +16,7 @@ from charlm.errors import CharlmError
 
 
 def config(folder: Path, source: str, vocab: dict | None = None, **data) -> Config:
-    """A config of sections data and vocab; all text goes to train unless said otherwise."""
+    """A config of sections data and vocab; all text goes to train by default."""
     data = {"source": source, "dir": str(folder / "data"), "validation": 0, "test": 0} | data
     return from_dict({"data": data, "vocab": vocab or {}})
 
@@ -47,7 +47,7 @@ def bytes_of(corpus: Corpus) -> bytes:
 
 
 def folders(folder: Path) -> list[str]:
-    """What lies in data.dir beside lock files."""
+    """The names in data.dir, without lock files."""
     data = folder / "data"
     return sorted(p.name for p in data.iterdir() if p.suffix != ".lock") if data.is_dir() else []
 
