@@ -1,55 +1,54 @@
-"""Floors: what simple models score on the validation split, so that trained figures have a reference.
+"""What simple models score on the validation split, to compare a trained model with.
 
-There are three: symbol frequencies (unigram), an n-gram with Witten-Bell smoothing, and the compressor xz.
-They depend on nothing but the ids; time and memory stop growing with the corpus.
+Three: symbol frequencies (unigram), an n-gram with Witten-Bell smoothing, and the compressor xz. They read
+nothing but the ids; time and memory are bounded for a corpus of any size.
 
-The n-gram's counts are exact: nothing is hashed. All text lies in one array, a border before every piece:
+The counts of the n-gram are exact: nothing is hashed. All text is one array, a border before every block:
 
     | t h e   c a t | s a t   o n | t h e   m a t
       train block 0   block 1       held out
 
-Positions are in groups, one for every context. At order 1 all are in one group; from order n to n + 1 each
-group is split by the symbol n places back. Dropped on the way are contexts that the held-out text never asks
-for, and positions with a border n places back, whose context is shorter.
+Positions are in groups, one per context. At order 1 all are in one group; from order n to n + 1 each group is
+split by the symbol n places back. Contexts that the held-out text lacks are dropped on the way, and so are
+positions with a border n places back, whose context is shorter.
 """
 
 from __future__ import annotations
 
 import lzma
 import math
-from functools import cache
 
 import numpy as np
 
+from charlm.corpus.kernels import compiled
 from charlm.corpus.vocabulary import Vocab
 
-# Of a larger training split, 512 blocks of 32,768 symbols are counted: seconds and 200 MB, whatever its size.
-# From all over it, for text is seldom alike from end to end; few and long, for it may lie on a network disk.
+# Of a larger training split, this many blocks of this many symbols are counted: evenly spread, because text
+# changes from start to end; long, because the split may be on a network disk. Takes seconds and 200 MB.
 TRAIN_BLOCKS, TRAIN_BLOCK = 512, 1 << 15
-# Of a larger held-out split, the start is scored: enough to know bpc within some thousandths, and for xz,
-# which begins with nothing learnt, to have learnt a good deal.
+# Of a larger held-out split the start is scored: enough for bpc within some thousandths, and for xz, which
+# starts with nothing learned.
 HELD_OUT_SYMBOLS = 1_000_000
-# One more order must save this many nats per symbol, or it is not taken and none beyond it is tried: past its
-# best, Witten-Bell smoothing loses with every order. (The best is 5 for 1 MB of Shakespeare, 6 for 4 MB of
-# enwik8.)
+# The order rises while that saves so many nats per symbol: past the best order (5 for 1 MB of Shakespeare, 6
+# for 4 MB of enwik8) Witten-Bell smoothing gets worse with each.
 MIN_GAIN = 0.005
 MAX_ORDER = 8
 
 
 def unigram(train_counts: np.ndarray, held_out_counts: np.ndarray, vocab: Vocab) -> dict[str, float]:
-    """What the simplest model scores: symbol frequencies of the training split, one added to each.
+    """The score of the symbol frequencies of the training split, one added to each count.
 
-    train_counts, held_out_counts: int64[V], how often each symbol occurs. Returns nats_per_character, bpc and
-    bpb.
+    train_counts, held_out_counts: int64[V], how often each symbol occurs. Returns nats_per_character, bpc
+    (bits per character) and bpb (bits per byte).
     """
-    share = (train_counts + 1) / (train_counts.sum() + len(vocab))
-    return _figures(-float(held_out_counts @ np.log(share)), held_out_counts, vocab)
+    probability = (train_counts + 1) / (train_counts.sum() + len(vocab))
+    return _figures(-float(held_out_counts @ np.log(probability)), held_out_counts, vocab)
 
 
 def ngram(train: np.ndarray, held_out: np.ndarray, vocab: Vocab) -> dict[str, int | float | str]:
-    """What an interpolated n-gram scores; n is raised as long as that serves the held-out text.
+    """The score of an interpolated n-gram; n rises while the held-out text gains MIN_GAIN.
 
-    train, held_out: ids, uint8 or uint16, of any length, or what slices to them. Returns order (n, so
+    train, held_out: ids, uint8 or uint16: arrays, or files with slices that are arrays. Returns order (n:
     contexts have n - 1 symbols), smoothing, train_symbols and held_out_symbols (how many were counted and
     scored, see the limits above), nats_per_character, bpc, bpb.
 
@@ -57,30 +56,27 @@ def ngram(train: np.ndarray, held_out: np.ndarray, vocab: Vocab) -> dict[str, in
 
         p_n(w | h) = (c(h, w) + T(h) p_{n-1}(w | h')) / (c(h) + T(h))      h' is h without its first symbol
 
-    p_0 is uniform over the vocabulary; p_n is p_{n-1} where training has no h, or the held-out text begins
+    p_0 is uniform over the vocabulary; p_n is p_{n-1} where training has no h, or the held-out text starts
     within h. (Witten and Bell 1991, "The zero-frequency problem", method C; interpolated as in Chen and
     Goodman 1998, "An empirical study of smoothing techniques for language modeling".)
     """
-    score, refine = _kernels()
     blocks = _blocks(train)
     held_out = held_out[:HELD_OUT_SYMBOLS]
     border = np.array([len(vocab)], np.uint16)
-    text = np.concatenate([part for piece in [*blocks, held_out] for part in (border, piece)])
+    text = np.concatenate([part for block in [*blocks, held_out] for part in (border, block)])
     start = len(text) - len(held_out)
-    at = np.arange(len(text), dtype=np.int32)[text != border]
-    bounds = np.array([0, len(at)])
+    positions = np.arange(len(text), dtype=np.int32)[text != border]
+    bounds = np.array([0, len(positions)])
     p = np.full(len(held_out), 1 / len(vocab))
-    count = np.zeros(len(vocab), np.int64)
-    group_of = np.full(len(vocab) + 1, -1)  # one more: the border, which is in no group
     order, nats = 0, math.inf
     while order < MAX_ORDER:
         if order:
-            at, bounds = refine(text, start, at, bounds, order, group_of, len(held_out))
-        score(text, start, at, bounds, count, p)
-        now = 0.0 - float(np.log(p).sum())  # not -0.0 for a certainty
-        if nats - now <= MIN_GAIN * len(held_out):
+            positions, bounds = _refine(text, start, positions, bounds, order, len(vocab), len(held_out))
+        _score(text, start, positions, bounds, len(vocab), p)
+        higher = 0.0 - float(np.log(p).sum())  # 0.0 instead of -0.0 for a certainty
+        if nats - higher <= MIN_GAIN * len(held_out):
             break
-        order, nats = order + 1, now
+        order, nats = order + 1, higher
     return {
         "order": order,
         "smoothing": "Witten-Bell",
@@ -91,10 +87,10 @@ def ngram(train: np.ndarray, held_out: np.ndarray, vocab: Vocab) -> dict[str, in
 
 
 def xz(held_out: np.ndarray, vocab: Vocab) -> dict[str, int | float]:
-    """What xz makes of the held-out text alone, headers and checksum included.
+    """The size of the held-out text alone under xz -9e, headers and checksum included.
 
-    held_out: ids, uint8 or uint16. Returns held_out_bytes (compressed: see the limit above),
-    nats_per_character, bpc, bpb. The ends of documents have no bytes, so they cost nothing here.
+    held_out: ids, uint8 or uint16. Returns held_out_bytes (how many were compressed, see the limit above),
+    nats_per_character, bpc, bpb. The ends of documents have no bytes and cost nothing here.
     """
     held_out = held_out[:HELD_OUT_SYMBOLS]
     text = vocab.decode_bytes(held_out)
@@ -104,7 +100,7 @@ def xz(held_out: np.ndarray, vocab: Vocab) -> dict[str, int | float]:
 
 
 def _figures(nats: float, counts: np.ndarray, vocab: Vocab) -> dict[str, float]:
-    """A sum of nats, divided once. counts: int64[V] of the symbols that it was summed over."""
+    """Averages of a sum of nats over the symbols that occur so often (int64[V])."""
     characters = int(counts @ vocab.characters_per_symbol)
     size = int(counts @ vocab.bytes_per_symbol)
     per_character = nats / max(characters, 1)
@@ -116,7 +112,7 @@ def _figures(nats: float, counts: np.ndarray, vocab: Vocab) -> dict[str, float]:
 
 
 def _blocks(train: np.ndarray) -> list[np.ndarray]:
-    """The whole, or blocks evenly spread over it, the first at its start and the last at its end."""
+    """All of it, or blocks evenly spread over it, the first at its start and the last at its end."""
     spare = len(train) - TRAIN_BLOCKS * TRAIN_BLOCK
     if spare <= 0:
         return [train[:]]
@@ -124,25 +120,16 @@ def _blocks(train: np.ndarray) -> list[np.ndarray]:
     return [train[s : s + TRAIN_BLOCK] for s in starts]
 
 
-@cache
-def _kernels():
-    """The two functions below, compiled. Importing numba takes half a second: only who counts pays for it."""
-    from charlm.corpus.kernels import compiled
-
-    return compiled(_score), compiled(_refine)
+# text: uint16[n], held out from start on. positions: int32[m]; those of group g are positions[bounds[g] :
+# bounds[g + 1]], ascending. bounds: int64[groups + 1]. size: of the vocabulary; also the symbol of a border.
 
 
-# text: uint16[n]; held-out text from start on. at: int32[m], positions in text, those of group g in
-# at[bounds[g] : bounds[g + 1]], ascending: training text first. bounds: int64[groups + 1].
-
-
-def _score(text, start, at, bounds, count, p):
-    """p: float64[n - start], the probability of every held-out symbol, from one order to the next, in place.
-
-    count: int64[V] of zeros, and zeros again afterwards.
-    """
+@compiled
+def _score(text, start, positions, bounds, size, p):
+    """Update p: float64[n - start], the probability of every held-out symbol, from one order to the next."""
+    count = np.zeros(size, np.int64)  # all zero again after every group
     for g in range(len(bounds) - 1):
-        group = at[bounds[g] : bounds[g + 1]]
+        group = positions[bounds[g] : bounds[g + 1]]
         total = distinct = 0
         for i in group:
             if i < start:
@@ -155,40 +142,39 @@ def _score(text, start, at, bounds, count, p):
             count[text[i]] = 0
 
 
-def _refine(text, start, at, bounds, back, group_of, most):
-    """Split each group by the symbol `back` places back. Returns the next at and bounds.
+@compiled
+def _refine(text, start, positions, bounds, back, size, most):
+    """Split each group by the symbol `back` places back, into at most `most` groups with held-out text.
 
-    group_of: int64[V + 1] of -1, and -1 again afterwards. most: no more groups than this come out.
+    Returns the new positions and bounds.
     """
-    border = len(group_of) - 1
-    next_at, next_bounds = np.empty_like(at), np.zeros(most + 1, np.int64)
+    group_of = np.full(size + 1, -1)  # of a symbol; all -1 again after every group. The border has none.
+    new_positions, new_bounds = np.empty_like(positions), np.zeros(most + 1, np.int64)
     groups = filled = 0
     for g in range(len(bounds) - 1):
-        group = at[bounds[g] : bounds[g + 1]]
-        asked = len(group)  # where its held-out positions begin
-        while asked and group[asked - 1] >= start:
-            asked -= 1
-        if not asked:  # never seen in training: nor is any longer context
+        group = positions[bounds[g] : bounds[g + 1]]
+        held_out = len(group)  # where its held-out positions start
+        while held_out and group[held_out - 1] >= start:
+            held_out -= 1
+        if not held_out:  # not in training: nor is any longer context
             continue
         first = groups
-        for i in group[asked:]:
+        for i in group[held_out:]:
             symbol = text[i - back]
-            if symbol != border and group_of[symbol] < 0:
+            if symbol != size and group_of[symbol] < 0:
                 group_of[symbol] = groups
                 groups += 1
         for i in group:  # sizes
-            into = group_of[text[i - back]]
-            if into >= 0:
-                next_bounds[into + 1] += 1
-        for into in range(first, groups):  # sizes → starts
-            size = next_bounds[into + 1]
-            next_bounds[into + 1] = filled
-            filled += size
+            new = group_of[text[i - back]]
+            if new >= 0:
+                new_bounds[new + 1] += 1
+        for new in range(first, groups):  # sizes → starts
+            filled, new_bounds[new + 1] = filled + new_bounds[new + 1], filled
         for i in group:  # starts → ends, which are the starts of the next
-            into = group_of[text[i - back]]
-            if into >= 0:
-                next_at[next_bounds[into + 1]] = i
-                next_bounds[into + 1] += 1
-        for i in group[asked:]:
+            new = group_of[text[i - back]]
+            if new >= 0:
+                new_positions[new_bounds[new + 1]] = i
+                new_bounds[new + 1] += 1
+        for i in group[held_out:]:
             group_of[text[i - back]] = -1
-    return next_at[:filled], next_bounds[: groups + 1]
+    return new_positions[:filled], new_bounds[: groups + 1]

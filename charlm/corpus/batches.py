@@ -1,6 +1,6 @@
-"""Text as Arrow batches of UTF-8: the rows of one split of a dataset, in pieces that threads read apart.
+"""The rows of one split of a dataset as batches of UTF-8, in pieces that threads read in parallel.
 
-A piece yields Rows. Rows of Arrow are never turned into Python strings.
+Rows stay in Arrow's buffers: none becomes a Python string.
 """
 
 from __future__ import annotations
@@ -12,20 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from charlm.config.fields import DataConfig
 from charlm.corpus import readers
-from charlm.corpus.readers import ArrowFile, Memory, ParquetFile
-from charlm.corpus.textfile import TextFiles
+from charlm.corpus.readers import Reader
 
 
 @dataclass
-class Rows:
-    """A batch of text.
+class TextBatch:
+    """Consecutive rows, or a slice of one long row.
 
-    utf8: uint8[n]. offsets: int64[rows + 1], where the rows lie in utf8. ends: bool[rows], True where a row
-    is the last of its document. begins: the first row is the first of its document, whose number is
-    document. first: number of the first row in its split, of which `skipped` bytes came in the batch
-    before.
+    utf8: uint8[n]. offsets: int64[rows + 1], where the rows are in utf8. ends: bool[rows], True for the last
+    row of a document. begins: the first row is the first of its document. document: number of that document
+    in the split. first: number of the first row in the split. skipped: bytes of the first row that were in
+    earlier batches.
     """
 
     utf8: np.ndarray
@@ -38,168 +36,142 @@ class Rows:
 
     @property
     def documents(self) -> np.ndarray:
-        """int64[rows]: the number of the document that each row belongs to."""
+        """int64[rows]: the number of the document of each row."""
         return self.document + np.concatenate([[0], np.cumsum(self.ends[:-1])]).astype(np.int64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Piece:
-    """Consecutive rows of one file.
+    """Consecutive rows of one part of a reader, after the first `skip`.
 
-    part: what the file's reader calls them; skip: rows of it that are left out first. rows: how many are
-    read; first: number of the first in its split. size: bytes of text, about. document: number of the
-    document the first row belongs to; begins: and starts; documents: how many end here. closes: so does the
-    last row, whatever the file says; cut: and only so many bytes of it are kept.
+    ends: bool[rows], True for the last row of a document. first: number of the first row in the split. size:
+    bytes of text, approximately. document: number of the document of the first row. begins: the first row is
+    the first of that document. cut: how many bytes of the last row are kept; None for all.
     """
 
-    reader: ArrowFile | ParquetFile | TextFiles | Memory
+    reader: Reader
     part: object
     skip: int
-    rows: int
+    ends: np.ndarray
     first: int
     size: int
     document: int
     begins: bool
-    documents: int
-    closes: bool = False
     cut: int | None = None
 
+    @property
+    def rows(self) -> int:
+        return len(self.ends)
 
-class Source:
-    """One split of a dataset, in pieces. documents: how many it holds."""
 
-    def __init__(self, data: DataConfig, files: list, low: int = 0, high: int | None = None):
-        """files: their readers, in order. low, high: the rows that are wanted."""
-        self.data = data
+class TextSource:
+    """One split of a dataset. pieces: its rows, in order. documents: how many it has."""
+
+    def __init__(self, *selections: tuple[list[Reader], int, int | None]):
+        """selections: of all rows of these readers, those from low to high (None: to the end)."""
         self.pieces: list[Piece] = []
-        row = first = document = 0
-        begins = True
-        for reader in files:
-            for part, rows, size in reader.parts():
-                skip = min(max(low - row, 0), rows)
-                keep = min(rows, rows if high is None else max(high - row, 0)) - skip
-                row += rows
-                if keep <= 0:
-                    continue
-                ends = reader.ends(part)
-                ends = None if ends is None else ends[skip : skip + keep]
-                documents = keep if ends is None else int(np.count_nonzero(ends))
-                size = size * keep // rows
-                self.pieces.append(Piece(reader, part, skip, keep, first, size, document, begins, documents))
-                first, document = first + keep, document + documents
-                begins = ends is None or bool(ends[-1])
-        if not begins:  # the wanted rows end within a document
-            document += 1
-            self.pieces[-1] = replace(self.pieces[-1], documents=documents + 1, closes=True)
-        self.documents = document
+        self.documents = first = 0
+        for files, low, high in selections:
+            row, begins = 0, True
+            for reader in files:
+                for part, ends, size in reader.parts():
+                    skip, rows = max(low - row, 0), len(ends)
+                    stop = None if high is None else max(high - row, 0)
+                    row += rows
+                    ends = ends[skip:stop]
+                    if not len(ends):
+                        continue
+                    size = size * len(ends) // rows
+                    self.pieces.append(Piece(reader, part, skip, ends, first, size, self.documents, begins))
+                    first, begins = first + len(ends), bool(ends[-1])
+                    self.documents += int(np.count_nonzero(ends))
+            if not begins:  # the selection stops within a document
+                self._stop(len(self.pieces) - 1, self.pieces[-1].rows)
 
-    def __add__(self, other: Source) -> Source:
-        """The rows of both, one after the other."""
-        joined = Source(self.data, [])
-        rows = self.pieces[-1].first + self.pieces[-1].rows if self.pieces else 0
-        joined.pieces = self.pieces + [
-            replace(p, first=p.first + rows, document=p.document + self.documents) for p in other.pieces
-        ]
-        joined.documents = self.documents + other.documents
-        return joined
-
-    def batches(self, piece: Piece, whole_characters: bool = True) -> Iterator[Rows]:
-        """The rows of a piece in order. Batches longer than BATCH are one row of parquet cut in slices,
-        between characters if whole_characters."""
-        ends = piece.reader.ends(piece.part)
-        at, document, begins = 0, piece.document, piece.begins  # rows of the piece read so far
-        skip = piece.skip
+    def batches(self, piece: Piece, whole_characters: bool = True) -> Iterator[TextBatch]:
+        """The rows of a piece in order. A row longer than readers.BATCH bytes comes in slices, cut between
+        characters if whole_characters."""
+        document, begins = piece.document, piece.begins
+        stop = -piece.skip  # rows of the piece read so far, negative before its first
         for texts in piece.reader.read(piece.part):
-            if skip >= len(texts):
-                skip -= len(texts)
+            low, high = max(-stop, 0), min(len(texts), piece.rows - stop)
+            start, stop = stop + low, stop + len(texts)
+            if low >= high:
                 continue
-            texts = texts[skip : skip + piece.rows - at]
-            skip = 0
-            utf8, offsets = utf8_of(texts)
-            last = at + len(texts) == piece.rows
-            mine = np.ones(len(texts), bool)
-            if ends is not None:
-                mine = ends[piece.skip + at :][: len(texts)].copy()
-            if last and piece.closes:
-                mine[-1] = True
-                offsets[-1] = offsets[-1] if piece.cut is None else offsets[-2] + piece.cut
-            for low, high, starts, end_of_row, skipped in _cut(utf8, offsets, mine, whole_characters):
-                finished = mine[low:high] if end_of_row else np.zeros(1, bool)
-                yield Rows(utf8, starts, finished, begins, document, piece.first + at + low, skipped)
-                document += int(np.count_nonzero(finished))
-                begins = bool(finished[-1])
-            at += len(texts)
-            if last:
+            utf8, offsets = utf8_of(texts[low:high])
+            if stop >= piece.rows and piece.cut is not None:
+                offsets[-1] = offsets[-2] + piece.cut
+            for row, next_row, first_byte, stop_byte in _cut(utf8, offsets, whole_characters):
+                batch_offsets = offsets[row : next_row + 1].clip(first_byte, stop_byte)
+                whole = stop_byte == offsets[next_row]  # else the batch is a slice within a row
+                ends = piece.ends[start + row : start + next_row] & whole
+                first, skipped = piece.first + start + row, int(first_byte - offsets[row])
+                yield TextBatch(utf8, batch_offsets, ends, begins, document, first, skipped)
+                document += int(np.count_nonzero(ends))
+                begins = bool(ends[-1])
+            if stop >= piece.rows:
                 return
 
-    def until(self, documents: int | None, characters: int | None, by_bytes: bool) -> None:
-        """Leave out what comes after so many documents, or characters (bytes if by_bytes)."""
+    def limit(self, documents: int | None, characters: int | None, by_bytes: bool) -> None:
+        """Keep so many documents, then so many characters (bytes if by_bytes); None for all."""
         if documents is not None and documents < self.documents:
-            for i, piece in enumerate(self.pieces):
-                if piece.document + piece.documents >= documents:
-                    ends = piece.reader.ends(piece.part)
-                    rows = documents - piece.document
-                    if ends is not None:
-                        rows = 1 + int(np.flatnonzero(ends[piece.skip :])[rows - 1])
-                    self._stop(i, rows, documents)
-                    break
+            ended = [piece.document + int(np.count_nonzero(piece.ends)) for piece in self.pieces]
+            i = next(i for i, n in enumerate(ended) if n >= documents)
+            piece = self.pieces[i]
+            self._stop(i, int(np.flatnonzero(piece.ends)[documents - piece.document - 1]) + 1)
         if characters is None:
             return
         left = characters
         for i, piece in enumerate(self.pieces):
-            for rows in self.batches(piece, whole_characters=not by_bytes):
-                low, high = rows.offsets[0], rows.offsets[-1]
-                lead = np.ones(high - low, bool) if by_bytes else rows.utf8[low:high] & 0xC0 != 0x80
-                reached = np.cumsum(lead)
+            for batch in self.batches(piece, whole_characters=not by_bytes):
+                low, high = batch.offsets[0], batch.offsets[-1]
+                begins = np.ones(high - low, bool) if by_bytes else batch.utf8[low:high] & 0xC0 != 0x80
+                reached = np.cumsum(begins)
                 if high > low and reached[-1] >= left:
-                    begin = low + np.searchsorted(reached, left)  # of the last character
-                    row = int(np.searchsorted(rows.offsets, begin, side="right")) - 1
-                    stop = min(low + np.searchsorted(reached, left + 1), rows.offsets[row + 1])
-                    cut = int(stop - rows.offsets[row]) + (rows.skipped if row == 0 else 0)
-                    self._stop(i, rows.first + row - piece.first + 1, int(rows.documents[row]) + 1, cut)
+                    last = low + np.searchsorted(reached, left)  # first byte of the last character
+                    row = int(np.searchsorted(batch.offsets, last, side="right")) - 1
+                    stop = min(low + np.searchsorted(reached, left + 1), batch.offsets[row + 1])
+                    cut = int(stop - batch.offsets[row]) + (batch.skipped if row == 0 else 0)
+                    self._stop(i, batch.first + row - piece.first + 1, cut)
                     return
                 left -= int(reached[-1]) if high > low else 0
 
-    def _stop(self, i: int, rows: int, documents: int, cut: int | None = None) -> None:
+    def _stop(self, i: int, rows: int, cut: int | None = None) -> None:
+        """End the text, and its last document, after so many rows of piece i."""
         piece = self.pieces[i]
-        size = piece.size * rows // piece.rows
-        some = documents - piece.document
-        self.pieces[i:] = [replace(piece, rows=rows, documents=some, closes=True, cut=cut, size=size)]
-        self.documents = documents
+        ends = piece.ends[:rows].copy()
+        ends[-1] = True
+        self.pieces[i:] = [replace(piece, ends=ends, size=piece.size * rows // piece.rows, cut=cut)]
+        self.documents = piece.document + int(np.count_nonzero(ends))
 
 
-def _cut(utf8, offsets, ends, whole_characters: bool) -> Iterator[tuple[int, int, np.ndarray, bool, int]]:
-    """Batches of at most readers.BATCH bytes, if they can be: (first row, row after the last, offsets, the
-    batch ends where a row does, bytes of the first row that came before)."""
-    row = 0
-    while row < len(ends):
+def _cut(utf8, offsets, whole_characters: bool) -> Iterator[tuple[int, int, int, int]]:
+    """(first row, row after the last, first byte, byte after the last) of batches of about BATCH bytes."""
+    row, rows = 0, len(offsets) - 1
+    while row < rows:
         stop = int(np.searchsorted(offsets, offsets[row] + readers.BATCH, side="right")) - 1
         if stop > row:
-            yield row, stop, offsets[row : stop + 1], True, 0
+            yield row, stop, offsets[row], offsets[stop]
             row = stop
             continue
-        start, low, high = offsets[row], offsets[row], offsets[row + 1]  # one long row, in slices
-        while low < high:
-            edge = min(low + readers.BATCH, high)
-            if whole_characters and edge < high:  # a character has at most 3 bytes beyond its first
-                near = [*range(edge, max(edge - 4, low), -1), *range(edge + 1, min(edge + 4, high))]
-                edge = next((at for at in near if utf8[at] & 0xC0 != 0x80), min(edge + 4, high))
-            yield row, row + 1, np.array([low, edge]), bool(edge == high), int(low - start)
-            low = edge
+        low, end = offsets[row], offsets[row + 1]
+        while low < end:  # slices of one long row
+            high = min(low + readers.BATCH, end)
+            if whole_characters:  # a character has at most 3 bytes beyond its first
+                continues = utf8[high : min(high + 3, end)] & 0xC0 == 0x80
+                high += int(np.argmin(np.append(continues, False)))
+            yield row, row + 1, low, high
+            low = high
         row += 1
 
 
 def utf8_of(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """The buffers of a string or binary array: utf8 uint8[n], offsets int64[rows + 1]; null is empty."""
-    if pa.types.is_null(texts.type):
-        return np.empty(0, np.uint8), np.zeros(len(texts) + 1, np.int64)
+    texts = texts.cast(pa.large_binary())
     if texts.null_count:
-        texts = pc.fill_null(texts, b"" if "binary" in str(texts.type) else "")
-    wide = pa.types.is_large_string(texts.type) or pa.types.is_large_binary(texts.type)
-    _, offset_buffer, value_buffer = texts.buffers()
-    if len(texts) == 0 or offset_buffer is None:
-        return np.empty(0, np.uint8), np.zeros(len(texts) + 1, np.int64)
-    offsets = np.frombuffer(offset_buffer, np.int64 if wide else np.int32)
-    offsets = offsets[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
-    values = np.frombuffer(value_buffer, np.uint8) if value_buffer is not None else np.empty(0, np.uint8)
-    return values[offsets[0] : offsets[-1]], offsets - offsets[0]
+        texts = pc.fill_null(texts, b"")
+    if len(texts) == 0:
+        return np.empty(0, np.uint8), np.zeros(1, np.int64)
+    _, offsets, values = texts.buffers()
+    offsets = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return np.frombuffer(values or b"", np.uint8)[offsets[0] : offsets[-1]], offsets - offsets[0]

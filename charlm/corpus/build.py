@@ -1,18 +1,17 @@
-"""Build a corpus beside its place, and move it there when it is whole.
+"""Build a corpus in a temporary folder next to its final one, and rename it when it is complete.
 
     .<name>-<fingerprint>.partial/          (.shards-<n> when n processes share the work)
-        plan.txt            digest of the pieces of text that this is of
+        plan.txt            digest of the pieces of text that it is built from
         counts-<i>.log      tallies of the pieces that shard i has counted
         layout.npz          what follows from all of them: where every piece goes; with vocab.json
         train.npy …         ids (train-<i>.npy: of shard i)
         encoded-<i>.json    how many pieces of shard i are safely in them
 
-A process that is killed leaves this folder, and the next one goes on from there. One process is shard 0 of 1.
+A process that is killed leaves this folder, and the next one resumes from it. A process alone is shard 0.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -24,25 +23,25 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from charlm import __version__
 from charlm.config.fields import Config
-from charlm.corpus import baselines as floors
-from charlm.corpus.count_encode import Tally, Text, in_order, progress
-from charlm.corpus.id_writer import Arrays, join
+from charlm.corpus import baselines
+from charlm.corpus.count_encode import Tally, Text, in_order
+from charlm.corpus.id_writer import IdWriter, join, pieces_written
 from charlm.corpus.layout import Layout, lay_out
-from charlm.corpus.loading import Unreadable, open_sources
-from charlm.corpus.prepared import FORMAT, SPLITS, UNTOLD, Corpus, fingerprint
-from charlm.corpus.sources import describe
+from charlm.corpus.prepared import FORMAT, SPLITS, Corpus, fingerprint, fingerprinted
+from charlm.corpus.sources import Unreadable, describe, open_sources
 from charlm.errors import CharlmError
 from charlm.files import IdFile, Journal, replace, sync_folder
 
 
 class Build:
-    """The work on one corpus, or the part of it that is one shard's."""
+    """The work on one corpus, or one shard's share of it."""
 
     def __init__(
         self,
@@ -50,222 +49,208 @@ class Build:
         folder: Path,
         shard: int = 0,
         shards: int | None = None,
-        partial: Path | None = None,
         cache: str | None = None,
     ):
-        """shards: None for a process that does it all. partial: where the work is kept; by default beside the
-        folder. cache: see open_sources."""
-        self.config, self.folder, self.shard, self.shards = config, folder, shard, shards or 1
-        self.alone = shards is None
-        name = f".{folder.name}.partial" if self.alone else f".{folder.name}.shards-{shards}"
-        self.partial = partial or folder.with_name(name)
-        self.workers = config.data.workers or _cores()
+        """folder: the final one. shards: None for a process that does it all. cache: see open_sources."""
+        self.config, self.folder, self.shard, self.shards = config, folder, shard, shards
+        suffix = "partial" if shards is None else f"shards-{shards}"
+        self.partial = folder.with_name(f".{folder.name}.{suffix}")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.workers = config.data.workers or cores
         self.started, self.seconds = time.perf_counter(), {}
-        self.texts = []
-        for split, source in open_sources(config.data, config.vocab.bytes_only, cache).items():
-            shares = {s: getattr(config.data, s) for s in SPLITS[1:]}
-            drawn = [s for s, x in shares.items() if split == "train" and not isinstance(x, str) and x > 0]
-            self.texts.append(Text(source, config, [split, *drawn]))
-        self.pieces = [(text, piece) for text in self.texts for piece in text.source.pieces]
-        self.sizes = [piece.size for _, piece in self.pieces]
-        self.deal = self._deal()
-        self.mine = self.deal[shard]
-
-    def _deal(self) -> list[range]:
-        """The pieces of every shard: contiguous, about the same bytes."""
-        ends = np.cumsum([0, *self.sizes])
-        borders = np.searchsorted(ends, np.arange(self.shards + 1) * (ends[-1] / self.shards)).tolist()
-        borders[0], borders[-1] = 0, len(self.pieces)
-        return [range(a, b) for a, b in itertools.pairwise(borders)]
+        held_out = [s for s in SPLITS[1:] if not isinstance(x := getattr(config.data, s), str) and x > 0]
+        self.texts = [
+            Text(source, config, [split, *held_out] if split == "train" else [split])
+            for split, source in open_sources(config.data, config.vocab.bytes_only, cache).items()
+        ]
+        self.pieces = [(i, piece) for i, text in enumerate(self.texts) for piece in text.source.pieces]
+        # The pieces of every shard: contiguous, about the same bytes.
+        ends = np.cumsum([0, *(piece.size for _, piece in self.pieces)])
+        inner = np.searchsorted(ends, np.arange(1, shards or 1) * (ends[-1] / (shards or 1))).tolist()
+        self.shares = [range(a, b) for a, b in pairwise([0, *inner, len(self.pieces)])]
+        self.share = self.shares[shard]
 
     def open(self) -> None:
-        """Make the partial folder; begin anew where another text left it."""
+        """Make the temporary folder; delete one that was made from another text.
+
+        Raises CharlmError where another shard made it from another text.
+        """
         plan = [[p.reader.name, p.first, p.rows, p.size, p.document, p.cut] for _, p in self.pieces]
         digest = sha256(json.dumps(plan).encode()).hexdigest()
-        said = self.partial / "plan.txt"
-        if self.partial.is_dir() and (not said.exists() or said.read_text() != digest):
-            if not self.alone and said.exists():
-                raise CharlmError(
-                    f"{describe(self.config.data)} is not what another shard found: it changed, or differs "
-                    f"between machines; delete {self.partial} and begin again"
-                )
+        path = self.partial / "plan.txt"
+        found = path.read_text() if path.exists() else None
+        if found == digest:
+            return
+        if found is not None and self.shards is not None:
+            raise CharlmError(
+                f"{describe(self.config.data)} is not what another shard found: it changed, or differs "
+                f"between machines; delete {self.partial} and start again"
+            )
+        if self.partial.is_dir():
             shutil.rmtree(self.partial)
         self.partial.mkdir(exist_ok=True)
-        if not said.exists():
-            replace(said, digest)
+        replace(path, digest)
 
-    def whole(self) -> None:
-        """All of it, by one process."""
+    def run(self) -> bool:
+        """Build the whole corpus in this process. Returns True."""
         self.open()
         try:
             self.finish(self.step())
         except Unreadable:
             raise  # it may be readable next time
         except CharlmError:
-            shutil.rmtree(self.partial, ignore_errors=True)  # of no use: the text or the config must change
+            shutil.rmtree(self.partial, ignore_errors=True)  # useless: the text or the config must change
             raise
+        return True
 
     def step(self) -> dict[str, str] | None:
-        """Count the pieces of this shard; or, when it is known where they go, encode them.
+        """Count the pieces of this shard; or, once the layout exists, encode them. A process alone does both.
 
-        Returns the sha256 of every split when all are whole.
+        Returns the sha256 of the part of every split that was encoded.
         """
         if not self.laid_out:
             self.count()
-            if not self.alone:
+            if self.shards is not None:
                 return None
             self.lay_out().save(self.partial)
         layout = Layout.load(self.partial)
-        tail = "" if self.alone else f"-{self.shard}"
+        suffix = "" if self.shards is None else f"-{self.shard}"
+        progress = self.partial / f"encoded-{self.shard}.json"
         with (
-            self._told("encode", resumed=self._encoded(self.shard) > 0),
-            Arrays(layout, self.mine, self.partial, tail, self._progress(self.shard)) as arrays,
-            closing(self.encode(layout, "encoding", arrays.done, arrays.write)) as written,
+            self._timed("encode", resumed=pieces_written(progress) > 0),
+            IdWriter(layout, self.share, self.partial, suffix, progress) as writer,
+            closing(self.encode(layout, "encoding", writer.done, writer.write)) as encoded,
         ):
-            for number in written:
-                arrays.advance(number)
-        return arrays.digests if self.alone else None
+            for number in encoded:
+                writer.advance(number)
+        return {split: digest.hexdigest() for split, digest in writer.hashes.items()}
 
     def merge(self) -> bool:
-        """Bring the shards together; True when the corpus is whole."""
-        self.open()
-        if not self.laid_out:
-            self._require("counted", [i for i, mine in enumerate(self.deal) if self._counted(i) < len(mine)])
-            self.lay_out().save(self.partial)
-            return False
-        self._require("encoded", [i for i, mine in enumerate(self.deal) if self._encoded(i) < len(mine)])
-        self.finish()
-        return True
+        """Bring the shards together: choose the vocabulary when all have counted, join the arrays when all
+        have encoded. Returns True when the corpus is complete.
 
-    def _require(self, what: str, missing: list[int]) -> None:
+        Raises CharlmError naming the shards that are not done.
+        """
+        self.open()
+        stage, missing = "encoded" if self.laid_out else "counted", []
+        for i, share in enumerate(self.shares):
+            if stage == "encoded":
+                done = pieces_written(self.partial / f"encoded-{i}.json")
+            else:
+                done = sum(1 for _ in Journal.read(self.partial / f"counts-{i}.log"))
+            missing += [str(i)] * (done < len(share))
         if missing:
             raise CharlmError(
-                f"{self.folder}: {len(missing)} of {self.shards} shards are not {what} yet: "
-                f"{', '.join(map(str, missing))}; the same command with --shard I/{self.shards} for each"
+                f"{self.folder}: {len(missing)} of {self.shards} shards are not {stage} yet: "
+                f"{', '.join(missing)}; the same command with --shard I/{self.shards} for each"
             )
-
-    # the counting pass
+        if stage == "counted":
+            self.lay_out().save(self.partial)
+            return False
+        self.finish()
+        return True
 
     @property
     def laid_out(self) -> bool:
         return (self.partial / "layout.npz").exists()
 
-    def _counts(self, shard: int) -> Path:
-        return self.partial / f"counts-{shard}.log"
-
-    def _counted(self, shard: int) -> int:
-        return sum(1 for _ in Journal.read(self._counts(shard)))
+    def _sizes(self, done: int) -> dict[int, int]:
+        """Bytes of each piece of this shard but for the first `done`."""
+        return {number: self.pieces[number][1].size for number in self.share[done:]}
 
     def count(self) -> None:
         """Tally every piece of this shard, in its journal."""
 
         def tally(number: int) -> bytes:
             text, piece = self.pieces[number]
-            return text.count(piece).to_bytes()
+            return self.texts[text].count(piece)
 
-        with Journal(self._counts(self.shard)) as journal, self._told("count", resumed=len(journal) > 0):
-            done = len(journal)
-            left = self.mine[done:]
-            with (
-                progress("counting", [self.sizes[i] for i in left]) as advance,
-                closing(in_order(tally, left, self.workers)) as tallies,
-            ):
-                for number, content in tallies:
-                    journal.append(content)
-                    advance(self.sizes[number])
+        with (
+            Journal(self.partial / f"counts-{self.shard}.log") as journal,
+            self._timed("count", resumed=len(journal) > 0),
+            closing(in_order("counting", tally, self._sizes(len(journal)), self.workers)) as tallies,
+        ):
+            for content in tallies:
+                journal.append(content)
 
     def lay_out(self) -> Layout:
-        """What follows from all tallies."""
+        """The layout that follows from the tallies of all shards."""
 
         def tallies() -> Iterator[Tally]:
-            for shard in range(self.shards):
-                yield from map(Tally.from_bytes, Journal.read(self._counts(shard)))
+            for shard in range(len(self.shares)):
+                yield from map(Tally, Journal.read(self.partial / f"counts-{shard}.log"))
 
         return lay_out(self.texts, tallies, self.config)
 
-    # the encoding pass
+    def encode(self, layout: Layout, title: str, done: int, write: Callable) -> Iterator[int]:
+        """Encode the pieces of this shard but for the first `done`. Yields the number of each, in order.
 
-    def _progress(self, shard: int) -> Path:
-        return self.partial / f"encoded-{shard}.json"
+        write(split, position in it, ids) is called from many threads, each with its own positions. Raises
+        CharlmError for a text that is not as long as when it was counted.
+        """
 
-    def _encoded(self, shard: int) -> int:
-        path = self._progress(shard)
-        return json.loads(path.read_text())["pieces"] if path.exists() else 0
-
-    def encode(
-        self, layout: Layout, title: str, done: int, place: Callable[[str, int, np.ndarray], None]
-    ) -> Iterator[int]:
-        """Encode the pieces of this shard but for the first `done`; place(split, position in it, ids) is
-        called from many threads, each with its own positions. Yields the number of every piece that is
-        placed."""
-        ranges: dict[tuple[int, int], list] = {}
-        for text, stream, *part in layout.ranges:
-            ranges.setdefault((text, stream), []).append(part)
-        number_of = {text: number for number, text in enumerate(self.texts)}
-
-        def work(number: int) -> None:
-            text, piece = self.pieces[number]
+        def work(number: int) -> int:
+            own, piece = self.pieces[number]
             at, end = layout.starts[number].copy(), layout.starts[number] + layout.lengths[number]
-            for stream, ids in text.encode(piece, layout.vocab, layout.begun[number].copy()):
-                if at[stream] + len(ids) > end[stream]:
+            for stream, ids in self.texts[own].encode(piece, layout.vocab, layout.begun[number].copy()):
+                first, stop = at[stream], at[stream] + len(ids)
+                if stop > end[stream]:
                     break
-                for split, low, high in ranges[number_of[text], stream]:
-                    a, b = max(at[stream], low), min(at[stream] + len(ids), high)
-                    if a < b:
-                        place(split, int(a - low), ids[a - at[stream] : b - at[stream]])
-                at[stream] += len(ids)
+                for text, part, split, low, high in layout.ranges:
+                    a, b = max(first, low), min(stop, high)
+                    if (text, part) == (own, stream) and a < b:
+                        write(split, int(a - low), ids[a - first : b - first])
+                at[stream] = stop
             if not np.array_equal(at, end):
                 raise CharlmError(
                     f"{describe(self.config.data)}: {piece.reader.name} changed while it was read; try again"
                 )
+            return number
 
-        left = self.mine[done:]
-        with (
-            progress(title, [self.sizes[i] for i in left]) as advance,
-            closing(in_order(work, left, self.workers)) as placed,
-        ):
-            for number, _ in placed:
-                advance(self.sizes[number])
-                yield number
+        return in_order(title, work, self._sizes(done), self.workers)
 
-    def compare(self, corpus: Corpus) -> None:
-        """Count and encode all pieces, and raise CharlmError where the corpus holds something else."""
+    def compare(self, corpus: Corpus, partial: Path) -> None:
+        """Count and encode all pieces. Raises CharlmError where the corpus holds something else.
 
-        def changed(what: str) -> CharlmError:
+        partial: an empty folder, for the tallies.
+        """
+
+        def changed(difference: str) -> CharlmError:
             return CharlmError(
-                f"{describe(self.config.data)} is not what {self.folder} was made of: {what}; delete that "
-                f"folder to prepare it anew"
+                f"{describe(self.config.data)} is not what {self.folder} was made of: {difference}; delete "
+                f"that folder to prepare again"
             )
 
-        def compare(split: str, at: int, ids: np.ndarray) -> None:
-            held = corpus[split][at : at + len(ids)]
-            if not np.array_equal(held, ids):
-                raise changed(f"{split} differs from symbol {at + int(np.argmin(held == ids)):,} on")
+        def compare(split: str, position: int, ids: np.ndarray) -> None:
+            stored = corpus[split][position : position + len(ids)]
+            if not np.array_equal(stored, ids):
+                first = position + int(np.argmin(stored == ids))
+                raise changed(f"{split} differs from symbol {first:,} on")
 
+        self.partial = partial
         self.count()
         layout = self.lay_out()
         if layout.vocab != corpus.vocab:
             raise changed("the vocabulary differs")
         for split, size in corpus.splits.items():
-            if layout.size(split)["symbols"] != size["symbols"]:
-                raise changed(
-                    f"{split} holds {layout.size(split)['symbols']:,} symbols, not {size['symbols']:,}"
-                )
+            if (symbols := layout.size(split)["symbols"]) != size["symbols"]:
+                raise changed(f"{split} holds {symbols:,} symbols, not {size['symbols']:,}")
         for _ in self.encode(layout, "comparing", 0, compare):
             pass
 
-    # the end
-
     def finish(self, digests: dict[str, str] | None = None) -> None:
-        """Join what shards wrote, describe it, and move the folder to its place."""
+        """Write corpus.json and rename the folder. digests: None joins what the shards wrote.
+
+        Raises CharlmError when the files of the text changed meanwhile.
+        """
         layout = Layout.load(self.partial)
         if not (self.partial / "corpus.json").exists():  # else an earlier process ended while it cleaned up
             if fingerprint(self.config) != self.folder.name.rsplit("-", 1)[1]:
                 raise CharlmError(f"{describe(self.config.data)}: changed while it was read; try again")
             if digests is None:
-                parts = [shard for shard, mine in enumerate(self.deal) if mine]
-                with self._told("join"):
-                    digests = {split: join(self.partial, split, parts) for split in layout.splits}
+                parts = [shard for shard, share in enumerate(self.shares) if share]
+                with self._timed("join"):
+                    digests = {split: join(self.partial, split, parts) for split in layout.histograms}
             info = FORMAT | self._describe(layout, digests)
             replace(self.partial / "corpus.json", json.dumps(info, indent=2, ensure_ascii=False))
         for path in self.partial.glob("*-*.npy"):
@@ -277,35 +262,32 @@ class Build:
                 path.unlink()
 
     def _describe(self, layout: Layout, digests: dict[str, str]) -> dict:
-        """What corpus.json says."""
-        config, vocab = self.config, layout.vocab
-        sizes = {split: layout.size(split) for split in layout.splits}
+        """The content of corpus.json, in addition to FORMAT."""
+        config, vocab, histograms = self.config, layout.vocab, layout.histograms
+        sizes = {split: layout.size(split) for split in layout.histograms}
         total = {k: sum(size[k] for size in sizes.values()) for k in ("characters", "bytes", "symbols")}
-        found = {}
+        figures = {}
         if "validation" in sizes:
-            with self._told("floors"):
-                ids = {split: IdFile(self.partial / f"{split}.npy") for split in ("train", "validation")}
-                counts = layout.histograms
-                # Not in this thread: a signal would break into compiled code.
+            with self._timed("floors"):
+                train, validation = (IdFile(self.partial / f"{s}.npy") for s in ("train", "validation"))
+                # Not in this thread: a signal would interrupt compiled code.
                 with ThreadPoolExecutor(2) as pool:
-                    ngram = pool.submit(floors.ngram, ids["train"], ids["validation"], vocab)
-                    xz = pool.submit(floors.xz, ids["validation"], vocab)
-                    unigram = floors.unigram(counts["train"], counts["validation"], vocab)
-                    found = {"unigram": unigram, "ngram": ngram.result(), "xz": xz.result()}
+                    ngram = pool.submit(baselines.ngram, train, validation, vocab)
+                    xz = pool.submit(baselines.xz, validation, vocab)
+                    unigram = baselines.unigram(histograms["train"], histograms["validation"], vocab)
+                    figures = {"unigram": unigram, "ngram": ngram.result(), "xz": xz.result()}
         spelled = slice(len(vocab.characters), len(vocab.characters) + len(vocab.byte_symbols))
-        fallback = sum(int(h[spelled].sum()) for h in layout.histograms.values())
+        fallback = sum(int(h[spelled].sum()) for h in histograms.values())
         return {
             "fingerprint": self.folder.name.rsplit("-", 1)[1],
-            "source": {
-                k: v for k, v in asdict(config.data).items() if k not in UNTOLD and v not in (None, "")
-            },
+            "source": {k: v for k, v in fingerprinted(config.data).items() if v not in (None, "")},
             "vocab": asdict(config.vocab) | {"size": len(vocab)},
             "documents": sum(text.source.documents for text in self.texts),
             **total,
             "fallback_rate": 0.0 if vocab.bytes_only else fallback / total["symbols"],
             **layout.facts,
             "splits": {split: size | {"sha256": digests[split]} for split, size in sizes.items()},
-            "floors": found,
+            "floors": figures,
             "seconds": round(time.perf_counter() - self.started, 3),
             "passes": self.seconds,
             "versions": {"charlm": __version__, "python": sys.version.split()[0]}
@@ -313,13 +295,8 @@ class Build:
         }
 
     @contextmanager
-    def _told(self, name: str, resumed: bool = False) -> Iterator[None]:
-        """Note how long a step takes, or the rest of it."""
+    def _timed(self, name: str, resumed: bool = False) -> Iterator[None]:
+        """Store the seconds of a step, or of the rest of it."""
         began = time.perf_counter()
         yield
         self.seconds[f"rest of {name}" if resumed else name] = round(time.perf_counter() - began, 6)
-
-
-def _cores() -> int:
-    """That this process may use; on a Mac it may use all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

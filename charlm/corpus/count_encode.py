@@ -1,10 +1,10 @@
-"""Two passes over a text: count its characters, then encode it; each piece of the text apart from the others.
+"""Two passes over a text: count its characters, then encode it; each piece of the text independently.
 
-After the first pass the length of everything is known. So the second can write any piece, in any order and
-from any thread or machine, to its own place in the arrays of ids.
+With the counts, the second pass can write any piece, in any order and from any thread or machine, to its own
+place in the arrays of ids.
 
-A text is dealt out to *streams* of symbols. Where documents are drawn for held-out splits, every split is a
-stream. Where the text is cut in contiguous parts, it is one stream, and the splits are ranges of it.
+A text is divided into *streams* of symbols. Where documents are drawn for held-out splits, every split is a
+stream. Where the text is cut into contiguous parts, it is one stream, and the splits are ranges of it.
 """
 
 from __future__ import annotations
@@ -14,195 +14,162 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import TypeVar
+from io import StringIO
+from itertools import islice
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from charlm.config.fields import Config
 from charlm.corpus import kernels
-from charlm.corpus.batches import Piece, Rows, Source
-from charlm.corpus.loading import explained
-from charlm.corpus.sources import describe
-from charlm.corpus.textfile import TextFiles
-from charlm.corpus.vocabulary import END, Vocab, codes_of, name_of
+from charlm.corpus.batches import Piece, TextBatch, TextSource
+from charlm.corpus.readers import TextFiles
+from charlm.corpus.sources import describe, read_error
+from charlm.corpus.vocabulary import END, Vocab, codes_of
 from charlm.errors import CharlmError
 
-_CODES = (END + 256) >> 8 << 8  # places in a table of counts: whole pages of 256
-_T = TypeVar("_T")
+_CODES = (END + 256) >> 8 << 8  # size of a table of counts: whole pages of 256
 
 
-@dataclass
 class Tally:
-    """What the counting pass says of a piece, per stream: codes uint32[n] in order, how often each occurs
-    int64[n], documents that begin and that end in the piece. Nothing between documents is counted."""
+    """The counts of a piece, without the glue between documents.
 
-    codes: list[np.ndarray]
-    counts: list[np.ndarray]
-    begun: np.ndarray
-    ended: np.ndarray
+    sizes, begun, ended: int64[streams], the number of different codes, and of documents that begin and end in
+    the piece. codes: uint32[n], stream by stream, in order; counts: int64[n], how often each occurs.
+    """
 
-    def to_bytes(self) -> bytes:
-        sizes = [len(c) for c in self.codes]
-        parts = ([len(sizes), *sizes], self.begun, self.ended, *self.counts, *self.codes)
-        return np.concatenate([np.asarray(p, np.int64) for p in parts]).tobytes()
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> Tally:
+    def __init__(self, content: bytes):
+        """content: of Text.count."""
         numbers = np.frombuffer(content, np.int64)
-        n, numbers = int(numbers[0]), numbers[1:]
-        sizes = [int(size) for size in numbers[:n]]
-        *parts, _ = np.split(numbers[n:], np.cumsum([n, n, *sizes, *sizes]))
-        return cls([c.astype(np.uint32) for c in parts[2 + n :]], parts[2 : 2 + n], parts[0], parts[1])
-
-    @property
-    def characters(self) -> int:
-        return sum(int(c.sum()) for c in self.counts)
+        n = int(numbers[0])
+        self.sizes, self.begun, self.ended = numbers[1 : 1 + 3 * n].reshape(3, n)
+        self.counts, codes = numbers[1 + 3 * n :].reshape(2, -1)
+        self.codes = codes.astype(np.uint32)
 
 
 class Text:
     """One source and the splits that are made of it."""
 
-    def __init__(self, source: Source, config: Config, splits: list[str]):
+    def __init__(self, source: TextSource, config: Config, splits: list[str]):
         """splits: their names; the first takes what the others leave.
 
-        Raises CharlmError when there are too few documents to draw some for each.
+        Raises CharlmError for an empty text, and where there are too few documents to draw some for each.
         """
         self.source, self.data, self.splits = source, config.data, splits
         self.bytes_only = config.vocab.bytes_only
-        self.after = config.vocab.end_of_document
-        self.glue = np.array([END], np.uint32)  # codes after every document
-        if not self.after:  # codes between documents
+        self.ends = config.vocab.end_of_document
+        if self.ends:  # glue: uint32[g], codes after every document, or else between documents
+            self.glue = np.array([END], np.uint32)
+        else:
             separator = np.frombuffer(config.data.separator.encode("utf-8"), np.uint8)
-            self.glue = separator if self.bytes_only else codes_of(separator)
-        self.cut = config.data.split_by == "character" and len(splits) > 1
-        self.streams = 1 if self.cut else len(splits)
-        self._limits = [] if self.streams == 1 else self._draw()
+            self.glue = (separator if self.bytes_only else codes_of(separator)).astype(np.uint32)
+        self.contiguous = config.data.split_by == "character" and len(splits) > 1
+        self.streams = 1 if self.contiguous else len(splits)
+        if self.streams > 1:
+            self._limits = self._draw()
         self._scratch = threading.local()
 
-    def _draw(self) -> list[np.uint64]:
-        """The greatest hash of a document in each held-out split: the k documents of least hash are held out.
-
-        The hash is one-to-one, so that exactly k have it. Flat in memory, whatever the number of documents.
-        """
-        documents, taken, limits = self.source.documents, 0, []
+    def _draw(self) -> np.ndarray:
+        """uint64[held-out splits]: the greatest hash of a document in each. They take the documents of least
+        hash, exactly as many as wanted: the hash is one-to-one."""
+        documents, taken = self.source.documents, []
         if not sum(piece.size for piece in self.source.pieces):  # no row, or files without a byte
             raise CharlmError(f"{describe(self.data)}: the text is empty")
         for split in self.splits[1:]:
-            taken += max(1, round(documents * getattr(self.data, split)))
-            if taken >= documents:
-                raise CharlmError(
-                    f"{describe(self.data)}: {documents} document(s) cannot be split in {len(self.splits)}; "
-                    f"set data.split_by=character, or data.validation=0 and data.test=0"
-                )
-            limits.append(_kth_least(documents, taken, self.data.seed))
-        return limits
+            taken.append(sum(taken[-1:]) + max(1, round(documents * getattr(self.data, split))))
+        if taken[-1] >= documents:
+            raise CharlmError(
+                f"{describe(self.data)}: {documents} document(s) cannot be split in {len(self.splits)}; "
+                f"set data.split_by=character, or data.validation=0 and data.test=0"
+            )
+        least, step = np.empty(0, np.uint64), max(1 << 20, taken[-1])
+        for low in range(0, documents, step):  # memory for the held-out documents only
+            block = np.arange(low, min(low + step, documents), dtype=np.uint64)
+            least = np.sort(np.concatenate([least, _mix(block, self.data.seed)]))[: taken[-1]]
+        return least[np.array(taken) - 1]
 
-    def route(self, rows: Rows) -> np.ndarray:
+    def route(self, rows: TextBatch) -> np.ndarray:
         """uint8[rows]: the stream of each row; held-out documents by a hash of seed and number."""
-        if not self._limits:
+        if self.streams == 1:
             return np.zeros(len(rows.ends), np.uint8)
-        mixed = _mix(rows.documents.astype(np.uint64), self.data.seed)
-        return np.select([mixed <= limit for limit in self._limits], range(1, self.streams), 0).astype(
-            np.uint8
-        )
+        drawn = np.searchsorted(self._limits, _mix(rows.documents.astype(np.uint64), self.data.seed))
+        return ((drawn + 1) % self.streams).astype(np.uint8)
 
-    def batches(self, piece: Piece) -> Iterator[Rows]:
+    def batches(self, piece: Piece) -> Iterator[TextBatch]:
         """The rows of a piece. Raises CharlmError when they cannot be read."""
-        rows = self.source.batches(piece, whole_characters=not self.bytes_only)
-        while True:
-            try:
-                batch = next(rows, None)
-            except Exception as error:  # of Arrow, of the disk, of the network
-                raise explained(error, self.data, piece.reader.name) from error
-            if batch is None:
-                return
-            yield batch
+        try:
+            yield from self.source.batches(piece, whole_characters=not self.bytes_only)
+        except Exception as error:  # of Arrow, of the disk, of the network
+            raise read_error(error, self.data, piece.reader.name) from error
 
-    def count(self, piece: Piece) -> Tally:
-        """First pass, of one piece. Raises CharlmError, naming row and byte, for what is not UTF-8."""
-        if not hasattr(self._scratch, "counts"):
-            self._scratch.counts = np.zeros((self.streams, _CODES), np.int64)
-        counts = self._scratch.counts
+    def count(self, piece: Piece) -> bytes:
+        """First pass, of one piece: the content of its Tally. Raises CharlmError for what is not UTF-8."""
+        # A table of zeros per thread, put back when it is all zeros again: clearing it would cost more.
+        counts = vars(self._scratch).pop("counts", None)
+        if counts is None:
+            counts = np.zeros((self.streams, _CODES), np.int64)
         ascii_counts = np.zeros((self.streams, 4, 256), np.int64)
         touched = np.zeros((self.streams, _CODES >> 8), bool)
         begun, ended = np.zeros(self.streams, np.int64), np.zeros(self.streams, np.int64)
-        try:
-            for rows in self.batches(piece):
-                route = self.route(rows)
-                bad = kernels.count(
-                    rows.utf8, rows.offsets, route, self.bytes_only, counts, ascii_counts, touched
-                )
-                if bad >= 0:
-                    raise self._not_utf8(rows, bad, piece)
-                begins = np.concatenate([[rows.begins], rows.ends[:-1]])
-                begun += np.bincount(route[begins], minlength=self.streams)
-                ended += np.bincount(route[rows.ends], minlength=self.streams)
-        except BaseException:
-            del self._scratch.counts
-            raise
+        for rows in self.batches(piece):
+            route = self.route(rows)
+            bad = kernels.count(
+                rows.utf8, rows.offsets, route, self.bytes_only, counts, ascii_counts, touched
+            )
+            if bad >= 0:
+                raise self._not_utf8(rows, bad, piece)
+            begins = np.concatenate([[rows.begins], rows.ends[:-1]])
+            begun += np.bincount(route[begins], minlength=self.streams)
+            ended += np.bincount(route[rows.ends], minlength=self.streams)
         counts[:, :256] += ascii_counts.sum(1)
         touched[:, 0] = True
-        tally = Tally([], [], begun, ended)
-        for stream in range(self.streams):
-            pages = counts[stream].reshape(-1, 256)
-            written = np.flatnonzero(touched[stream])
-            codes = (written[:, None] * 256 + np.arange(256)).ravel()
-            found = pages[written].ravel()
-            tally.codes.append(codes[found > 0].astype(np.uint32))
-            tally.counts.append(found[found > 0])
-            pages[written] = 0
-        return tally
+        pages = counts.reshape(-1, 256)  # of all streams
+        written = np.flatnonzero(touched)
+        row, code = np.nonzero(pages[written])
+        stream, page = np.divmod(written[row], _CODES >> 8)
+        times = pages[written[row], code]
+        pages[written] = 0
+        self._scratch.counts = counts
+        sizes = np.bincount(stream, minlength=self.streams)
+        return np.concatenate([[self.streams], sizes, begun, ended, times, page * 256 + code]).tobytes()
 
     def encode(self, piece: Piece, vocab: Vocab, begun: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Second pass, of one piece: (stream, its next ids) one after the other.
+        """Second pass, of one piece: (stream, its next ids), one batch after the other.
 
-        begun: int64[streams], documents begun before the piece; advanced. The ids are overwritten at the
-        next.
+        begun: int64[streams], documents begun before the piece; advanced. The ids, of dtype vocab.dtype, are
+        overwritten by the next batch.
         """
-        if not hasattr(self._scratch, "out"):
-            self._scratch.out = np.empty(0, vocab.dtype)
         ids, spelling = vocab.tables
-        glue = vocab.encode_codes(self.glue) if vocab.knows(self.glue) else self.glue[:0]
+        glue = vocab.encode_codes(self.glue) if vocab.can_encode(self.glue) else self.glue[:0]
         glue = glue.astype(np.uint16)
+        out = getattr(self._scratch, "out", np.empty(0, vocab.dtype))
         for rows in self.batches(piece):
             route = self.route(rows)
             room = np.bincount(route, np.diff(rows.offsets) + len(glue), self.streams).astype(np.int64)
             starts = np.cumsum(room) - room
-            if len(self._scratch.out) < room.sum():
-                self._scratch.out = np.empty(room.sum(), vocab.dtype)
-            out, position = self._scratch.out, starts.copy()
+            if len(out) < room.sum():
+                out = self._scratch.out = np.empty(room.sum(), vocab.dtype)
+            position = starts.copy()
             bad = kernels.encode(
                 *(rows.utf8, rows.offsets, rows.ends, rows.begins, route, self.bytes_only),
-                *(ids, spelling, glue, self.after, begun, out, position),
+                *(ids, spelling, glue, self.ends, begun, out, position),
             )
             if bad >= 0:
                 raise self._not_utf8(rows, bad, piece)
             for stream in np.flatnonzero(position > starts):
                 yield int(stream), out[starts[stream] : position[stream]]
 
-    def glued(self, begun: np.ndarray, tally: Tally) -> np.ndarray:
-        """int64[streams]: how often the glue stands in a piece before which so many documents had begun."""
-        if self.after:
-            return tally.ended
-        return np.maximum(begun + tally.begun - 1, 0) - np.maximum(begun - 1, 0)
-
-    def borders(self, length: int) -> list[tuple[str, int, int]]:
-        """The contiguous parts of a text of so many codes: (split, begin, end). Fractions are taken exactly
+    def borders(self, length: int) -> list[int]:
+        """Where each of the contiguous parts of a text of so many codes begins. Fractions are taken exactly
         as written."""
-        share, begins = Fraction(0), [length]
-        for split in reversed(self.splits[1:]):
-            share += Fraction(str(getattr(self.data, split)))
-            begins.insert(0, math.floor(length * (1 - share)))
-        begins.insert(0, 0)
-        return list(zip(self.splits, begins, begins[1:], strict=False))
+        shares = [Fraction(str(getattr(self.data, split))) for split in self.splits[1:]]
+        return [0, *(math.floor(length * (1 - sum(shares[i:]))) for i in range(len(shares)))]
 
-    def _not_utf8(self, rows: Rows, bad: int, piece: Piece) -> CharlmError:
+    def _not_utf8(self, rows: TextBatch, bad: int, piece: Piece) -> CharlmError:
         try:
             rows.utf8[rows.offsets[bad] : rows.offsets[bad + 1]].tobytes().decode("utf-8")
         except UnicodeDecodeError as error:
@@ -218,60 +185,30 @@ class Text:
             )
         raise AssertionError("kernels and Python disagree about UTF-8")
 
-    def misfit(self, piece: Piece, vocab: Vocab, before: int) -> CharlmError:
-        """Name the first character of a piece that a closed vocabulary lacks; before: characters before
-        it."""
-        known = set(vocab.characters)
-        for rows in self.batches(piece):
-            for row, (low, high) in enumerate(zip(rows.offsets, rows.offsets[1:], strict=False)):
-                text = rows.utf8[low:high].tobytes().decode("utf-8")
-                for at, character in enumerate(text if not known.issuperset(text) else ""):
-                    if character not in known:
-                        place = f"character {before + at:,} of the text (document {rows.documents[row]:,})"
-                        return unfitting(self.data, f"{name_of(character)}, {place},", vocab)
-                before += len(text)
-        raise AssertionError("the piece was said to hold a character outside the vocabulary")
 
-
-def unfitting(data, what: str, vocab: Vocab) -> CharlmError:
-    """The error for what a closed vocabulary lacks."""
-    return CharlmError(
-        f"{describe(data)}: {what} is not in the closed vocabulary of {len(vocab)} symbols; "
-        f"add it to vocab.characters, or set vocab.unknown=bytes"
-    )
-
-
-def in_order(work: Callable[[int], _T], items: Iterable[int], workers: int) -> Iterator[tuple[int, _T]]:
-    """(item, work(item)) in the order of the items, of which so many threads work at a time."""
-    with ThreadPoolExecutor(workers) as pool:
-        pending: deque = deque()
-        try:
-            for item in items:
-                pending.append((item, pool.submit(work, item)))
-                if len(pending) > 2 * workers:
-                    done, result = pending.popleft()
-                    yield done, result.result()
-            for done, result in pending:
-                yield done, result.result()
-        finally:
-            for _, result in pending:
-                result.cancel()
-
-
-def _kth_least(n: int, k: int, seed: int) -> np.uint64:
-    """The k-th least (from 1) of the hashes of 0 … n - 1, without holding them all."""
-    step = 1 << 20
-    blocks = [range(low, min(low + step, n)) for low in range(0, n, step)]
-
-    def hashes() -> Iterator[np.ndarray]:
-        for block in blocks:
-            yield _mix(np.arange(block.start, block.stop, dtype=np.uint64), seed)
-
-    counts = sum(np.bincount(h >> np.uint64(48), minlength=1 << 16) for h in hashes())
-    below = np.cumsum(counts)
-    page = int(np.searchsorted(below, k))
-    within = np.concatenate([h[h >> np.uint64(48) == page] for h in hashes()])
-    return np.sort(within)[k - 1 - int(below[page] - counts[page])]
+def in_order(title: str, work: Callable[[int], Any], sizes: dict[int, int], workers: int) -> Iterator[Any]:
+    """work(piece) for each piece in the order of sizes (piece → bytes), by so many threads. Closing the iterator
+    cancels what has not started. Progress is a bar on a terminal, a line every half minute in a log."""
+    terminal = sys.stderr.isatty()
+    screen = {"dynamic_ncols": True} if terminal else {"ncols": 79, "mininterval": 30, "file": StringIO()}
+    logged = time.monotonic()
+    pieces, pending = iter(sizes), deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        with tqdm(desc=title, total=sum(sizes.values()), unit="B", unit_scale=True, **screen) as bar:
+            while True:
+                for piece in islice(pieces, 2 * workers + 1 - len(pending)):
+                    pending.append((sizes[piece], pool.submit(work, piece)))
+                if not pending:
+                    return
+                size, future = pending.popleft()
+                yield future.result()
+                bar.update(size)
+                if not terminal and time.monotonic() - logged > 30:
+                    logged = time.monotonic()
+                    print(bar, file=sys.stderr, flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _mix(x: np.ndarray, seed: int) -> np.ndarray:
@@ -281,26 +218,3 @@ def _mix(x: np.ndarray, seed: int) -> np.ndarray:
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return x ^ (x >> np.uint64(31))
-
-
-@contextmanager
-def progress(title: str, sizes: list[int]) -> Iterator[Callable[[int], None]]:
-    """A bar in bytes, with MB/s and the time left: on a terminal a live one, in a log a line every half
-    minute. Yields the function that moves it on by so many bytes."""
-    terminal = sys.stderr.isatty()
-    began = told = time.monotonic()
-    done = 0
-    options = {"total": sum(sizes), "unit": "B", "unit_scale": True}
-    with tqdm(desc=title, disable=not terminal, dynamic_ncols=True, **options) as bar:
-
-        def advance(size: int) -> None:
-            nonlocal told, done
-            bar.update(size)
-            done += size
-            now = time.monotonic()
-            if not terminal and now - told > 30:
-                told = now
-                line = tqdm.format_meter(done, elapsed=now - began, prefix=title, ncols=79, **options)
-                print(line, file=sys.stderr, flush=True)
-
-        yield advance

@@ -6,9 +6,9 @@ import errno
 import json
 import os
 import shutil
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,117 +18,99 @@ from charlm.corpus.layout import Layout
 from charlm.files import IdFile, replace
 
 BLOCK = 8 << 20  # bytes that are hashed or copied at a time
-TELL_EVERY = 1.0  # seconds between two points that a killed build goes on from
+SYNC_EVERY = 0.25  # seconds between two points from which a killed build resumes
 
 
-class Arrays:
-    """The parts of the arrays that hold the pieces `mine`, as .npy files.
+class IdWriter:
+    """Writes consecutive pieces of the arrays, as .npy files, in any order and from any thread.
 
-    Pieces may be written in any order, by any thread. Written, not memory-mapped: dirty pages of a mapping
-    would count as resident. done: pieces that an earlier try left safely written.
+    Written, not memory-mapped: dirty pages of a mapping would count as resident. done: pieces that an earlier
+    process has safely written.
     """
 
-    def __init__(self, layout: Layout, mine: range, folder: Path, tail: str, progress: Path):
-        """tail: follows the split in the names of the files. progress: says how many pieces are safe.
+    def __init__(self, layout: Layout, pieces: range, folder: Path, suffix: str, progress: Path):
+        """suffix: follows the split in the names of the files. progress: file with the number of pieces that
+        are safely on the disk.
 
         Raises OSError when the disk has too little room.
         """
-        self.layout, self.mine, self.progress, self.dtype = layout, mine, progress, layout.vocab.dtype
-        self.low = {split: layout.filled(split, mine.start - 1) for split in layout.splits}
-        self.paths = {split: folder / f"{split}{tail}.npy" for split in layout.splits}
-        self.done = 0
-        if progress.exists() and all(path.exists() for path in self.paths.values()):
-            self.done = json.loads(progress.read_text())["pieces"]
-        else:
-            self._require_room(folder)
-        self.files = {s: open(p, "rb+" if self.done else "wb+", 0) for s, p in self.paths.items()}  # noqa: SIM115
-        for split, file in self.files.items():
+        self.layout, self.pieces, self.progress, self.dtype = layout, pieces, progress, layout.vocab.dtype
+        self.paths = {split: folder / f"{split}{suffix}.npy" for split in layout.histograms}
+        self.hashed = {split: layout.filled(split, pieces.start - 1) for split in layout.histograms}
+        symbols = {s: layout.filled(s, pieces.stop - 1) - first for s, first in self.hashed.items()}
+        self.done = pieces_written(progress) if all(path.exists() for path in self.paths.values()) else 0
+        need, free = sum(symbols.values()) * self.dtype.itemsize, shutil.disk_usage(folder).free
+        if not self.done and need > free:
+            message = f"{os.strerror(errno.ENOSPC)}: {need / 1e9:.3g} GB are needed, {free / 1e9:.3g} GB free"
+            raise OSError(errno.ENOSPC, message)
+        self.files, self.origins = (
+            {},
+            {},
+        )  # origins: offset in the file at which symbol 0 of the split would be
+        for split, path in self.paths.items():
+            self.files[split] = open(path, "rb+" if self.done else "wb+", 0)  # noqa: SIM115
             if not self.done:
-                write_header(file, layout.filled(split, mine.stop - 1) - self.low[split], self.dtype)
-        self.header = {split: IdFile(path).offset for split, path in self.paths.items()}
-        self.hashes = {split: sha256() for split in layout.splits}
-        self.hashed = dict(self.low)
-        self.written = self.done
-        self._closing = threading.Event()
-        self._fault: Exception | None = None
-        self._keeper = threading.Thread(target=self._keep_safe, daemon=True)
-        self._keeper.start()
+                write_header(self.files[split], symbols[split], self.dtype)
+            self.origins[split] = IdFile(path).offset - self.hashed[split] * self.dtype.itemsize
+        self.hashes = {split: sha256() for split in layout.histograms}
+        # Syncs in the background while more is encoded, so that little is left to wait for at the end.
+        self._pool = ThreadPoolExecutor(1)
+        self._syncing, self._next_sync = Future(), time.monotonic() + SYNC_EVERY
+        self._syncing.set_result(None)
 
-    def _require_room(self, folder: Path) -> None:
-        symbols = sum(self.layout.filled(s, self.mine.stop - 1) - low for s, low in self.low.items())
-        need, free = symbols * self.dtype.itemsize, shutil.disk_usage(folder).free
-        if need > free:
-            told = f"{os.strerror(errno.ENOSPC)}: {need / 1e9:.3g} GB are needed, {free / 1e9:.3g} GB free"
-            raise OSError(errno.ENOSPC, told)
-
-    def write(self, split: str, at: int, ids: np.ndarray) -> None:
-        """Put ids at their place in a split."""
-        offset = self.header[split] + (at - self.low[split]) * self.dtype.itemsize
-        left = memoryview(ids).cast("B")
-        while left:
-            some = os.pwrite(self.files[split].fileno(), left, offset)
-            left, offset = left[some:], offset + some
+    def write(self, split: str, position: int, ids: np.ndarray) -> None:
+        """Write ids to their place in a split."""
+        offset = self.origins[split] + position * self.dtype.itemsize
+        rest = memoryview(ids).cast("B")
+        while rest:
+            size = os.pwrite(self.files[split].fileno(), rest, offset)
+            rest, offset = rest[size:], offset + size
 
     def advance(self, number: int) -> None:
-        """All pieces up to this one are written: hash them."""
-        if self._fault is not None:
-            raise self._fault
-        self.written = number - self.mine.start + 1
+        """Hash the pieces up to this one, all of which are written."""
         for split, file in self.files.items():
             filled = self.layout.filled(split, number)
             while self.hashed[split] < filled:
-                some = min(filled - self.hashed[split], BLOCK // self.dtype.itemsize)
-                offset = self.header[split] + (self.hashed[split] - self.low[split]) * self.dtype.itemsize
-                self.hashes[split].update(os.pread(file.fileno(), some * self.dtype.itemsize, offset))
-                self.hashed[split] += some
+                count = min(filled - self.hashed[split], BLOCK // self.dtype.itemsize)
+                offset = self.origins[split] + self.hashed[split] * self.dtype.itemsize
+                self.hashes[split].update(os.pread(file.fileno(), count * self.dtype.itemsize, offset))
+                self.hashed[split] += count
+        if time.monotonic() > self._next_sync and self._syncing.done():
+            self._syncing.result()  # raises the error of a disk that failed
+            self._syncing = self._pool.submit(self._sync, number - self.pieces.start + 1)
+            self._next_sync = time.monotonic() + SYNC_EVERY
 
-    def _keep_safe(self) -> None:
-        """Push what is written to the disk while more is encoded, so that little is left to wait for."""
-        try:
-            told = time.monotonic()
-            while not self._closing.wait(0.02):
-                pieces = self._sync()
-                if time.monotonic() - told > TELL_EVERY:
-                    self._tell(pieces)
-                    told = time.monotonic()
-        except Exception as error:  # raised again by who goes on writing
-            self._fault = error
-
-    def _sync(self) -> int:
-        """Wait until what is written is on the disk. Returns how many pieces that is at least."""
-        pieces = self.written
+    def _sync(self, pieces: int) -> None:
+        """Wait until the files are on the disk, then record how many pieces are."""
         for file in self.files.values():
             os.fsync(file.fileno())
-        return pieces
-
-    def _tell(self, pieces: int) -> None:
         replace(self.progress, json.dumps({"pieces": pieces}))
 
-    @property
-    def digests(self) -> dict[str, str]:
-        """sha256 of the ids of every split: what corpus.json says."""
-        return {split: digest.hexdigest() for split, digest in self.hashes.items()}
-
-    def __enter__(self) -> Arrays:
+    def __enter__(self) -> IdWriter:
         return self
 
     def __exit__(self, kind, error, _) -> None:
         try:
-            self._closing.set()
-            self._keeper.join()
             if error is None:
-                self.advance(self.mine.stop - 1)  # of an earlier try, if all were done
-                self._tell(self._sync())
+                self.advance(self.pieces.stop - 1)  # hashes what an earlier process wrote, if it wrote all
+                self._syncing.result()
+                self._sync(len(self.pieces))
         finally:
+            self._pool.shutdown()
             for file in self.files.values():
                 file.close()
-            if isinstance(error, OSError):  # leave room on a disk that is full
+            if isinstance(error, OSError):  # free the space of a full disk
                 for path in (*self.paths.values(), self.progress):
                     path.unlink(missing_ok=True)
 
 
+def pieces_written(progress: Path) -> int:
+    """The number in a progress file; 0 where there is none."""
+    return json.loads(progress.read_text())["pieces"] if progress.exists() else 0
+
+
 def join(folder: Path, split: str, parts: Sequence[int]) -> str:
-    """Put the arrays that shards wrote one after the other into one. Returns its sha256."""
+    """Concatenate the arrays of these shards. Returns the sha256 of their ids."""
     digest = sha256()
     sources = [IdFile(folder / f"{split}-{part}.npy") for part in parts]
     with open(folder / f"{split}.npy", "wb") as file:

@@ -1,34 +1,37 @@
-"""What follows from the counts: the vocabulary, the size of every split, and the place of every piece in
-it."""
+"""From the counts to the vocabulary, the size of every split, and the place of every piece in it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from charlm.config.fields import Config
-from charlm.corpus.count_encode import Tally, Text, unfitting
+from charlm.corpus.batches import Piece
+from charlm.corpus.count_encode import Tally, Text
 from charlm.corpus.sources import describe
-from charlm.corpus.vocabulary import END, Vocab
+from charlm.corpus.vocabulary import END, Vocab, codes_of, name_of
 from charlm.errors import CharlmError
 from charlm.files import replace
 
 SHOWN = 8  # characters that a report names
+_JSON = "told"  # the name in layout.npz of what is not an array
 
 
 @dataclass
 class Layout:
-    """Where the symbols of every piece go, and what is known of the whole.
+    """Where the symbols of every piece go, and the sizes of the corpus.
 
     starts, lengths: int64[pieces, streams], of each piece in the streams of its text. begun: int64[pieces,
     streams], documents begun before it. pieces: [first, stop] of every text. ranges: [text, stream, split,
     low, high], the part of a stream that is a split. histograms: int64[V] per split, how often each symbol
-    occurs. facts: for corpus.json.
+    occurs. documents: per split that holds whole documents. facts: for corpus.json.
     """
 
     vocab: Vocab
@@ -40,10 +43,6 @@ class Layout:
     histograms: dict[str, np.ndarray]
     documents: dict[str, int]
     facts: dict
-
-    @property
-    def splits(self) -> list[str]:
-        return list(self.histograms)
 
     def size(self, split: str) -> dict[str, int]:
         """documents, where they are whole; characters, bytes and symbols of a split."""
@@ -65,29 +64,23 @@ class Layout:
         return int(np.clip(self.starts[last, stream] + self.lengths[last, stream], low, high)) - low
 
     def save(self, folder: Path) -> None:
-        """Write vocab.json, then layout.npz, which is there only when both are whole."""
+        """Write vocab.json, then layout.npz, which exists only when both are whole."""
         self.vocab.save(folder / "vocab.json")
-        told = {
-            "pieces": self.pieces,
-            "ranges": self.ranges,
-            "documents": self.documents,
-            "facts": self.facts,
-        }
+        values = {name: getattr(self, name) for name in ("pieces", "ranges", "documents", "facts")}
         arrays = {f"histogram {split}": h for split, h in self.histograms.items()}
-        arrays |= {"starts": self.starts, "lengths": self.lengths, "begun": self.begun}
+        arrays |= {name: getattr(self, name) for name in ("starts", "lengths", "begun")}
         buffer = BytesIO()
-        np.savez(buffer, told=np.array(json.dumps(told)), **arrays)
+        np.savez(buffer, **{_JSON: json.dumps(values)}, **arrays)
         replace(folder / "layout.npz", buffer.getvalue())
 
     @classmethod
     def load(cls, folder: Path) -> Layout:
         with np.load(folder / "layout.npz") as file:
             arrays = dict(file)
-        told = json.loads(str(arrays.pop("told")))
-        histograms = {n.partition(" ")[2]: a for n, a in arrays.items() if n.startswith("histogram ")}
-        places = (arrays[name] for name in ("starts", "lengths", "begun"))
-        rest = (told["pieces"], told["ranges"], histograms, told["documents"], told["facts"])
-        return cls(Vocab.load(folder), *places, *rest)
+        values = json.loads(str(arrays.pop(_JSON)))
+        splits = [name.partition(" ")[2] for name in arrays if name.startswith("histogram ")]
+        histograms = {split: arrays.pop(f"histogram {split}") for split in splits}
+        return cls(Vocab.load(folder), histograms=histograms, **arrays, **values)
 
 
 def lay_out(texts: list[Text], tallies: Callable[[], Iterator[Tally]], config: Config) -> Layout:
@@ -96,119 +89,106 @@ def lay_out(texts: list[Text], tallies: Callable[[], Iterator[Tally]], config: C
 
     Raises CharlmError for text that is empty, too short for its splits, or outside a closed vocabulary.
     """
-    shape = (sum(len(text.source.pieces) for text in texts), max(text.streams for text in texts))
-    begun, glued = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    codes_in = np.zeros(shape[0], np.int64)  # codes of each piece, glue included
+    stops = np.cumsum([0, *(len(text.source.pieces) for text in texts)]).tolist()
+    spans = list(map(list, pairwise(stops)))  # [first, stop] of the pieces of every text
+    owners = [text for text in texts for _ in text.source.pieces]
+    pieces = [piece for text in texts for piece in text.source.pieces]
+    shape = (len(pieces), max(text.streams for text in texts))
+    begins, ends, lengths = (np.zeros(shape, np.int64) for _ in range(3))
+    sizes = np.zeros(len(pieces), np.int64)  # codes of each piece
     totals = np.zeros(END + 1, np.int64)  # how often each code occurs
-    for i, text, tally, before in _each(texts, tallies()):
-        glue = text.glued(before, tally)
-        begun[i, : text.streams], glued[i, : text.streams] = before, glue
-        before += tally.begun
-        codes_in[i] = tally.characters + glue.sum() * len(text.glue)
-        for codes, counts in zip(tally.codes, tally.counts, strict=True):
-            totals[codes] += counts
-        np.add.at(totals, text.glue, glue.sum())
-    first = len(texts[0].source.pieces)
-    if not (codes_in[:first].sum() - glued[:first].sum() * len(texts[0].glue)):
+    for i, tally in enumerate(tallies()):
+        begins[i, : len(tally.begun)], ends[i, : len(tally.begun)] = tally.begun, tally.ended
+        sizes[i] = tally.counts.sum()
+        np.add.at(totals, tally.codes, tally.counts)
+    if not sizes[: stops[1]].any():
         raise CharlmError(f"{describe(config.data)}: the text is empty")
+    begun = _before(begins, spans)
+    glue, glued = texts[0].glue, ends  # glued: int64[pieces, streams], how often the glue occurs
+    if not config.vocab.end_of_document:  # it is before every document but the first of a stream
+        glued = np.maximum(begun + begins - 1, 0) - np.maximum(begun - 1, 0)
+    np.add.at(totals, glue, glued.sum())
     vocab = Vocab.from_counts(totals, config.vocab)
-    if not vocab.knows(np.flatnonzero(totals)):
-        raise _misfit(texts, tallies(), vocab)
+    if not vocab.can_encode(np.flatnonzero(totals)):
+        outside = _first_outside(zip(owners, pieces, tallies(), _before(sizes, spans), strict=True), vocab)
+        raise CharlmError(
+            f"{describe(config.data)}: {outside} is not in the closed vocabulary of {len(vocab)} symbols; "
+            f"add it to vocab.characters, or set vocab.unknown=bytes"
+        )
 
-    layout = Layout(vocab, np.zeros(shape, np.int64), np.zeros(shape, np.int64), begun, [], [], {}, {}, {})
-    layout.histograms = {s: np.zeros(len(vocab), np.int64) for text in texts for s in text.splits}
-    layout.documents = {s: 0 for text in texts if not text.cut for s in text.splits}
-    stops = np.cumsum([len(text.source.pieces) for text in texts]).tolist()
-    layout.pieces = [[first, stop] for first, stop in zip([0, *stops], stops, strict=False)]
-    firsts = dict(zip(texts, [0, *stops], strict=False))
-    codes_before = np.cumsum(codes_in) - codes_in
-    lengths = {text: int(codes_in[a:b].sum()) for text, (a, b) in zip(texts, layout.pieces, strict=True)}
-    for i, text, tally, at in _each(texts, tallies()):
-        parts = _histograms(text, tally, vocab, glued[i])
-        layout.starts[i, : text.streams] = at
-        layout.lengths[i, : text.streams] = [part.sum() for part in parts]
-        at += layout.lengths[i, : text.streams]
-        owners = text.splits
-        if text.cut:
-            low = int(codes_before[i] - codes_before[firsts[text]])
-            owners, parts = _cut(
-                text, i - firsts[text], low, int(codes_in[i]), lengths[text], vocab, begun[i], parts
-            )
-        for split, part in zip(owners, parts, strict=True):
-            layout.histograms[split] += part
-        if not text.cut:
-            for split, ended in zip(owners, tally.ended, strict=True):
-                layout.documents[split] += int(ended)
-    for number, text in enumerate(texts):
+    sizes += glued.sum(1) * len(glue)
+    before = _before(sizes, spans)
+    borders = {text: text.borders(int(sizes[a:b].sum())) for text, (a, b) in zip(texts, spans, strict=True)}
+    per_glue = vocab.histogram(*np.unique(glue, return_counts=True)) if glued.any() else 0
+    histograms = {split: np.zeros(len(vocab), np.int64) for text in texts for split in text.splits}
+    for i, (text, tally) in enumerate(zip(owners, tallies(), strict=True)):
+        codes, counts = (np.split(a, np.cumsum(tally.sizes)[:-1]) for a in (tally.codes, tally.counts))
+        counted = zip(codes, counts, glued[i], strict=False)  # of every stream
+        parts = [vocab.histogram(codes, counts) + times * per_glue for codes, counts, times in counted]
+        lengths[i, : text.streams] = [part.sum() for part in parts]
+        splits = text.splits
+        if text.contiguous:
+            low, high = before[i], before[i] + sizes[i]
+            splits = splits[bisect_right(borders[text], low) - 1 :]
+            if inside := [border - low for border in borders[text] if low < border < high]:
+                parts = _histograms(text.encode(pieces[i], vocab, begun[i].copy()), inside, vocab)
+        for split, part in zip(splits, parts, strict=False):
+            histograms[split] += part
+
+    ranges, documents = [], {}
+    for number, (text, (first, stop)) in enumerate(zip(texts, spans, strict=True)):
         low = 0
         for stream, split in enumerate(text.splits):
-            high = low + int(layout.histograms[split].sum())
-            layout.ranges.append([number, 0 if text.cut else stream, split, low, high])
-            low = high if text.cut else 0
-    for split in layout.splits:
+            high = low + int(histograms[split].sum())
+            ranges.append([number, 0 if text.contiguous else stream, split, low, high])
+            low = high if text.contiguous else 0
+        if not text.contiguous:
+            documents |= zip(text.splits, ends[first:stop].sum(0).tolist(), strict=False)
+    starts, facts = _before(lengths, spans), _facts(totals, vocab)
+    layout = Layout(vocab, starts, lengths, begun, spans, ranges, histograms, documents, facts)
+    for split in layout.histograms:
         size = layout.size(split)
         if size["symbols"] < 2 or not size["characters"]:
             raise CharlmError(
                 f"{describe(config.data)}: the {split} split would hold {size['symbols']} symbols; "
                 f"read more text, or change data.{split if split != 'train' else 'validation'}"
             )
-    layout.facts = _facts(totals, vocab)
     return layout
 
 
-def _each(texts: list[Text], tallies: Iterator[Tally]) -> Iterator[tuple[int, Text, Tally, np.ndarray]]:
-    """(number, text, tally, int64[streams] that starts at zero with every text) of all pieces."""
-    number = 0
-    for text in texts:
-        state = np.zeros(text.streams, np.int64)
-        for _ in text.source.pieces:
-            yield number, text, next(tallies), state
-            number += 1
+def _before(numbers: np.ndarray, spans: list[list[int]]) -> np.ndarray:
+    """int64[pieces, …]: the sum of the numbers of all pieces before each in its text."""
+    return np.concatenate([np.cumsum(numbers[a:b], 0) - numbers[a:b] for a, b in spans])
 
 
-def _histograms(text: Text, tally: Tally, vocab: Vocab, glued: np.ndarray) -> list[np.ndarray]:
-    """int64[V] per stream: the symbols of a piece, glue included."""
-    codes, times = np.unique(text.glue.astype(np.uint32), return_counts=True)
-    return [
-        vocab.histogram(some, counts) + (vocab.histogram(codes, times * n) if n else 0)
-        for some, counts, n in zip(tally.codes, tally.counts, glued, strict=False)
-    ]
-
-
-def _cut(text: Text, number: int, low: int, size: int, length: int, vocab: Vocab, begun, whole: list):
-    """(splits, histogram of each) that a piece of a text in contiguous parts belongs to, usually one.
-
-    number: of the piece in its text. low, size: codes before it and in it; length: in the whole text.
-    """
-    pieces = text.source.pieces
-    borders = text.borders(length)
-    owner = max(k for k, (_, begin, _) in enumerate(borders) if begin <= low)
-    inside = [begin - low for _, begin, _ in borders if low < begin < low + size]
-    if not inside:
-        return text.splits[owner : owner + 1], whole
+def _histograms(encoded: Iterator[tuple[int, np.ndarray]], borders: list[int], vocab: Vocab) -> np.ndarray:
+    """int64[parts, V], of an encoded piece that is cut before these codes (from 0)."""
     begins_code = np.maximum(vocab.characters_per_symbol, np.arange(len(vocab)) == vocab.end).astype(np.int64)
-    parts = [np.zeros(len(vocab), np.int64) for _ in range(len(inside) + 1)]
-    k = done = 0  # borders and codes that are behind
-    for _, ids in text.encode(pieces[number], vocab, begun.copy()):
+    shape = (len(borders) + 1, len(vocab))
+    histograms, done = np.zeros(shape, np.int64), 0
+    for _, ids in encoded:
         reached = done + np.cumsum(begins_code[ids])
-        cuts = [0]
-        for border in inside[k:]:
-            if border < reached[-1]:
-                cuts.append(int(np.searchsorted(reached, border + 1)))
-        for j, (a, b) in enumerate(zip(cuts, [*cuts[1:], len(ids)], strict=True)):
-            parts[k + j] += np.bincount(ids[a:b], minlength=len(vocab))
-        k, done = k + len(cuts) - 1, int(reached[-1])
-    return text.splits[owner : owner + len(parts)], parts
+        part = np.searchsorted(borders, reached - 1, side="right")
+        histograms += np.bincount(part * len(vocab) + ids, minlength=histograms.size).reshape(shape)
+        done = int(reached[-1])
+    return histograms
 
 
-def _misfit(texts: list[Text], tallies: Iterator[Tally], vocab: Vocab) -> CharlmError:
-    """Name the first character that a closed vocabulary lacks, or the separator."""
-    for i, text, tally, before in _each(texts, tallies):
-        if not all(vocab.knows(codes) for codes in tally.codes):
-            number = i - sum(len(t.source.pieces) for t in texts[: texts.index(text)])
-            return text.misfit(text.source.pieces[number], vocab, int(before[0]))
-        before[0] += tally.characters
-    return unfitting(texts[0].data, f"data.separator={texts[0].data.separator!r}", vocab)
+def _first_outside(counted: Iterable[tuple[Text, Piece, Tally, int]], vocab: Vocab) -> str:
+    """The first character that the vocabulary lacks and its place, or else the separator. counted: text,
+    piece, its tally, characters before it."""
+    for text, piece, tally, before in counted:
+        if not vocab.can_encode(tally.codes):
+            for rows in text.batches(piece):
+                for document, low, high in zip(rows.documents, rows.offsets, rows.offsets[1:], strict=False):
+                    codes = codes_of(rows.utf8[low:high])
+                    held = vocab.holds(codes)
+                    if not held.all():
+                        at = int(np.argmin(held))
+                        place = f"character {before + at:,} of the text (document {document:,})"
+                        return f"{name_of(chr(codes[at]))}, {place},"
+                    before += len(codes)
+    return f"data.separator={text.data.separator!r}"
 
 
 def _facts(totals: np.ndarray, vocab: Vocab) -> dict:

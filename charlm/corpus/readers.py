@@ -1,71 +1,78 @@
-"""The files that a dataset is made of, read in parts that threads take in any order.
+"""The files of a dataset, read in parts that threads take in any order.
 
-Row groups of parquet files, read where they are, on disk or behind a URL; batches of the Arrow files that
-`datasets` makes of everything else; arrays in memory. (Text files: textfile.py.) Files are read, not
-memory-mapped, so that what is resident does not grow with the corpus.
+Text and parquet files are read in place, parquet also behind a URL; of other formats the Arrow files that
+`datasets` makes of them. Files are not memory-mapped, so that resident memory does not grow with the corpus.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from datasets.utils.file_utils import xopen
 
 from charlm.errors import CharlmError
 
-BATCH = 4 << 20  # bytes of text per batch, unless a row of parquet is longer
-PIECE = 8 << 20  # bytes of text that one thread reads at a time, at least
-BUFFER = 4 << 20  # bytes of a parquet column that are read at a time
-MOST_ROWS = 1 << 12  # per batch: what parquet says of sizes is not to be trusted for text that repeats
+PIECE = 8 << 20  # bytes of text per part, at least
+BATCH = 4 << 20  # bytes of text per batch of rows, unless a row of parquet is longer
+MOST_ROWS = 1 << 12  # per batch: parquet counts the bytes of repeated texts once
+BUFFER = 4 << 20  # bytes of a parquet column read at a time
+_CONTINUATION = bytes(range(0x80, 0xC0))  # bytes of UTF-8 after the first one of a character
 
 
-class Memory:
-    """A text that is at hand."""
+class Reader:
+    """One or more files. name: in errors."""
+
+    name: str
+
+    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
+        """Of every part: what read() takes; bool[rows], which rows end a document; bytes of text."""
+
+    def read(self, part) -> Iterator[pa.Array]:
+        """The texts of a part, string or binary, in order."""
+
+
+class Literal(Reader):
+    """A text of the config."""
 
     name = "data.text"
 
     def __init__(self, text: str):
         self.texts = pa.array([text], pa.large_string())
 
-    def parts(self) -> Iterator[tuple[object, int, int]]:
-        """(part, rows, bytes of text) of every part."""
-        yield None, 1, self.texts.nbytes
-
-    def ends(self, part) -> np.ndarray | None:
-        """bool[rows], which rows of a part end a document; None where all of them do."""
-        return None
+    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
+        yield None, np.ones(1, bool), self.texts.nbytes
 
     def read(self, part) -> Iterator[pa.Array]:
-        """The texts of a part, in order."""
         yield self.texts
 
 
-class ArrowFile:
-    """A file in Arrow's stream format, as `datasets` caches it; a part is a list of offsets of its
-    messages. text: what it was made of, as errors name it."""
+class ArrowFile(Reader):
+    """A file in Arrow's stream format, from the cache of `datasets`; a part is a list of message offsets.
+    source: its text, in errors."""
 
-    def __init__(self, path: str, column: str, text: str):
+    def __init__(self, path: str, column: str, source: str):
         self.name, self.column = path, column
-        self._offsets: list[tuple[int, int, int]] = []  # offset, rows, bytes of text
-        with pa.memory_map(path) as file:  # touches little more than the messages' heads
+        self._messages: list[tuple[int, int, int]] = []  # offset, rows, bytes of text
+        with pa.memory_map(path) as file:  # reads little more than the heads of the messages
             self.schema = pa.ipc.read_schema(file)
-            _check_column(self.schema, column, text)
+            _check_column(self.schema, column, source)
             while True:
                 offset = file.tell()
                 try:
                     batch = pa.ipc.read_record_batch(pa.ipc.read_message(file), self.schema)
                 except EOFError:
                     break
-                self._offsets.append((offset, batch.num_rows, batch.column(column).nbytes))
+                self._messages.append((offset, batch.num_rows, batch.column(column).nbytes))
 
-    def parts(self) -> Iterator[tuple[object, int, int]]:
-        for group in _grouped(self._offsets):
-            yield [o for o, _, _ in group], sum(n for _, n, _ in group), sum(s for _, _, s in group)
-
-    def ends(self, part) -> np.ndarray | None:
-        return None
+    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
+        for offsets, rows, size in _grouped(self._messages):
+            yield offsets, np.broadcast_to(True, rows), size
 
     def read(self, part) -> Iterator[pa.Array]:
         with pa.OSFile(self.name) as file:
@@ -75,9 +82,8 @@ class ArrowFile:
                 yield batch.column(self.column)
 
 
-class ParquetFile:
-    """A parquet file, on disk or behind a URL; a part is a list of row groups, and how
-    many of its rows make a batch."""
+class ParquetFile(Reader):
+    """A parquet file, on disk or behind a URL; a part is a list of row groups and the rows per batch."""
 
     def __init__(self, path: str, column: str):
         self.name, self.column = path, column
@@ -87,56 +93,125 @@ class ParquetFile:
             self.metadata = file.metadata
 
     def _open(self) -> pq.ParquetFile:
-        handle = self.name
-        if "://" in self.name:
-            from datasets.utils.file_utils import xopen
-
-            handle = xopen(self.name, "rb")
+        handle = xopen(self.name, "rb") if "://" in self.name else self.name
         return pq.ParquetFile(handle, metadata=self.metadata, pre_buffer=False, buffer_size=BUFFER)
 
-    def parts(self) -> Iterator[tuple[object, int, int]]:
+    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
         leaves = [self.metadata.schema.column(i).path for i in range(self.metadata.num_columns)]
-        at = leaves.index(self.column)
-        groups = []
-        for number in range(self.metadata.num_row_groups):
-            group = self.metadata.row_group(number)
-            groups.append((number, group.num_rows, group.column(at).total_uncompressed_size))
-        for some in _grouped(groups):
-            rows, size = sum(n for _, n, _ in some), sum(s for _, _, s in some)
-            yield ([g for g, _, _ in some], max(1, rows * BATCH // max(size, 1))), rows, size
-
-    def ends(self, part) -> np.ndarray | None:
-        return None
+        column = leaves.index(self.column)
+        groups = map(self.metadata.row_group, range(self.metadata.num_row_groups))
+        sizes = ((i, g.num_rows, g.column(column).total_uncompressed_size) for i, g in enumerate(groups))
+        for numbers, rows, size in _grouped(sizes):
+            yield (numbers, max(1, rows * BATCH // max(size, 1))), np.broadcast_to(True, rows), size
 
     def read(self, part) -> Iterator[pa.Array]:
         groups, rows = part
         options = {"columns": [self.column], "use_threads": False}
         with self._open() as file:
             for batch in file.iter_batches(min(rows, MOST_ROWS), groups, **options):
-                yield batch.column(self.column)  # there are two for a.b beside a column a of structs
+                yield batch.column(self.column)  # by name: for a.b it also holds the leaf b of a column a
 
 
-def _grouped(items: list[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
-    """Consecutive items (which, rows, bytes), as few as make PIECE bytes."""
-    group, total = [], 0
-    for item in items:
+@dataclass(frozen=True)
+class ByteRange:
+    """Bytes low to high of a text file: one row, or lines if data.document=line. last: up to its end."""
+
+    path: str
+    low: int
+    high: int
+    last: bool
+
+    def read(self) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self.low)
+            return file.read(self.high - self.low)
+
+    def rows(self) -> int:
+        """The number of lines."""
+        text = self.read()
+        return text.count(b"\n") + (not text.endswith(b"\n"))
+
+    def lines(self) -> pa.Array:
+        """large_binary[rows], without the newlines."""
+        text = pa.array([self.read().removesuffix(b"\n")], pa.large_binary())
+        return pc.split_pattern(text, pattern="\n").flatten()
+
+
+class TextFiles(Reader):
+    """Local text files, to the byte; a part is a list of byte ranges. document: 'file' or 'line'.
+
+    The text builder of `datasets` would turn every line ending into \\n, and hold a long file in memory.
+    """
+
+    def __init__(self, paths: list[str], document: str):
+        self.paths, self.by_line = paths, document == "line"
+        self.name = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
+        spans = (span for path in self.paths for span in self._ranges(path))
+        sizes = ((s, s.rows() if self.by_line else 1, s.high - s.low) for s in spans)
+        for part, rows, size in _grouped(sizes):
+            ends = np.broadcast_to(True, rows) if self.by_line else np.array([s.last for s in part])
+            yield part, ends, size
+
+    def _ranges(self, path: str) -> Iterator[ByteRange]:
+        """The whole file, about PIECE bytes at a time, cut between lines or characters."""
+        with open(path, "rb") as file:
+            size, low = os.fstat(file.fileno()).st_size, 0
+            if not size and not self.by_line:
+                yield ByteRange(path, 0, 0, True)  # an empty document
+            while low < size:
+                high = low + PIECE
+                if self.by_line:
+                    file.seek(high - 1)
+                    file.readline()
+                    high = file.tell()
+                else:
+                    file.seek(high)
+                    tail = file.read(3)  # a character has at most 3 bytes beyond its first
+                    high += len(tail) - len(tail.lstrip(_CONTINUATION))
+                high = min(high, size)
+                yield ByteRange(path, low, high, high == size)
+                low = high
+
+    def read(self, part: list[ByteRange]) -> Iterator[pa.Array]:
+        if self.by_line:
+            yield from (span.lines() for span in part)
+        else:
+            yield pa.array([span.read() for span in part], pa.large_binary())
+
+    def place_of(self, part: list[ByteRange], row: int, byte: int) -> str:
+        """Where a byte of a row is: the file, and the offset in it."""
+        if not self.by_line:
+            return f"{part[row].path}: byte {part[row].low + byte:,}"
+        for span in part:
+            lines = span.lines()
+            if row < len(lines):
+                start = span.low + sum(len(line.as_buffer()) + 1 for line in lines[:row])
+                return f"{span.path}: byte {start + byte:,}"
+            row -= len(lines)
+        raise AssertionError("the part has no such row")
+
+
+def _grouped(items: Iterable[tuple[object, int, int]]) -> Iterator[tuple[list, int, int]]:
+    """Consecutive items (item, rows, bytes) in groups of at least PIECE bytes: (items, rows, bytes)."""
+    group, rows, size = [], 0, 0
+    for item, item_rows, item_size in items:
         group.append(item)
-        total += item[2]
-        if total >= PIECE:
-            yield group
-            group, total = [], 0
+        rows, size = rows + item_rows, size + item_size
+        if size >= PIECE:
+            yield group, rows, size
+            group, rows, size = [], 0, 0
     if group:
-        yield group
+        yield group, rows, size
 
 
-def _check_column(schema: pa.Schema, column: str, where: str) -> None:
+def _check_column(schema: pa.Schema, column: str, file: str) -> None:
     if column not in schema.names:
-        raise CharlmError(
-            f"data.text_column={column!r} is not a column of {where} (columns: {', '.join(schema.names)})"
-        )
+        names = ", ".join(schema.names)
+        raise CharlmError(f"data.text_column={column!r} is not a column of {file} (columns: {names})")
     if schema.names.count(column) > 1:
-        raise CharlmError(f"data.text_column={column!r}: {where} has more than one column of that name")
+        raise CharlmError(f"data.text_column={column!r}: {file} has more than one column of that name")
     kind = schema.field(column).type
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    if not any(test(kind) for test in (*tests, pa.types.is_null)):
-        raise CharlmError(f"data.text_column={column!r} of {where} holds {kind}, not text")
+    if kind not in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.null()):
+        raise CharlmError(f"data.text_column={column!r} of {file} holds {kind}, not text")

@@ -1,13 +1,13 @@
-"""Vocab: characters, and UTF-8 bytes for what they leave out, so that any text round-trips.
+"""Vocab: characters, and UTF-8 bytes for all other characters, so that any text round-trips.
 
 Symbol ids, in this order:
 
     0 … C-1          characters, by code point (or in the order given)
     C … C+K-1        byte symbols: the bytes that can occur in the UTF-8 of other characters
-    C+K              end of document, when wanted
+    C+K              end of document, if vocab.end_of_document
 
-Text is handled as *codes*: an array with one code point per character (one byte per byte in a bytes-only
-vocabulary) and END where a document ends. No step works on one character at a time.
+Text is processed as arrays of *codes*: the code point of each character (in a bytes-only vocabulary, each
+byte), and END where a document ends.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import codecs
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -25,54 +26,56 @@ from charlm.config.fields import VocabConfig
 from charlm.errors import CharlmError
 from charlm.files import replace
 
-END = 0x110000  # the code that stands for the end of a document: one past the last code point
-UNKNOWN = 0xFFFF  # in the lookup table: no symbol of its own
-MAX_SIZE = 0xFFFF  # ids are stored in 16 bits, less the mark above
+END = 0x110000  # the code of the end of a document: one past the last code point
+UNKNOWN = 0xFFFF  # in lookup tables: no symbol
+MAX_SIZE = 0xFFFF  # ids are stored in 16 bits, and one value is UNKNOWN
 FORMAT = {"format": "charlm vocabulary", "version": 1}
 
-# Bytes that occur in UTF-8 beyond ASCII: continuation 80–BF, lead C2–F4 (The Unicode Standard, table 3-7).
+# The bytes of UTF-8 beyond ASCII: continuation 80–BF, lead C2–F4 (The Unicode Standard, table 3-7).
 _BEYOND_ASCII = (*range(0x80, 0xC0), *range(0xC2, 0xF5))
 
 
 def name_of(character: str) -> str:
-    """'é' (U+00E9 LATIN SMALL LETTER E WITH ACUTE): how errors and reports name a character."""
+    """'é' (U+00E9 LATIN SMALL LETTER E WITH ACUTE): a character in errors and reports."""
     name = unicodedata.name(character, "")
     return f"{character!r} (U+{ord(character):04X}{' ' + name if name else ''})"
 
 
 def codes_of(utf8: np.ndarray) -> np.ndarray:
-    """Code points of UTF-8 bytes.
+    """Code points of UTF-8 (uint8[n]): utf8 itself if all of it is ASCII, else uint32[characters].
 
-    utf8: uint8[n]. Returns uint8[n] when all is ASCII, else uint32[characters].
-    Raises UnicodeDecodeError, with the byte offset, for anything that is not UTF-8.
+    Raises UnicodeDecodeError, with the byte offset, if it is not UTF-8.
     """
     if utf8.size == 0 or utf8.max() < 0x80:
         return utf8
     return np.frombuffer(str(utf8.data, "utf-8").encode("utf-32-le"), np.uint32)
 
 
+@dataclass(repr=False)
 class Vocab:
-    """A set of symbols and the two ways between text and ids.
+    """A set of symbols; encodes text to ids and decodes ids to text.
 
-    characters: each once, in id order. byte_symbols: the byte values that have a symbol.
+    characters: in id order. byte_symbols: the byte values that have a symbol; None for every byte that the
+    UTF-8 of another character can contain. Raises CharlmError for no symbols, for more than MAX_SIZE, and for
+    characters that repeat.
     """
 
-    def __init__(
-        self,
-        characters: Iterable[str],
-        byte_symbols: Iterable[int] | None = None,
-        *,
-        unknown: str = "bytes",
-        end_of_document: bool = False,
-    ):
-        """byte_symbols: None derives them: every byte that the UTF-8 of another character can hold."""
-        self.characters = tuple(characters)
-        self.unknown = unknown
-        self.end_of_document = end_of_document
-        if byte_symbols is None:
-            byte_symbols = _byte_symbols(self.characters) if unknown == "bytes" else ()
-        self.byte_symbols = tuple(byte_symbols)
-        if len(set(self.characters)) < len(self.characters) or len(self) == 0:
+    characters: Iterable[str]
+    byte_symbols: Iterable[int] | None = None
+    _: KW_ONLY
+    unknown: str = "bytes"
+    end_of_document: bool = False
+
+    def __post_init__(self):
+        self.characters = tuple(self.characters)
+        distinct = set(self.characters)
+        if self.byte_symbols is None and self.unknown == "error":
+            self.byte_symbols = ()
+        elif self.byte_symbols is None:
+            free = (byte for byte in range(0x80) if chr(byte) not in distinct)
+            self.byte_symbols = (*free, *_BEYOND_ASCII) if distinct else range(256)
+        self.byte_symbols = tuple(self.byte_symbols)
+        if len(distinct) < len(self.characters) or len(self) == 0:
             raise CharlmError("a vocabulary needs at least one symbol, and every character only once")
         if any(len(c) != 1 for c in self.characters) or not set(self.byte_symbols) <= set(range(256)):
             raise CharlmError("a vocabulary holds single characters and byte values below 256")
@@ -85,36 +88,31 @@ class Vocab:
     def __len__(self) -> int:
         return len(self.characters) + len(self.byte_symbols) + self.end_of_document
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Vocab) and self.to_dict() == other.to_dict()
-
-    __hash__ = None
-
     def __repr__(self) -> str:
         end = ", end of document" if self.end_of_document else ""
         return f"Vocab({len(self.characters)} characters, {len(self.byte_symbols)} byte symbols{end})"
 
     @property
     def bytes_only(self) -> bool:
-        """No characters: every byte is a symbol, whatever the bytes mean."""
+        """True without characters: every byte is a symbol, and text need not be UTF-8."""
         return not self.characters
 
     @property
     def dtype(self) -> np.dtype:
-        """uint8 when the ids fit, else uint16."""
+        """Of ids: uint8 if they fit, else uint16."""
         return np.dtype(np.uint8 if len(self) <= 256 else np.uint16)
 
     @property
     def end(self) -> int | None:
-        """Id of the end-of-document symbol."""
+        """Id of the end-of-document symbol; None without one."""
         return len(self) - 1 if self.end_of_document else None
 
     @classmethod
     def from_counts(cls, counts: np.ndarray, config: VocabConfig) -> Vocab:
-        """Choose the characters. counts: int64[n], how often each code point occurs.
+        """Choose characters by frequency. counts: int64[n], how often each code point occurs.
 
-        With every limit off these are all characters that occur. Ties are broken by code point.
-        Raises CharlmError when config.max_size is too small to spell any text at all.
+        Without max_size and coverage: all that occur. Ties are broken by code point.
+        Raises CharlmError if config.max_size is too small for the byte symbols and one character.
         """
         if config.characters or config.bytes_only:
             return cls(config.characters, unknown=config.unknown, end_of_document=config.end_of_document)
@@ -124,16 +122,15 @@ class Vocab:
             reached = np.cumsum(counts[codes]) >= config.coverage * counts[codes].sum()
             codes = codes[: int(np.argmax(reached)) + 1]
         if config.max_size is not None:
-            # Every ASCII character taken in spares its byte symbol; any other adds one symbol.
-            k = np.arange(len(codes) + 1)
-            size = k + config.end_of_document
+            # An ASCII character replaces its byte symbol; any other character adds one symbol.
+            size = np.arange(len(codes) + 1) + config.end_of_document
             if config.unknown == "bytes":
                 size += 128 + len(_BEYOND_ASCII) - np.concatenate([[0], np.cumsum(codes < 0x80)])
             keep = int(np.searchsorted(size, config.max_size, side="right")) - 1
             if keep < 1:
                 raise CharlmError(
                     f"vocab.max_size={config.max_size}: spelling any text in bytes takes {size[0]} symbols; "
-                    f"choose more, or vocab.bytes_only for bytes alone"
+                    f"set more, or vocab.bytes_only=true for bytes alone"
                 )
             codes = codes[:keep]
         characters = map(chr, np.sort(codes).tolist())
@@ -142,92 +139,69 @@ class Vocab:
     # text → ids
 
     @cached_property
-    def _of_code(self) -> np.ndarray:
-        """uint16[END + 1]: the id of every code; UNKNOWN for none."""
-        table = np.full(END + 1, UNKNOWN, np.uint16)
-        if self.bytes_only:
-            table[list(self.byte_symbols)] = np.arange(len(self.byte_symbols))
-        else:
-            table[[ord(c) for c in self.characters]] = np.arange(len(self.characters))
+    def tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of codes, uint16[END + 1], and of bytes, uint16[256]; UNKNOWN where there is none. An ASCII
+        code without a symbol of its own has the id of its byte."""
+        of_byte = np.full(256, UNKNOWN, np.uint16)
+        of_byte[list(self.byte_symbols)] = len(self.characters) + np.arange(len(self.byte_symbols))
+        of_code = np.full(END + 1, UNKNOWN, np.uint16)
+        single = 256 if self.bytes_only else 0x80  # codes that are one byte
+        of_code[:single] = of_byte[:single]
+        of_code[list(map(ord, self.characters))] = np.arange(len(self.characters))
         if self.end_of_document:
-            table[END] = self.end
-        return table
-
-    @cached_property
-    def _of_byte(self) -> np.ndarray:
-        """uint16[256]: the id of every byte symbol; UNKNOWN for none."""
-        table = np.full(256, UNKNOWN, np.uint16)
-        table[list(self.byte_symbols)] = len(self.characters) + np.arange(len(self.byte_symbols))
-        return table
-
-    def codes(self, utf8: np.ndarray) -> np.ndarray:
-        """What this vocabulary works on: the bytes themselves if bytes-only, else code points (codes_of)."""
-        return utf8 if self.bytes_only else codes_of(utf8)
+            of_code[END] = self.end
+        return of_code, of_byte
 
     def encode_codes(self, codes: np.ndarray) -> np.ndarray:
         """Ids of codes. codes: uint8[n] or uint32[n]. Returns dtype[m], m ≥ n.
 
-        Raises CharlmError for a character outside a closed vocabulary, with its place in codes.
+        Raises CharlmError for a character outside a closed vocabulary, with its position in codes.
         """
-        ids = self._of_code[codes]
-        unknown = ids == UNKNOWN
-        if unknown.any():
-            ids = self._spell(codes, ids, unknown)
-        return ids.astype(self.dtype)
-
-    def _spell(self, codes: np.ndarray, ids: np.ndarray, unknown: np.ndarray) -> np.ndarray:
-        """Replace the unknown codes by the symbols of their UTF-8 bytes, in whole-array passes."""
-        at = np.flatnonzero(unknown)
-        lost = codes[at].astype(np.uint32)
-        if self.unknown == "error" or lost[0] == END:
-            what = name_of(chr(lost[0])) if lost[0] != END else "the end of a document"
+        ids = self.tables[0][codes]
+        missing = np.flatnonzero(ids == UNKNOWN)
+        if not missing.size:
+            return ids.astype(self.dtype)
+        if self.unknown == "error":
+            name = name_of(chr(codes[missing[0]]))
             raise CharlmError(
-                f"{what} at position {at[0]:,} is not in the closed vocabulary of {len(self)} symbols; "
+                f"{name} at position {missing[0]:,} is not in the closed vocabulary of {len(self)} symbols; "
                 f"vocab.unknown=bytes would spell it in bytes"
             )
-        utf8, length = _utf8_of(lost)
-        width = np.ones(len(codes), np.int64)
-        width[at] = length
-        start = np.cumsum(width) - width
-        out = np.empty(int(start[-1] + width[-1]), np.uint16)
-        out[start] = ids
-        for k in range(4):
-            has = length > k
-            out[start[at[has]] + k] = self._of_byte[utf8[has, k]]
-        return out
+        symbols = np.full((len(codes), 4), UNKNOWN, np.uint16)
+        symbols[:, 0] = ids
+        symbols[missing] = self._spelled(codes[missing])
+        return symbols[symbols != UNKNOWN].astype(self.dtype)
+
+    def _spelled(self, codes: np.ndarray) -> np.ndarray:
+        """uint16[n, 4]: the symbols of the UTF-8 bytes of code points, then UNKNOWN."""
+        codes = codes.astype("<u4")
+        utf8 = np.frombuffer(codes.tobytes().decode("utf-32-le").encode("utf-8"), np.uint8)
+        length = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
+        symbols = np.full((len(codes), 4), UNKNOWN, np.uint16)
+        symbols[np.arange(4) < length[:, None]] = self.tables[1][utf8]
+        return symbols
 
     def holds(self, codes: np.ndarray) -> np.ndarray:
-        """bool[n]: which codes have a symbol of their own."""
-        return self._of_code[codes] != UNKNOWN
+        """bool[n]: which codes, END excepted, have a symbol of their own."""
+        return self.tables[0][codes] < (len(self.characters) or 256)
 
-    def knows(self, codes: np.ndarray) -> bool:
-        """Can all these codes be encoded?"""
-        return self.unknown == "bytes" or bool(self.holds(codes).all())
+    def can_encode(self, codes: np.ndarray) -> bool:
+        """True if every code has a symbol or can be spelled in bytes."""
+        return self.unknown == "bytes" or UNKNOWN not in self.tables[0][codes]
 
     def histogram(self, codes: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """int64[V]: how often each symbol occurs in text that holds these codes (uint32[n]) so often
-        (int64[n])."""
-        out = np.zeros(len(self), np.int64)
-        ids = self._of_code[codes]
-        known = ids != UNKNOWN
-        np.add.at(out, ids[known], counts[known])
-        utf8, length = _utf8_of(codes[~known])
-        for k in range(4):
-            has = length > k
-            np.add.at(out, self._of_byte[utf8[has, k]], counts[~known][has])
-        return out
-
-    @cached_property
-    def tables(self) -> tuple[np.ndarray, np.ndarray]:
-        """What the compiled encoder looks symbols up in: ids uint16[END + 1] of codes, where UNKNOWN is
-        none and ASCII is always some, and spelling uint16[256] of bytes."""
-        ids = self._of_code.copy()
-        lost = np.flatnonzero(ids[:0x80] == UNKNOWN)
-        ids[lost] = self._of_byte[lost]
-        return ids, self._of_byte
+        """int64[V]: how often each symbol occurs, if codes (uint32[n]) occur counts (int64[n]) times."""
+        histogram = np.zeros(len(self), np.int64)
+        ids = self.tables[0][codes]
+        single = ids != UNKNOWN
+        np.add.at(histogram, ids[single], counts[single])
+        spelled = self._spelled(codes[~single])
+        used = spelled != UNKNOWN
+        np.add.at(histogram, spelled[used], counts[~single].repeat(used.sum(1)))
+        return histogram
 
     def encode(self, text: str | bytes) -> np.ndarray:
-        """Ids of a text. bytes are for a bytes-only vocabulary, or UTF-8.
+        """Ids of a text, dtype[n]. bytes must be UTF-8 unless the vocabulary is bytes-only.
 
         Raises CharlmError for a character outside a closed vocabulary and for lone surrogates.
         """
@@ -239,7 +213,8 @@ class Vocab:
                     f"position {error.start} holds a lone surrogate ({error.object[error.start]!a}), "
                     f"which is not a character: the text was not read as UTF-8"
                 ) from None
-        return self.encode_codes(self.codes(np.frombuffer(text, np.uint8)))
+        utf8 = np.frombuffer(text, np.uint8)
+        return self.encode_codes(utf8 if self.bytes_only else codes_of(utf8))
 
     # ids → text
 
@@ -250,50 +225,48 @@ class Vocab:
         return characters + [bytes([b]) for b in self.byte_symbols] + [b""] * self.end_of_document
 
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
-        """The bytes that ids spell: exact for any corpus."""
+        """The bytes that ids spell, also where they are not UTF-8."""
         return b"".join(map(self.spelling.__getitem__, map(int, ids)))
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text that ids spell; bytes that are not UTF-8 become U+FFFD."""
-        if self.end is not None and self.end in (ids := list(map(int, ids))):
-            text = self.stream()  # a document's end also ends a character's bytes
-            return "".join(map(text, [*ids, None]))
+        if self.end_of_document:  # which also ends the bytes of a character
+            return "".join(map(self.stream(), [*map(int, ids), None]))
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def stream(self, end: str = ""):
-        """A function from one id to the text it completes ('' while a character's bytes are still coming).
+        """A function from an id to the text that it completes: '' until all bytes of a character are there.
 
-        Called with None it returns what is left. end: shown for the end-of-document symbol.
+        For None it returns the rest. end: the text of the end-of-document symbol.
         """
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
         def text_of(symbol: int | None) -> str:
             if symbol is None:
                 return decoder.decode(b"", final=True)
-            if symbol == self.end:
-                return decoder.decode(b"", final=True) + end
-            return decoder.decode(self.spelling[symbol])
+            last = bool(symbol == self.end)
+            return decoder.decode(self.spelling[symbol], final=last) + end * last
 
         return text_of
 
-    # what figures are counted in
+    # units of the figures: characters and bytes
 
     @cached_property
     def characters_per_symbol(self) -> np.ndarray:
-        """uint8[V]: 1 for a character and for the lead byte of one, 0 for continuation bytes and for the
-        end of a document. In a bytes-only vocabulary a byte is a character."""
+        """uint8[V]: 1 for characters and lead bytes, 0 for continuation bytes and the end of a document.
+        In a bytes-only vocabulary every byte counts as a character."""
         of_bytes = [1 if self.bytes_only else int(not 0x80 <= b < 0xC0) for b in self.byte_symbols]
         return np.array([1] * len(self.characters) + of_bytes + [0] * self.end_of_document, np.uint8)
 
     @cached_property
     def bytes_per_symbol(self) -> np.ndarray:
         """uint8[V]: UTF-8 length; 0 for the end of a document."""
-        return np.array([len(s) for s in self.spelling], np.uint8)
+        return np.array([*map(len, self.spelling)], np.uint8)
 
     # files
 
     def to_dict(self) -> dict:
-        """Plain values for vocab.json."""
+        """The content of vocab.json."""
         return {
             **FORMAT,
             "size": len(self),
@@ -308,14 +281,9 @@ class Vocab:
         """The inverse of to_dict. Raises CharlmError for another format or version."""
         if not isinstance(tree, dict) or {k: tree.get(k) for k in FORMAT} != FORMAT:
             raise CharlmError(f"not a {FORMAT['format']} of version {FORMAT['version']}")
-        vocab = cls(
-            tree["characters"],
-            tree["byte_symbols"],
-            unknown=tree["unknown"],
-            end_of_document=tree["end_of_document"],
-        )
+        vocab = cls(**{k: tree[k] for k in ("characters", "byte_symbols", "unknown", "end_of_document")})
         if len(vocab) != tree["size"]:
-            raise CharlmError(f"the vocabulary says size {tree['size']} and lists {len(vocab)} symbols")
+            raise CharlmError(f"the vocabulary has size {tree['size']} but lists {len(vocab)} symbols")
         return vocab
 
     def save(self, path: str | Path) -> None:
@@ -324,29 +292,9 @@ class Vocab:
 
     @classmethod
     def load(cls, path: str | Path) -> Vocab:
-        """Read a vocab.json, or the one in a folder. Raises CharlmError when it is missing or broken."""
+        """Read a vocab.json, or the one in a folder. Raises CharlmError if it is missing or damaged."""
         path = Path(path) / "vocab.json" if Path(path).is_dir() else Path(path)
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CharlmError(f"{path}: cannot be read as a vocabulary: {error}") from error
-
-
-def _utf8_of(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The UTF-8 of code points uint32[n]: bytes uint8[n, 4], of which the first length int64[n] count."""
-    length = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
-    utf8 = np.empty((len(codes), 4), np.uint8)
-    lead = np.array([0, 0, 0xC0, 0xE0, 0xF0], np.uint32)[length]
-    utf8[:, 0] = lead | (codes >> (6 * (length - 1)).astype(np.uint32))
-    for k in range(1, 4):
-        shift = (6 * np.maximum(length - 1 - k, 0)).astype(np.uint32)
-        utf8[:, k] = 0x80 | ((codes >> shift) & 0x3F)
-    return utf8, length
-
-
-def _byte_symbols(characters: Sequence[str]) -> tuple[int, ...]:
-    """The bytes that the UTF-8 of text holds outside these characters; all 256 when there are none."""
-    if not characters:
-        return tuple(range(256))
-    known = set(characters)
-    return (*(b for b in range(0x80) if chr(b) not in known), *_BEYOND_ASCII)

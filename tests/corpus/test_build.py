@@ -1,4 +1,4 @@
-"""charlm.corpus.build with prepared, passes, kernels and layout: exact, restartable, in shards, and checked."""
+"""Building a corpus: exact, restartable, in shards, and verified."""
 
 import io
 import itertools
@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numba
@@ -23,24 +24,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import reference
-from helpers import charlm as run
-from helpers import command, environment
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
-from test_corpus import (  # noqa: F401 - site is a fixture
+from corpus_helpers import (
     bytes_of,
     config,
     folders,
     jsonl,
-    limited,
-    parquet,
     refused,
     sha_of,
-    site,
     text_of,
     tree_of,
     written,
 )
+from helpers import charlm as run
+from helpers import environment
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 import charlm.commands.cli
 import charlm.corpus.batches
@@ -48,14 +46,12 @@ import charlm.corpus.build
 import charlm.corpus.id_writer
 import charlm.corpus.prepared
 import charlm.corpus.readers
-import charlm.corpus.textfile
 from charlm.config.fields import Config
 from charlm.config.parse import from_dict
-from charlm.corpus import baselines as floors
-from charlm.corpus import kernels
-from charlm.corpus.batches import Source
+from charlm.corpus import baselines, kernels
+from charlm.corpus.batches import TextSource
 from charlm.corpus.build import Build
-from charlm.corpus.count_encode import Text
+from charlm.corpus.count_encode import Text, in_order
 from charlm.corpus.prepared import (
     Corpus,
     folder_of,
@@ -152,10 +148,7 @@ class InMemory:
 
     def parts(self):
         for number, array in enumerate(self.arrays):
-            yield number, len(array), array.nbytes
-
-    def ends(self, part):
-        return None
+            yield number, np.ones(len(array), bool), array.nbytes
 
     def read(self, part):
         yield self.arrays[part]
@@ -164,8 +157,8 @@ class InMemory:
 def built(made: Config, arrays: list[pa.Array]) -> Corpus:
     """The corpus of these arrays: through the passes, the layout and the disk."""
     with pytest.MonkeyPatch.context() as patch:
-        source = {"train": Source(made.data, [InMemory(arrays)])}
-        source["train"].until(made.data.max_documents, made.data.max_characters, made.vocab.bytes_only)
+        source = {"train": TextSource(([InMemory(arrays)], 0, None))}
+        source["train"].limit(made.data.max_documents, made.data.max_characters, made.vocab.bytes_only)
         patch.setattr(charlm.corpus.build, "open_sources", lambda *_: source)
         return prepare(made)
 
@@ -255,31 +248,13 @@ vocabularies = st.sampled_from(
 )
 @example(
     ["a" * 31 + "é" + "b" * 128 + "中" + "c" * 32, None, "😀" * 40],
-    pa.string(),
-    2,
-    1,
-    33,
-    7,
-    2,
-    {},
-    "—😀",
-    {"validation": 0.2, "test": 0.25},
-    "character",
-    1,
+    *(pa.string(), 2, 1, 33, 7, 2, {}, "—😀"),
+    *({"validation": 0.2, "test": 0.25}, "character", 1),
 )
 @example(
     ["é" * 5, "", "x", None, "中"],
-    pa.large_binary(),
-    1,
-    2,
-    1,
-    1,
-    3,
-    {"max_size": 247},
-    "|é",
-    {"validation": 0.2, "test": 0.25},
-    "document",
-    0,
+    *(pa.large_binary(), 1, 2, 1, 1, 3, {"max_size": 247}, "|é"),
+    *({"validation": 0.2, "test": 0.25}, "document", 0),
 )
 def test_a_corpus_is_what_the_reference_says(
     documents, kind, chunk, offset, batch, piece, workers, vocab, separator, held_out, split_by, seed
@@ -342,15 +317,8 @@ def test_bytes_that_are_not_utf8_deep_in_a_later_piece(tmp_path, monkeypatch, wi
     monkeypatch.setattr(charlm.corpus.readers, "BATCH", 300)
     rows = [f"row {i} é".encode() * 7 for i in range(120)]
     rows[83] = ("é" * 401).encode() + b"\xe4\xb8x" + b"tail"  # longer than BATCH
-    pq.write_table(pa.table({"text": not_checked(rows, wide)}), tmp_path / "a.parquet", row_group_size=11)
-    made = config(
-        tmp_path,
-        "parquet",
-        data_files=str(tmp_path / "a.parquet"),
-        split_by=split_by,
-        validation=0.1,
-        test=0.1,
-    )
+    file = parquet(tmp_path / "a.parquet", not_checked(rows, wide), row_group_size=11)
+    made = of_parquet(tmp_path, file, split_by=split_by, **HELD_OUT)
     refused(tmp_path, made, "row 83, byte 802 is not UTF-8 (invalid continuation byte)", "a.parquet")
 
 
@@ -380,13 +348,8 @@ def test_what_python_refuses_is_refused_by_row_and_byte(good, bad, lead, batch):
 
 
 def test_a_long_row_of_continuation_bytes_is_refused_at_once(tmp_path):
-    refusing = not_checked([b"\x80" * (9 << 20)])
-    pq.write_table(pa.table({"text": refusing}), tmp_path / "a.parquet")
-    refused(
-        tmp_path,
-        config(tmp_path, "parquet", data_files=str(tmp_path / "a.parquet")),
-        "row 0, byte 0 is not UTF-8",
-    )
+    file = parquet(tmp_path / "a.parquet", not_checked([b"\x80" * (9 << 20)]))
+    refused(tmp_path, of_parquet(tmp_path, file), "row 0, byte 0 is not UTF-8")
 
 
 # workers and shards: the same bytes
@@ -397,13 +360,31 @@ def pieces_of(path: Path, n: int, seed: int = 3) -> str:
     draw = random.Random(seed)
     words = ["the", "naïve", "中文", "😀", "Быстрая", "\r\n", "fox", "", "a" * 40]
     rows = ["".join(f"{word} " for word in draw.choices(words, k=draw.randint(20, 60))) for _ in range(n * 7)]
+    return parquet(path, rows, row_group_size=7)
+
+
+def parquet(path: Path, texts: pa.Array | list, column: str = "text", **options) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"text": rows}), path, row_group_size=7)
+    pq.write_table(pa.table({column: texts}), path, **options)
     return str(path)
 
 
+def of_parquet(folder: Path, file: str | Path | list[str], vocab: dict | None = None, **data) -> Config:
+    """A config that reads parquet files."""
+    files = file if isinstance(file, list) else str(file)
+    return config(folder, "parquet", vocab, data_files=files, **data)
+
+
+def words_of(made: Config) -> list[str]:
+    """The command that prepares a config of parquet files with the default splits."""
+    files = (
+        made.data.data_files if isinstance(made.data.data_files, str) else json.dumps(made.data.data_files)
+    )
+    words = ["prepare", "--data.source", "parquet", "--data.data_files", files, "--data.dir", made.data.dir]
+    return [*words, "--data.validation", str(made.data.validation), "--data.test", str(made.data.test)]
+
+
 HELD_OUT = {"validation": 0.1, "test": 0.07}
-MANNERS = [{"split_by": "document"}, {"split_by": "character"}]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -413,20 +394,21 @@ def contents(folder: Path) -> dict[str, bytes]:
     return files | {"corpus.json": {k: v for k, v in info.items() if k not in ("seconds", "passes")}}
 
 
-@pytest.mark.parametrize("manner", MANNERS)
-@pytest.mark.parametrize("vocab", [{"max_size": 250}, {"end_of_document": True}])
-def test_any_number_of_workers_and_shards_gives_the_same_bytes(tmp_path, monkeypatch, manner, vocab):
+@pytest.mark.parametrize(
+    "split_by, vocab", [("document", {"end_of_document": True}), ("character", {"max_size": 250})]
+)
+def test_any_number_of_workers_and_shards_gives_the_same_bytes(tmp_path, monkeypatch, split_by, vocab):
     monkeypatch.setattr(charlm.corpus.readers, "PIECE", 1 << 10)
     file = pieces_of(tmp_path / "a.parquet", 5)
 
     def made(name: str, **data) -> Config:
-        return config(tmp_path / name, "parquet", vocab, data_files=file, **HELD_OUT, **manner, **data)
+        return of_parquet(tmp_path / name, file, vocab, split_by=split_by, **HELD_OUT, **data)
 
     whole = contents(prepare(made("w1", workers=1)).folder)
     assert {"train.npy", "validation.npy", "test.npy", "vocab.json", "corpus.json"} == set(whole)
     for workers in (2, 5):
         assert contents(prepare(made(f"w{workers}", workers=workers)).folder) == whole
-    for shards in (1, 2, 3, 7):  # of 5 pieces
+    for shards in (1, 3, 7):  # of 5 pieces
         shared = made(f"s{shards}")
         parts = random.Random(shards).sample(range(shards), shards)
         for part in parts + parts[:2]:
@@ -438,50 +420,46 @@ def test_any_number_of_workers_and_shards_gives_the_same_bytes(tmp_path, monkeyp
         assert folders(tmp_path / f"s{shards}") == [folder_of(shared).name]
 
 
-def test_shards_as_commands_at_once_and_twice(tmp_path):
-    """Two machines, each of which is started twice; the merge, and words that say what comes next."""
+def test_shards_as_commands_at_once_and_twice(tmp_path, forks, capsys):
+    """Processes that start together, one of them twice; the merge; messages that name the next command."""
     file = [pieces_of(tmp_path / f"{i}.parquet", 1, i) for i in range(6)]
-    words = [
-        "prepare",
-        "--data.source",
-        "parquet",
-        "--data.data_files",
-        json.dumps(file),
-        "--data.dir",
-        tmp_path / "data",
-    ]
+    made = of_parquet(tmp_path, file, **HELD_OUT)
+    words = words_of(made)
 
-    def at_once(*kinds: tuple[str, str]) -> list[tuple[int, str, str]]:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment()}
-        started = [subprocess.Popen(command(*words, *kind), **pipes) for kind in kinds]
-        return [(p.returncode, out, err) for p in started for out, err in [p.communicate(timeout=300)]]
+    def at_once(*shards: int) -> list[tuple[int, str, str]]:
+        started = [forks.start(f"charlm.commands.cli.main({[*words, '--shard', f'{i}/2']})") for i in shards]
+        return [(process.wait(), *process.output()) for process in started]
 
-    early = run(*words, "--merge", "2")
-    assert early.returncode == 1 and "2 of 2 shards are not counted yet: 0, 1;" in early.stderr
-    assert early.stderr.count("\n") == 1 and "the same command with --shard I/2" in early.stderr
-    for code, out, err in at_once(*[("--shard", f"{i}/2") for i in (0, 1, 1)]):
-        assert code == 0 and re.fullmatch(
-            r"shard [01] of 2 is counted\. .*the same command with --merge 2\n", out
-        ), err
-    chosen = run(*words, "--merge", "2")
-    assert chosen.returncode == 0 and "every --shard I/2 again, then --merge 2" in chosen.stdout
-    assert run(*words, "--shard", "1/2").stdout.startswith("shard 1 of 2 is encoded. ")
-    late = run(*words, "--merge", "2")
-    assert late.returncode == 1 and "1 of 2 shards are not encoded yet: 0;" in late.stderr
-    assert [code for code, _, _ in at_once(("--shard", "0/2"), ("--shard", "1/2"))] == [0, 0]
-    joined = run(*words, "--merge", "2")
-    made = config(tmp_path / "one", "parquet", data_files=file, validation=0.05, test=0.05)
-    one = prepare(made)
-    folder = tmp_path / "data" / one.folder.name
-    assert joined.returncode == 0 and joined.stdout == Corpus(folder).report() + "\n"
+    early = command_error(*words, "--merge", "2")
+    assert "2 of 2 shards are not counted yet: 0, 1; the same command with --shard I/2" in early
+    for code, out, err in at_once(0, 1, 1):
+        counted = r"shard [01] of 2 is counted\. .*the same command with --merge 2\n"
+        assert code == 0 and re.fullmatch(counted, out), err
+    charlm.commands.cli.main([*words, "--merge", "2"])
+    charlm.commands.cli.main([*words, "--shard", "1/2"])
+    assert re.search(
+        r"every --shard I/2 again, then --merge 2\nshard 1 of 2 is encoded\. ", capsys.readouterr().out
+    )
+    assert "1 of 2 shards are not encoded yet: 0;" in command_error(*words, "--merge", "2")
+    assert [code for code, _, _ in at_once(0, 1)] == [0, 0]
+    charlm.commands.cli.main([*words, "--merge", "2"])
+    folder, one = folder_of(made), prepare(of_parquet(tmp_path / "one", file, **HELD_OUT))
+    assert capsys.readouterr().out == Corpus(folder).report() + "\n"
     assert contents(folder) == contents(one.folder)
     assert [p.name for p in (tmp_path / "data").iterdir()] == [folder.name]
-    made.data.dir = str(tmp_path / "data")
     assert prepare_shard(made, 1, 2) == f"{folder} is prepared already"
 
 
+def command_error(*words: str) -> str:
+    """The message of a command that fails."""
+    with pytest.raises(SystemExit) as ended:
+        charlm.commands.cli.main([*words])
+    assert "\n" not in ended.value.code
+    return ended.value.code
+
+
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         ("--shard 4/4", "--shard 4/4: give a number from 0"),
         ("--shard x", "--shard x: give a number from 0"),
@@ -497,72 +475,132 @@ def test_shards_as_commands_at_once_and_twice(tmp_path):
         ("--verify --merge 2", "not allowed with"),
     ],
 )
-def test_wrong_words_are_refused_in_one_line(tmp_path, capfd, words, told):
+def test_wrong_words_are_refused_in_one_line(tmp_path, capfd, words, message):
     data = ["--data.source", "literal", "--data.text", "hello", "--data.dir", str(tmp_path / "data")]
     with pytest.raises(SystemExit) as ended:
         charlm.commands.cli.main(["prepare", *data, *words.split()])
     out, err = capfd.readouterr()
-    message = err or str(ended.value.code)
-    assert (
-        out == "" and told in message and message.count("\n") <= 1 and message.startswith("charlm: error: ")
-    )
+    line = err or str(ended.value.code)
+    assert out == "" and message in line and line.count("\n") <= 1 and line.startswith("charlm: error: ")
     assert not (tmp_path / "data").exists()
 
 
 def test_a_source_that_changed_between_shards_is_refused(tmp_path, monkeypatch):
-    """Counted of one text, encoded of another: of a hub dataset or a URL the fingerprint would not tell."""
+    """Counted from one text, encoded from another, as when a dataset on the Hub changes."""
     monkeypatch.setattr(charlm.corpus.readers, "PIECE", 1 << 10)
     file = tmp_path / "a.parquet"
-    made = config(tmp_path, "parquet", data_files=pieces_of(file, 4))
+    made = of_parquet(tmp_path, pieces_of(file, 4))
     prepare_shard(made, 0, 2)
     found = folder_of(made)
     pieces_of(file, 4, seed=4)
-    assert folder_of(made) != found  # of a local file the fingerprint tells
+    assert folder_of(made) != found  # that of a local file does
     monkeypatch.setattr(charlm.corpus.prepared, "folder_of", lambda _: found)
-    with pytest.raises(
-        CharlmError, match=r"is not what another shard found: .* delete .*\.shards-2 and begin"
-    ):
+    refusal = r"is not what another shard found: .* delete .*\.shards-2 and start again"
+    with pytest.raises(CharlmError, match=refusal):
         prepare_shard(made, 1, 2)
 
 
 # processes that are killed
 
-
-CHILD = """
-import json, sys
-import charlm.corpus.id_writer, charlm.corpus.batches
+# Imports and loading compiled code take longer than these builds: one process does them, and forks.
+FORKS = """
+import json, os, sys, traceback
+import charlm.commands.cli, charlm.commands.prepare, charlm.corpus.build
 from charlm.config.parse import from_dict
 from charlm.corpus.prepared import prepare, prepare_shard
-charlm.corpus.readers.PIECE, charlm.corpus.readers.BATCH, charlm.corpus.id_writer.TELL_EVERY = 1 << 10, 1 << 9, 0.0
-made, shards = from_dict(json.loads(sys.argv[1])), list(map(int, sys.argv[2:]))
-prepare_shard(made, *shards) if shards else prepare(made)
+from corpus_helpers import limited
+from tqdm import tqdm
+
+tqdm.monitor_interval = 0  # no thread
+text = {"source": "literal", "text": "hello" * 9, "split_by": "character", "validation": 0.2, "test": 0}
+prepare(from_dict({"data": {**text, "dir": sys.argv[1]}}))
+charlm.corpus.readers.PIECE, charlm.corpus.readers.BATCH = 1 << 10, 1 << 9
+charlm.corpus.id_writer.SYNC_EVERY = 0.0
+for line in iter(sys.stdin.readline, ""):
+    request = json.loads(line)
+    if "wait" in request:
+        pid, status = os.waitpid(request["wait"], request["options"])
+        print(json.dumps(os.waitstatus_to_exitcode(status) if pid else None), flush=True)
+    elif pid := os.fork():
+        print(pid, flush=True)
+    else:
+        for stream in (1, 2):
+            os.dup2(os.open(f"{request['output']}.{stream}", os.O_CREAT | os.O_WRONLY), stream)
+        code = 1
+        try:
+            exec(request["code"])
+            code = 0
+        except SystemExit as end:
+            print(end.code, file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
+        finally:  # to end in order, with all these modules, would take seconds
+            sys.stdout.flush()
+            os._exit(code)
 """
 
 
-class Children:
-    """Processes that prepare a corpus, in many small pieces."""
+class Forks:
+    """Starts processes that run some code, and prepare in many small pieces."""
 
-    def __init__(self):
-        self.all: list[subprocess.Popen] = []
+    def __init__(self, folder: Path):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+        line = [sys.executable, "-c", FORKS, str(folder)]
+        self.server = subprocess.Popen(line, env=environment(PYTHONPATH=path), **pipes)
+        self.folder, self.started = folder, []
 
-    def start(self, made: Config, *shards: int) -> subprocess.Popen:
-        words = [sys.executable, "-c", CHILD, tree_of(made), *map(str, shards)]
-        self.all.append(subprocess.Popen(words, env=environment()))
-        return self.all[-1]
+    def request(self, **content):
+        self.server.stdin.write(json.dumps(content) + "\n")
+        self.server.stdin.flush()
+        return json.loads(self.server.stdout.readline())
 
-    def kill(self, process: subprocess.Popen) -> bool:
+    def start(self, code: str) -> "Fork":
+        self.started.append(Fork(self, code, self.folder / f"output-{len(self.started)}"))
+        return self.started[-1]
+
+    def prepare(self, made: Config, *shard: int) -> "Fork":
+        call = "prepare_shard" if shard else "prepare"
+        return self.start(f"{call}(from_dict({json.loads(tree_of(made))}), *{shard})")
+
+
+class Fork:
+    """One of these processes."""
+
+    def __init__(self, forks: Forks, code: str, files: Path):
+        self.forks, self.files, self.code = forks, files, None
+        self.pid = forks.request(code=code, output=str(files))
+
+    def wait(self, options: int = 0) -> int | None:
+        """Its exit code; -9 when it was killed; with os.WNOHANG None while it runs."""
+        if self.code is None:
+            self.code = self.forks.request(wait=self.pid, options=options)
+        return self.code
+
+    def kill(self) -> bool:
         """kill -9. False when it was done before."""
-        process.kill()
-        return process.wait() != 0
+        if self.wait(os.WNOHANG) is None:
+            os.kill(self.pid, signal.SIGKILL)
+        return self.wait() == -signal.SIGKILL
+
+    def output(self) -> list[str]:
+        """stdout and stderr."""
+        return [Path(f"{self.files}.{stream}").read_text() for stream in (1, 2)]
 
 
-@pytest.fixture
-def nursery():
-    made = Children()
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory):
+    made = Forks(tmp_path_factory.mktemp("forks"))
     yield made
-    for process in made.all:
+    for process in made.started:
         process.kill()
-        process.wait()
+    made.server.stdin.close()
+    made.server.wait()
+
+
+def partial_of(made: Config, suffix: str = "partial") -> Path:
+    """Where a build keeps its work."""
+    return folder_of(made).with_name(f".{folder_of(made).name}.{suffix}")
 
 
 def small_pieces(patch: pytest.MonkeyPatch) -> None:
@@ -571,38 +609,34 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(charlm.corpus.readers, "BATCH", 1 << 9)
 
 
-@pytest.mark.parametrize("manner", [MANNERS[0], pytest.param(MANNERS[1], marks=pytest.mark.slow)])
-def test_killed_again_and_again_it_ends_as_if_undisturbed(tmp_path, nursery, manner):
+@pytest.mark.parametrize("split_by", ["document", "character"])
+def test_killed_again_and_again_it_ends_as_if_undisturbed(tmp_path, forks, split_by):
     """kill -9 at random moments of both passes, of the one that works and the one that waits."""
-    file = pieces_of(tmp_path / "a.parquet", 60)
-    made = config(tmp_path, "parquet", data_files=file, workers=2, **HELD_OUT, **manner)
-    other = config(tmp_path / "other", "parquet", data_files=file, **HELD_OUT, **manner)
-    undisturbed = contents(prepare(other).folder)
+    data = {"data_files": pieces_of(tmp_path / "a.parquet", 60), "split_by": split_by} | HELD_OUT
+    made = config(tmp_path, "parquet", workers=2, **data)
+    undisturbed = contents(prepare(config(tmp_path / "other", "parquet", **data)).folder)
     draw, kills, seen = random.Random(7), 0, set()
-    partial = folder_of(made).with_name(f".{folder_of(made).name}.partial")
+    partial = partial_of(made)
 
     def reached() -> list:
         files = [partial / name for name in ("counts-0.log", "encoded-0.json")]
         return [(p.stat().st_size, p.stat().st_mtime_ns) if p.exists() else None for p in files]
 
-    for attempt in range(6):
-        before, both = reached(), [nursery.start(made), nursery.start(made)]
+    for attempt in range(12):
+        before, both = reached(), [forks.prepare(made), forks.prepare(made)]
         if attempt % 4:  # a little further than the one before; else at any moment, the first included
-            until(
-                lambda before=before, both=both: (
-                    reached() != before or any(p.poll() is not None for p in both)
-                )
-            )
-        time.sleep(draw.uniform(0, 0.4))
-        for pid in draw.sample(both, 2):
-            kills += nursery.kill(pid)
+            while reached() == before and all(process.wait(os.WNOHANG) is None for process in both):
+                time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.1))
+        for process in draw.sample(both, 2):
+            kills += process.kill()
         seen |= {p.name for p in partial.glob("*")}
         if folder_of(made).exists():
             break
     assert kills >= 3 and "counts-0.log" in seen, (kills, seen)
     corpus = prepare(made)
-    held = contents(corpus.folder)
-    assert {name: held[name] for name in undisturbed} == undisturbed
+    stored = contents(corpus.folder)
+    assert {name: stored[name] for name in undisturbed} == undisturbed
     assert folders(tmp_path) == [folder_of(made).name]
 
 
@@ -614,7 +648,7 @@ def until(condition, seconds: float = 300) -> None:
 
 
 class Spy:
-    """Notes which pieces a pass reads. It reads them all the same."""
+    """Records which pieces a pass reads."""
 
     def __init__(self, patch: pytest.MonkeyPatch, name: str):
         self.firsts: list[int] = []
@@ -627,78 +661,55 @@ class Spy:
         patch.setattr(Text, name, noted)
 
 
-def test_a_counted_piece_is_not_counted_again(tmp_path, nursery, monkeypatch):
+def test_what_was_counted_and_encoded_before_a_kill_is_not_done_again(tmp_path, forks, monkeypatch):
+    """A process killed in the first pass, another in the second."""
     small_pieces(monkeypatch)
-    made = config(tmp_path, "parquet", data_files=pieces_of(tmp_path / "a.parquet", 400), workers=2)
-    partial = folder_of(made).with_name(f".{folder_of(made).name}.partial")
-    log = partial / "counts-0.log"
-    pid = nursery.start(made)
+    made = of_parquet(tmp_path, pieces_of(tmp_path / "a.parquet", 400), workers=2)
+    log, progress = partial_of(made) / "counts-0.log", partial_of(made) / "encoded-0.json"
+    process = forks.prepare(made)
     until(lambda: log.exists() and log.stat().st_size > 20_000)
-    assert nursery.kill(pid)
-    assert not (partial / "layout.npz").exists(), "it was done counting: make the file larger"
+    assert process.kill()
+    assert not (partial_of(made) / "layout.npz").exists(), "it had counted all: make the file larger"
     counted = sum(1 for _ in Journal.read(log))
-    spy = Spy(monkeypatch, "count")
-    prepare(made)
+    with monkeypatch.context() as patch:
+        spy, build = Spy(patch, "count"), Build(made, folder_of(made))
+        build.open()
+        build.count()
     assert counted > 10 and len(spy.firsts) == 400 - counted and min(spy.firsts) == 7 * counted
-
-
-def test_an_encoded_piece_is_not_encoded_again(tmp_path, nursery, monkeypatch):
-    small_pieces(monkeypatch)
-    made = config(tmp_path, "parquet", data_files=pieces_of(tmp_path / "a.parquet", 400), workers=2)
-    partial = folder_of(made).with_name(f".{folder_of(made).name}.partial")
-    safe = partial / "encoded-0.json"
-    pid = nursery.start(made)
-    until(lambda: safe.exists() and json.loads(safe.read_text())["pieces"] > 0)
-    assert nursery.kill(pid)
-    done = json.loads(safe.read_text())["pieces"]
-    assert 0 < done < 400, "it was done encoding: make the file larger"
+    process = forks.prepare(made)
+    until(lambda: progress.exists() and json.loads(progress.read_text())["pieces"] > 0)
+    assert process.kill()
+    encoded = json.loads(progress.read_text())["pieces"]
+    assert 0 < encoded < 400, "it had encoded all: make the file larger"
     count, encode = Spy(monkeypatch, "count"), Spy(monkeypatch, "encode")
     corpus = prepare(made)
-    assert count.firsts == [] and len(encode.firsts) == 400 - done and min(encode.firsts) == 7 * done
+    assert count.firsts == [] and len(encode.firsts) == 400 - encoded and min(encode.firsts) == 7 * encoded
     corpus.verify()
     verify(made)
 
 
-@pytest.mark.parametrize("ids", ["counted", "encoded"])
-def test_a_shard_killed_in_either_pass_and_run_again(tmp_path, nursery, monkeypatch, ids):
+def test_a_shard_killed_in_either_pass_and_run_again(tmp_path, forks, monkeypatch):
     small_pieces(monkeypatch)
     file = pieces_of(tmp_path / "a.parquet", 300)
-    made = config(tmp_path, "parquet", data_files=file, workers=2, **HELD_OUT)
-    partial = folder_of(made).with_name(f".{folder_of(made).name}.shards-2")
-    if ids == "encoded":
-        for shard in range(2):
-            prepare_shard(made, shard, 2)
-        merge(made, 2)
-    watched = partial / {"counted": "counts-1.log", "encoded": "encoded-1.json"}[ids]
-    pid = nursery.start(made, 1, 2)
-    until(lambda: watched.exists() and (ids == "encoded" or watched.stat().st_size > 9000))
-    assert nursery.kill(pid), "it was done before it was ended: make the file larger"
-    with pytest.raises(CharlmError, match=rf"shards are not {ids} yet: 0, 1; the same command with --shard"):
-        merge(made, 2)
-    prepare_shard(made, 0, 2)
-    with pytest.raises(
-        CharlmError, match=rf"1 of 2 shards are not {ids} yet: 1; the same command with --shard"
-    ):
-        merge(made, 2)
-    assert ids in prepare_shard(made, 1, 2)
-    if ids == "counted":
-        assert merge(made, 2) is None
-        for shard in range(2):
-            prepare_shard(made, shard, 2)
-    corpus = merge(made, 2)
-    other = config(tmp_path / "other", "parquet", data_files=file, **HELD_OUT)
+    made = of_parquet(tmp_path, file, workers=2, **HELD_OUT)
+    for stage, name in (("counted", "counts-1.log"), ("encoded", "encoded-1.json")):
+        watched = partial_of(made, "shards-2") / name
+        process = forks.prepare(made, 1, 2)
+        until(
+            lambda watched=watched: (
+                watched.exists() and (watched.suffix == ".json" or watched.stat().st_size > 9000)
+            )
+        )
+        assert process.kill(), "it was done before it was killed: make the file larger"
+        with pytest.raises(CharlmError, match=rf"2 of 2 shards are not {stage} yet: 0, 1; the same command"):
+            merge(made, 2)
+        assert stage in prepare_shard(made, 0, 2)
+        with pytest.raises(CharlmError, match=rf"1 of 2 shards are not {stage} yet: 1; the same command"):
+            merge(made, 2)
+        assert stage in prepare_shard(made, 1, 2)
+        corpus = merge(made, 2)
+    other = of_parquet(tmp_path / "other", file, **HELD_OUT)
     assert contents(corpus.folder) == contents(prepare(other).folder)
-
-
-@pytest.mark.slow
-def test_shards_that_start_together_make_one_folder(tmp_path, nursery):
-    for round_ in range(1):
-        file = pieces_of(tmp_path / f"{round_}.parquet", 9)
-        made = config(tmp_path, "parquet", data_files=file, workers=1)
-        partial = folder_of(made).with_name(f".{folder_of(made).name}.shards-4")
-        assert [p.wait() for p in [nursery.start(made, shard, 4) for shard in range(4)]] == [0] * 4
-        missing = [i for i in range(4) if not (partial / f"counts-{i}.log").exists()]
-        assert missing == [] and (partial / "plan.txt").exists(), f"round {round_}"
 
 
 @pytest.mark.parametrize("tail", [b"", b"\1" * 9, b"\0" * 64, b"\xff" * 40, "half", "flipped"])
@@ -724,31 +735,27 @@ def test_a_torn_journal(tmp_path, tail):
     assert list(Journal.read(path)) == [*kept, b"four"]
 
 
-@pytest.mark.parametrize("damage", ["zeros", "cut", "garbage"])
-def test_a_build_goes_on_from_a_torn_journal(tmp_path, monkeypatch, damage):
+def test_a_build_resumes_from_a_torn_journal(tmp_path, monkeypatch):
     small_pieces(monkeypatch)
     file = pieces_of(tmp_path / "a.parquet", 20)
-    made = config(tmp_path, "parquet", data_files=file, workers=2)
-    log = folder_of(made).with_name(f".{folder_of(made).name}.partial") / "counts-0.log"
+    made = of_parquet(tmp_path, file, workers=2)
+    log = partial_of(made) / "counts-0.log"
     log.parent.parent.mkdir()
     ended = Build(made, folder_of(made))
     ended.open()
     ended.count()
-    content = log.read_bytes()
-    log.write_bytes(
-        {"zeros": content + bytes(4096), "cut": content[:-3], "garbage": content + b"\xfe" * 99}[damage]
-    )
-    other = config(tmp_path / "other", "parquet", data_files=file)
+    log.write_bytes(log.read_bytes()[:-3] + b"\xfe" * 99)
+    other = of_parquet(tmp_path / "other", file)
     assert contents(prepare(made).folder) == contents(prepare(other).folder)
 
 
-def test_a_partial_folder_of_another_text_is_begun_anew(tmp_path, monkeypatch):
+def test_a_partial_folder_of_another_text_is_deleted(tmp_path, monkeypatch):
     small_pieces(monkeypatch)
     file = pieces_of(tmp_path / "a.parquet", 9)
-    made = config(tmp_path, "parquet", data_files=file)
-    partial = folder_of(made).with_name(f".{folder_of(made).name}.partial")
+    made = of_parquet(tmp_path, file)
+    partial = partial_of(made)
     partial.parent.mkdir()
-    other = config(tmp_path, "parquet", data_files=pieces_of(tmp_path / "b.parquet", 9, 5))
+    other = of_parquet(tmp_path, pieces_of(tmp_path / "b.parquet", 9, 5))
     Build(other, folder_of(made)).open()
     with Journal(partial / "counts-0.log") as journal:
         for _ in range(9):
@@ -773,45 +780,31 @@ def test_parquet_makes_no_arrow_cache(tmp_path, monkeypatch, sizes):
     small_pieces(monkeypatch)
     before, texts, files = arrow_files(), [], []
     for number, size in enumerate(sizes):
-        some = [f"{number} {row} naïve 中文\r\n" * (row % 5) for row in range(103)]
-        pq.write_table(
-            pa.table({"n": range(103), "text": some}), tmp_path / f"{number}.parquet", row_group_size=size
-        )
-        texts, files = texts + some, [*files, str(tmp_path / f"{number}.parquet")]
-    corpus = prepare(config(tmp_path, "parquet", data_files=files, separator="|"))
-    assert text_of(corpus) == "|".join(texts)
-    assert corpus.info["documents"] == len(texts)
+        rows = [f"{number} {row} naïve 中文\r\n" * (row % 5) for row in range(103)]
+        files.append(parquet(tmp_path / f"{number}.parquet", rows, row_group_size=size))
+        texts += rows
+    corpus = prepare(of_parquet(tmp_path, files, separator="|"))
+    assert text_of(corpus) == "|".join(texts) and corpus.info["documents"] == len(texts)
     assert arrow_files() == before
 
 
-@pytest.mark.parametrize(
-    "split",
-    [
-        "train[10%:50%]+train[70%:]",
-        "train[:3]+train[3:3]+train[-2:]",
-        "train[5:90]",
-        "train[-30%:-10%]",
-        "train",
-    ],
-)
+SLICES = ["train[10%:50%]+train[70%:]", "train[:3]+train[3:3]+train[-2:]", "train[5:90]", "train[-30%:-10%]"]
+
+
+@pytest.mark.parametrize("split", [*SLICES, "train"])
 @pytest.mark.parametrize("source", ["parquet", "json"])
 def test_slices_are_those_of_datasets(tmp_path, monkeypatch, split, source):
     small_pieces(monkeypatch)
     texts = [f"{row} é" * (row % 4) for row in range(97)]
-    file = str(tmp_path / f"a.{source}")
-    if source == "json":
-        jsonl(Path(file), texts)
-    else:
-        pq.write_table(pa.table({"text": texts}), file, row_group_size=11)
-    want = datasets.load_dataset(source, data_files=file, split=split, cache_dir=str(tmp_path / "cache"))[
-        "text"
-    ]
+    path, cache = tmp_path / f"a.{source}", str(tmp_path / "cache")
+    file = jsonl(path, texts) if source == "json" else parquet(path, texts, row_group_size=11)
+    expected = list(datasets.load_dataset(source, data_files=file, split=split, cache_dir=cache)["text"])
     made = config(tmp_path, source, {"end_of_document": True}, data_files=file, split=split)
     corpus = prepare(made)
     ids = corpus["train"]
     ends = np.flatnonzero(ids == corpus.vocab.end)
-    assert [corpus.vocab.decode(part) for part in np.split(ids, ends + 1)[:-1]] == list(want)
-    assert corpus.info["documents"] == len(want)
+    assert [corpus.vocab.decode(part) for part in np.split(ids, ends + 1)[:-1]] == expected
+    assert corpus.info["documents"] == len(expected)
 
 
 def test_columns_that_look_alike(tmp_path):
@@ -827,7 +820,7 @@ def test_columns_that_look_alike(tmp_path):
 
     def read(name: str, column: str) -> str:
         file = str(tmp_path / f"{name}.parquet")
-        return text_of(prepare(config(tmp_path, "parquet", data_files=file, text_column=column)))
+        return text_of(prepare(of_parquet(tmp_path, file, text_column=column)))
 
     assert [read(name, "text") for name in tables] == ["one\ntwö"] * 3
     assert read("dotted", "text.en") == "no\nnot" and read("both", "a.text") == "no\nnot"
@@ -838,14 +831,14 @@ def test_columns_that_look_alike(tmp_path):
 def test_two_columns_of_one_name(tmp_path):
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     pq.write_table(table, tmp_path / "a.parquet")
-    made = config(tmp_path, "parquet", data_files=str(tmp_path / "a.parquet"))
+    made = of_parquet(tmp_path, tmp_path / "a.parquet")
     refused(tmp_path, made, "data.text_column='text'", "more than one column of that name")
 
 
 def test_a_file_that_will_not_do_is_named_among_many(tmp_path):
     good = [parquet(tmp_path / "in" / f"{n}.parquet", [n]) for n in "ac"]
     lacks = parquet(tmp_path / "in" / "b.parquet", ["b"], "body")
-    made = config(tmp_path, "parquet", data_files=str(tmp_path / "in" / "*"))
+    made = of_parquet(tmp_path, str(tmp_path / "in" / "*"))
     refused(tmp_path, made, f"'text' is not a column of {lacks} (columns: body)")
     other = written(tmp_path / "in" / "b.parquet", "text\nno parquet\n")
     refused(tmp_path, made, f"{other}: datasets cannot read it", "magic bytes")
@@ -865,23 +858,14 @@ NOT_TEXT = {
 @pytest.mark.parametrize("kind", NOT_TEXT)
 def test_a_column_of_another_type(tmp_path, kind):
     file = parquet(tmp_path / "a.parquet", NOT_TEXT[kind])
-    refused(
-        tmp_path,
-        config(tmp_path, "parquet", data_files=file),
-        "data.text_column='text'",
-        file,
-        f"holds {kind}",
-    )
+    refused(tmp_path, of_parquet(tmp_path, file), "data.text_column='text'", file, f"holds {kind}")
 
 
-def test_streaming_gives_the_same_bytes_and_keeps_nothing(tmp_path, site, monkeypatch):  # noqa: F811
+def test_streaming_gives_the_same_bytes_and_keeps_nothing(tmp_path, site, monkeypatch):
     small_pieces(monkeypatch)
     root, url = site
     files = [f"{url}/{Path(pieces_of(root / f'{i}.parquet', n, i)).name}" for i, n in enumerate((4, 7))]
-    made = {
-        s: config(tmp_path / str(s), "parquet", data_files=files, streaming=s, **HELD_OUT)
-        for s in (True, False)
-    }
+    made = {s: of_parquet(tmp_path / str(s), files, streaming=s, **HELD_OUT) for s in (True, False)}
     downloads = Path(datasets.config.DOWNLOADED_DATASETS_PATH)
     before = sorted(downloads.rglob("*"))
     streamed = prepare(made[True])
@@ -890,9 +874,7 @@ def test_streaming_gives_the_same_bytes_and_keeps_nothing(tmp_path, site, monkey
     assert len(sorted(downloads.rglob("*"))) > len(before)
     assert streamed.folder.name == downloaded.folder.name  # how it is read does not decide the content
     assert contents(streamed.folder) == contents(downloaded.folder)
-    local = config(
-        tmp_path / "l", "parquet", data_files=[str(root / f"{i}.parquet") for i in range(2)], **HELD_OUT
-    )
+    local = of_parquet(tmp_path / "l", [str(root / f"{i}.parquet") for i in range(2)], **HELD_OUT)
     assert sha_of(prepare(local)) == sha_of(streamed)
     verify(made[True])
 
@@ -908,7 +890,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
     """Its footer, cut or overwritten; a page of its data."""
     file = Path(pieces_of(tmp_path / "a.parquet", 6))
     whole = file.read_bytes()
-    made = config(tmp_path, "parquet", data_files=str(file))
+    made = of_parquet(tmp_path, str(file))
     for damaged in (whole[:-1], whole[:1000], whole[:-60] + b"\xff" * 52 + whole[-8:]):
         file.write_bytes(damaged)
         refused(tmp_path, made, str(file), "datasets cannot read it")
@@ -929,22 +911,20 @@ def test_a_million_empty_documents(tmp_path):
     rows = 1_000_003
     texts = pa.concat_arrays([pa.array([""] * (rows - 1)), pa.array(["aé"])])
     file = parquet(tmp_path / "a.parquet", texts)
-    corpus = prepare(config(tmp_path, "parquet", data_files=file, validation=0, separator="."))
+    corpus = prepare(of_parquet(tmp_path, file, validation=0, separator="."))
     assert bytes_of(corpus) == b"." * (rows - 1) + "aé".encode()
     assert corpus.info["documents"] == rows
-    ended = prepare(
-        config(tmp_path, "parquet", {"end_of_document": True}, data_files=file, split_by="character")
-    )
+    ended = prepare(of_parquet(tmp_path, file, {"end_of_document": True}, split_by="character"))
     assert ended.info["symbols"] == rows + 2 and ended.info["characters"] == 2
     nothing = parquet(tmp_path / "b.parquet", texts[:-1])
     with pytest.raises(CharlmError, match="the text is empty"):
-        prepare(config(tmp_path, "parquet", data_files=nothing, validation=0.05))
+        prepare(of_parquet(tmp_path, nothing, validation=0.05))
 
 
 def test_no_row_at_all(tmp_path):
     file = parquet(tmp_path / "a.parquet", pa.array([], pa.string()))
     for held_out in ({}, HELD_OUT):
-        refused(tmp_path, config(tmp_path, "parquet", data_files=file, **held_out), file, "the text is empty")
+        refused(tmp_path, of_parquet(tmp_path, file, **held_out), file, "the text is empty")
 
 
 def test_a_corpus_of_one_character(tmp_path):
@@ -973,7 +953,7 @@ def test_more_symbols_than_16_bits_hold(tmp_path):
     assert prepare(most)["train"].max() == 65_534
 
 
-@pytest.mark.parametrize("size", [150 << 20, pytest.param(1 << 30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [40 << 20, pytest.param(1 << 30, marks=pytest.mark.slow)])
 def test_a_document_of_many_megabytes_in_one_row(tmp_path, size):
     unit = "naïve 中文 😀, plain and simple and long enough.\n".encode()
     text = unit * (size // len(unit))
@@ -981,7 +961,7 @@ def test_a_document_of_many_megabytes_in_one_row(tmp_path, size):
     table = table.set_column(0, "text", pa.array([b"first", text, b"last"], pa.large_binary()))
     pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False)
     del table
-    made = config(tmp_path, "parquet", data_files=str(tmp_path / "a.parquet"), separator="|")
+    made = of_parquet(tmp_path, str(tmp_path / "a.parquet"), separator="|")
     corpus = prepare(made)
     assert corpus.info["documents"] == 3 and corpus.info["bytes"] == len(text) + 11
     ids = corpus["train"]
@@ -997,18 +977,19 @@ def test_a_document_of_many_megabytes_in_one_row(tmp_path, size):
         assert sizes[at] == times * (size // len(unit)) + extra, character
 
 
-def test_a_disk_that_fills_up_in_either_pass(tmp_path):
-    """The command says so in a line, leaves no half-written array, and goes on when there is room."""
+def test_a_disk_that_fills_up_in_either_pass(tmp_path, forks):
+    """The command prints one line, leaves no half-written array, and resumes when there is room."""
     file = pieces_of(tmp_path / "a.parquet", 40)
-    made = config(tmp_path, "parquet", data_files=file, validation=0.05, test=0.05)
-    words = ["prepare", "--data.source", "parquet", "--data.data_files", file, "--data.dir", made.data.dir]
+    made = of_parquet(tmp_path, file, **HELD_OUT)
+    words = words_of(made)
     for room in (600, 20_000):  # too little for the counts, then for the ids
-        done = run(*words, preexec_fn=limited(room))
-        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-        assert f"{folder_of(made)}: cannot be written (File too large)" in done.stderr
+        process = forks.start(f"limited({room})(); charlm.commands.cli.main({words})")
+        code, err = process.wait(), process.output()[1]
+        assert code == 1 and err.count("\n") == 1, err
+        assert f"{folder_of(made)}: cannot be written (File too large)" in err
         assert not list(tmp_path.rglob("*.npy"))
-    done = run(*words)
-    assert done.returncode == 0, done.stderr
+    process = forks.start(f"charlm.commands.cli.main({words})")
+    assert process.wait() == 0, process.output()
     assert [p.name for p in Path(made.data.dir).iterdir()] == [folder_of(made).name]
 
 
@@ -1017,7 +998,7 @@ def test_a_disk_that_fills_up_in_either_pass(tmp_path):
 
 @pytest.mark.parametrize("source", ["parquet", "text", "json", "csv"])
 def test_verify_finds_a_changed_source_under_a_finished_corpus(tmp_path, source):
-    """As long as before, with the same time of change: neither the fingerprint nor datasets' cache tells."""
+    """As long as before, with the same time of change: fingerprint and datasets' cache are the same."""
     path = tmp_path / "in" / f"a.{source}"
 
     def write(word: str) -> None:
@@ -1051,61 +1032,41 @@ def test_verify_finds_a_changed_source_under_a_finished_corpus(tmp_path, source)
     assert not list(Path(datasets.config.HF_DATASETS_CACHE).glob("charlm-verify-*"))
 
 
-def test_verify_as_a_command(tmp_path):
+def test_verify_as_a_command(tmp_path, capsys):
     file = pieces_of(tmp_path / "a.parquet", 3)
-    words = [
-        "prepare",
-        "--data.source",
-        "parquet",
-        "--data.data_files",
-        file,
-        "--data.dir",
-        tmp_path / "data",
-    ]
-    none = run(*words, "--verify")
-    assert none.returncode == 1 and "no corpus of this config is prepared" in none.stderr
-    corpus = prepare(config(tmp_path, "parquet", data_files=file, validation=0.05, test=0.05))
-    good = run(*words, "--verify")
-    assert (
-        good.returncode == 0 and good.stdout == f"{corpus.folder}: as it was made, and as its text is now\n"
-    )
+    made = of_parquet(tmp_path, file, **HELD_OUT)
+    words = [*words_of(made), "--verify"]
+    assert "no corpus of this config is prepared" in command_error(*words)
+    corpus = prepare(made)
+    capsys.readouterr()
+    charlm.commands.cli.main(words)
+    assert capsys.readouterr().out.startswith(f"{corpus.folder}: ")
     path = corpus.folder / "train.npy"
     content = bytearray(path.read_bytes())
     content[-7] ^= 1
     path.write_bytes(content)
-    bad = run(*words, "--verify")
-    assert bad.returncode == 1 and "train.npy: sha256" in bad.stderr and bad.stderr.count("\n") == 1
+    assert "train.npy: sha256" in command_error(*words)
 
 
 # Ctrl-C
 
-SLOW = """
-import sys
-import charlm.corpus.id_writer, charlm.commands.cli, charlm.corpus.batches
-charlm.corpus.readers.PIECE, charlm.corpus.readers.BATCH, charlm.corpus.id_writer.TELL_EVERY = 1 << 10, 1 << 9, 0.0
-charlm.commands.cli.main(sys.argv[1:])
-"""
-
 
 @pytest.mark.parametrize("stage", ["counts-0.log", "encoded-0.json"])
-def test_ctrl_c_ends_the_command_and_the_next_goes_on(tmp_path, monkeypatch, stage):
+def test_ctrl_c_ends_the_command_and_the_next_one_resumes(tmp_path, forks, monkeypatch, stage):
     small_pieces(monkeypatch)
     file = pieces_of(tmp_path / "a.parquet", 500)
-    made = config(tmp_path, "parquet", data_files=file, validation=0.05, test=0.05)
-    partial = folder_of(made).with_name(f".{folder_of(made).name}.partial")
-    words = ["prepare", "--data.source", "parquet", "--data.data_files", file, "--data.dir", made.data.dir]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment()}
-    process = subprocess.Popen([sys.executable, "-c", SLOW, *words], **pipes)
-    until(lambda: (partial / stage).exists() and (partial / stage).stat().st_size > 0)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 130, err
-    assert out == "" and err == "charlm: stopped by Ctrl-C\n"
-    assert partial.is_dir() and not folder_of(made).exists()
+    made = of_parquet(tmp_path, file, **HELD_OUT)
+    process = forks.start(f"charlm.commands.cli.main({words_of(made)})")
+    watched = partial_of(made) / stage
+    until(lambda: watched.exists() and watched.stat().st_size > 0)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait() == 130, process.output()
+    assert process.output() == ["", "charlm: stopped by Ctrl-C\n"]
+    assert partial_of(made).is_dir() and not folder_of(made).exists()
     count = Spy(monkeypatch, "count")
     corpus = prepare(made)
     assert len(count.firsts) < 500
-    other = config(tmp_path / "other", "parquet", data_files=file, validation=0.05, test=0.05)
+    other = of_parquet(tmp_path / "other", file, **HELD_OUT)
     assert contents(corpus.folder) == contents(prepare(other).folder)
 
 
@@ -1130,10 +1091,12 @@ def test_the_report_has_every_line_in_80_columns(tmp_path):
         "most frequent",
         "first left out",
         "ARABIC LIGATURE BISMILLAH",
-        "floors on validation",
+        "baselines on validation",
         "unigram",
         "-gram, Witten-Bell",
         "xz",
+        "bits per character, bits per byte",
+        "Witten-Bell: smoothing",
         f"in {info['seconds']:.1f} s",
     ):
         assert words in report, words
@@ -1155,28 +1118,37 @@ def test_the_report_has_every_line_in_80_columns(tmp_path):
         assert len(line) <= 80, line
 
 
-def test_the_floors_of_corpus_json_are_those_of_its_arrays(tmp_path):
+def test_the_baselines_of_corpus_json_are_those_of_its_arrays(tmp_path):
     texts = [f"{n} der naïve Fuchs 中文 {n * n}\n" for n in range(400)]
     file = jsonl(tmp_path / "a.jsonl", texts)
     corpus = prepare(config(tmp_path, "json", {"max_size": 260}, data_files=file, **HELD_OUT))
     counts = {s: np.bincount(corpus[s], minlength=len(corpus.vocab)) for s in ("train", "validation")}
     assert corpus.info["floors"] == {
-        "unigram": floors.unigram(counts["train"], counts["validation"], corpus.vocab),
-        "ngram": floors.ngram(corpus["train"], corpus["validation"], corpus.vocab),
-        "xz": floors.xz(corpus["validation"], corpus.vocab),
+        "unigram": baselines.unigram(counts["train"], counts["validation"], corpus.vocab),
+        "ngram": baselines.ngram(corpus["train"], corpus["validation"], corpus.vocab),
+        "xz": baselines.xz(corpus["validation"], corpus.vocab),
     }
 
 
 def test_help_and_print_config(capfd):
     with pytest.raises(SystemExit) as ended:
         charlm.commands.cli.main(["prepare", "--help"])
-    told = capfd.readouterr().out
+    out = capfd.readouterr().out
     assert not ended.value.code
     for words in ("--shard I/N", "--merge N", "--verify", "--data.streaming", "--data.workers"):
-        assert words in told, words
+        assert words in out, words
     with pytest.raises(SystemExit) as ended:
         charlm.commands.cli.main(["prepare", "--data.workers", "3", "--print_config"])
     assert not ended.value.code and "workers: 3" in capfd.readouterr().out
+
+
+def test_in_a_log_progress_is_a_line_every_half_minute(monkeypatch, capsys):
+    clock = iter([0.0, 20.0, 31.0, 31.0, 50.0, 62.0, 62.0])
+    monkeypatch.setattr(charlm.corpus.count_encode, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    sizes = dict.fromkeys(range(4), 1000)
+    assert list(in_order("counting", lambda piece: piece * 2, sizes, 2)) == [0, 2, 4, 6]
+    lines = capsys.readouterr().err.splitlines()
+    assert [re.match(r"counting: +(\d+)%\|.*B/s", line)[1] for line in lines] == ["50", "100"]
 
 
 # memory
