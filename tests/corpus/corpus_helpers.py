@@ -1,14 +1,17 @@
 """What the tests of the corpus share: files, configs, and the contents of a prepared corpus."""
 
 import json
+import random
 import resource
 import signal
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import charlm.corpus.readers
 from charlm.config.fields import Config
 from charlm.config.parse import from_dict
 from charlm.corpus.prepared import Corpus, prepare
@@ -31,9 +34,9 @@ def jsonl(path: Path, texts: list, column: str = "text") -> str:
     return written(path, "".join(json.dumps({column: t, "n": i}) + "\n" for i, t in enumerate(texts)))
 
 
-def parquet(path: Path, texts: pa.Array | list, column: str = "text") -> str:
+def parquet(path: Path, texts: pa.Array | list, column: str = "text", **options) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({column: texts}), path)
+    pq.write_table(pa.table({column: texts}), path, **options)
     return str(path)
 
 
@@ -78,3 +81,49 @@ def limited(file_size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
 
     return limit
+
+
+def strict(row: bytes) -> int | None:
+    """The first byte that Python's decoder refuses."""
+    try:
+        row.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start
+    return None
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a corpus; of corpus.json what does not tell the time."""
+    files = {p.name: p.read_bytes() for p in folder.iterdir()}
+    info = json.loads(files.pop("corpus.json"))
+    return files | {"corpus.json": {k: v for k, v in info.items() if k not in ("seconds", "passes")}}
+
+
+# parquet files of many small pieces
+
+HELD_OUT = {"validation": 0.1, "test": 0.07}
+
+
+def pieces_of(path: Path, n: int, seed: int = 3) -> str:
+    """A parquet file of n row groups and about a thousand bytes in each; no two are alike."""
+    draw = random.Random(seed)
+    words = ["the", "naïve", "中文", "😀", "Быстрая", "\r\n", "fox", "", "a" * 40]
+    rows = ["".join(f"{word} " for word in draw.choices(words, k=draw.randint(20, 60))) for _ in range(n * 7)]
+    return parquet(path, rows, row_group_size=7)
+
+
+def of_parquet(folder: Path, file: str | Path | list[str], vocab: dict | None = None, **data) -> Config:
+    """A config that reads parquet files."""
+    files = file if isinstance(file, list) else str(file)
+    return config(folder, "parquet", vocab, data_files=files, **data)
+
+
+def small_pieces(patch: pytest.MonkeyPatch) -> None:
+    """As in those processes: the plan of a build depends on it."""
+    patch.setattr(charlm.corpus.readers, "PIECE", 1 << 10)
+    patch.setattr(charlm.corpus.readers, "BATCH", 1 << 9)
+
+
+def arrow_files() -> list[Path]:
+    """What `datasets` keeps in its cache, over all tests."""
+    return sorted(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow"))

@@ -1,7 +1,5 @@
 """Building a corpus: exact, restartable, in shards, and verified."""
 
-import io
-import itertools
 import json
 import math
 import os
@@ -18,19 +16,26 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
-import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import reference
 from corpus_helpers import (
+    HELD_OUT,
+    arrow_files,
     bytes_of,
     config,
+    contents,
     folders,
     jsonl,
+    of_parquet,
+    parquet,
+    pieces_of,
     refused,
     sha_of,
+    small_pieces,
+    strict,
     text_of,
     tree_of,
     written,
@@ -48,7 +53,7 @@ import charlm.corpus.prepared
 import charlm.corpus.readers
 from charlm.config.fields import Config
 from charlm.config.parse import from_dict
-from charlm.corpus import baselines, kernels
+from charlm.corpus import baselines
 from charlm.corpus.batches import TextSource
 from charlm.corpus.build import Build
 from charlm.corpus.count_encode import Text, in_order
@@ -65,74 +70,6 @@ from charlm.errors import CharlmError
 from charlm.files import Journal
 
 KINDS = [pa.string(), pa.large_string(), pa.binary(), pa.large_binary()]
-
-
-# kernels: what is UTF-8
-
-
-@numba.njit(nogil=True)
-def _accepted(count, utf8, offsets, route, counts, ascii_counts, touched, out):
-    """Whether each row, alone, is UTF-8 to the compiled loop."""
-    for row in range(len(offsets) - 1):
-        out[row] = count(utf8, offsets[row : row + 2], route, False, counts, ascii_counts, touched) < 0
-
-
-def accepted(utf8: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """bool[rows]: which rows are UTF-8 to kernels.count."""
-    out = np.zeros(len(offsets) - 1, bool)
-    tables = (np.zeros((1, END + 256), np.int64), np.zeros((1, 4, 256), np.int64))
-    touched = np.zeros((1, (END >> 8) + 1), bool)
-    _accepted(kernels.count, utf8, offsets, np.zeros(1, np.uint8), *tables, touched, out)
-    return out
-
-
-def strict(row: bytes) -> int | None:
-    """The first byte that Python's decoder refuses."""
-    try:
-        row.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.start
-    return None
-
-
-@pytest.mark.parametrize("width", [1, 2, 3])
-def test_every_short_sequence_is_refused_exactly_when_python_refuses_it(width):
-    """All 256, 65,536 and 16,777,216 of them."""
-    numbers = np.arange(256**width, dtype=">u4")
-    utf8 = numbers.view(np.uint8).reshape(-1, 4)[:, 4 - width :].ravel()
-    got = accepted(utf8, np.arange(len(numbers) + 1, dtype=np.int64) * width)
-    one = [[chr(c).encode() for c in codes] for codes in (range(128), range(128, 2048))]
-    three = [chr(c).encode() for c in range(2048, 65536) if not 0xD800 <= c < 0xE000]
-    ways = {1: [[one[0]]], 2: [[one[0]] * 2, [one[1]]], 3: [[one[0]] * 3, one, one[::-1], [three]]}[width]
-    want = np.zeros(256**width, bool)
-    for way in ways:
-        for parts in itertools.product(*way):
-            want[int.from_bytes(b"".join(parts), "big")] = True
-    assert np.array_equal(got, want)
-
-
-def _join(rows: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    return np.frombuffer(b"".join(rows), np.uint8), np.cumsum([0, *map(len, rows)])
-
-
-def test_longer_sequences_are_refused_exactly_when_python_refuses_them():
-    """Around every border of table 3-7, and at random, in the open and between ASCII of every stride."""
-    draw = random.Random(2)
-    edges = [0x00, 0x41, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0, 0xC1, 0xC2, 0xDF, 0xE0]
-    edges += [0xED, 0xEF, 0xF0, 0xF1, 0xF3, 0xF4, 0xF5, 0xF7, 0xF8, 0xFF]
-    rows = [
-        bytes([lead, *rest])
-        for lead in range(0xF0, 256)
-        for rest in itertools.product(edges[1:13:2], repeat=3)
-    ]
-    rows += [bytes(draw.choices(edges, k=draw.randint(4, 9))) for _ in range(20_000)]
-    rows += [chr(c).encode() for c in range(0x10000, 0x110000, 61)]
-    whole = [r for r in rows if strict(r) is None]
-    for before, after in ((0, 0), (31, 1), (32, 0), (33, 40), (127, 2), (128, 3), (129, 31), (161, 130)):
-        some = draw.sample(rows, 3000) + draw.sample(whole, 300)
-        padded = [b"a" * before + r + b"b" * after for r in some]
-        want = [strict(r) is None for r in padded]
-        assert sum(want) > 100 and accepted(*_join(padded)).tolist() == want
 
 
 # kernels: counts and ids, against the reference
@@ -355,43 +292,12 @@ def test_a_long_row_of_continuation_bytes_is_refused_at_once(tmp_path):
 # workers and shards: the same bytes
 
 
-def pieces_of(path: Path, n: int, seed: int = 3) -> str:
-    """A parquet file of n row groups and about a thousand bytes in each; no two are alike."""
-    draw = random.Random(seed)
-    words = ["the", "naïve", "中文", "😀", "Быстрая", "\r\n", "fox", "", "a" * 40]
-    rows = ["".join(f"{word} " for word in draw.choices(words, k=draw.randint(20, 60))) for _ in range(n * 7)]
-    return parquet(path, rows, row_group_size=7)
-
-
-def parquet(path: Path, texts: pa.Array | list, column: str = "text", **options) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({column: texts}), path, **options)
-    return str(path)
-
-
-def of_parquet(folder: Path, file: str | Path | list[str], vocab: dict | None = None, **data) -> Config:
-    """A config that reads parquet files."""
-    files = file if isinstance(file, list) else str(file)
-    return config(folder, "parquet", vocab, data_files=files, **data)
-
-
 def words_of(made: Config) -> list[str]:
-    """The command that prepares a config of parquet files with the default splits."""
-    files = (
-        made.data.data_files if isinstance(made.data.data_files, str) else json.dumps(made.data.data_files)
-    )
+    """The command that prepares such a config."""
+    files = made.data.data_files
+    files = files if isinstance(files, str) else json.dumps(files)
     words = ["prepare", "--data.source", "parquet", "--data.data_files", files, "--data.dir", made.data.dir]
     return [*words, "--data.validation", str(made.data.validation), "--data.test", str(made.data.test)]
-
-
-HELD_OUT = {"validation": 0.1, "test": 0.07}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """The files of a corpus; of corpus.json what does not tell the time."""
-    files = {p.name: p.read_bytes() for p in folder.iterdir()}
-    info = json.loads(files.pop("corpus.json"))
-    return files | {"corpus.json": {k: v for k, v in info.items() if k not in ("seconds", "passes")}}
 
 
 @pytest.mark.parametrize(
@@ -603,12 +509,6 @@ def partial_of(made: Config, suffix: str = "partial") -> Path:
     return folder_of(made).with_name(f".{folder_of(made).name}.{suffix}")
 
 
-def small_pieces(patch: pytest.MonkeyPatch) -> None:
-    """As in those processes: the plan of a build depends on it."""
-    patch.setattr(charlm.corpus.readers, "PIECE", 1 << 10)
-    patch.setattr(charlm.corpus.readers, "BATCH", 1 << 9)
-
-
 @pytest.mark.parametrize("split_by", ["document", "character"])
 def test_killed_again_and_again_it_ends_as_if_undisturbed(tmp_path, forks, split_by):
     """kill -9 at random moments of both passes, of the one that works and the one that waits."""
@@ -764,143 +664,6 @@ def test_a_partial_folder_of_another_text_is_deleted(tmp_path, monkeypatch):
     corpus = prepare(made)
     assert corpus.info["documents"] == 63
     verify(made)
-
-
-# parquet, read where it is
-
-
-def arrow_files() -> list[Path]:
-    """What `datasets` keeps in its cache, over all tests."""
-    return sorted(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow"))
-
-
-@pytest.mark.parametrize("sizes", [[3, 2], [1, 100], [100, 1], [5]])
-def test_parquet_makes_no_arrow_cache(tmp_path, monkeypatch, sizes):
-    """Several files, of several row groups, or of one that is longer than all others."""
-    small_pieces(monkeypatch)
-    before, texts, files = arrow_files(), [], []
-    for number, size in enumerate(sizes):
-        rows = [f"{number} {row} naïve 中文\r\n" * (row % 5) for row in range(103)]
-        files.append(parquet(tmp_path / f"{number}.parquet", rows, row_group_size=size))
-        texts += rows
-    corpus = prepare(of_parquet(tmp_path, files, separator="|"))
-    assert text_of(corpus) == "|".join(texts) and corpus.info["documents"] == len(texts)
-    assert arrow_files() == before
-
-
-SLICES = ["train[10%:50%]+train[70%:]", "train[:3]+train[3:3]+train[-2:]", "train[5:90]", "train[-30%:-10%]"]
-
-
-@pytest.mark.parametrize("split", [*SLICES, "train"])
-@pytest.mark.parametrize("source", ["parquet", "json"])
-def test_slices_are_those_of_datasets(tmp_path, monkeypatch, split, source):
-    small_pieces(monkeypatch)
-    texts = [f"{row} é" * (row % 4) for row in range(97)]
-    path, cache = tmp_path / f"a.{source}", str(tmp_path / "cache")
-    file = jsonl(path, texts) if source == "json" else parquet(path, texts, row_group_size=11)
-    expected = list(datasets.load_dataset(source, data_files=file, split=split, cache_dir=cache)["text"])
-    made = config(tmp_path, source, {"end_of_document": True}, data_files=file, split=split)
-    corpus = prepare(made)
-    ids = corpus["train"]
-    ends = np.flatnonzero(ids == corpus.vocab.end)
-    assert [corpus.vocab.decode(part) for part in np.split(ids, ends + 1)[:-1]] == expected
-    assert corpus.info["documents"] == len(expected)
-
-
-def test_columns_that_look_alike(tmp_path):
-    """A nested column with the same leaf, a column with a dot in its name, and both at once."""
-    nested = pa.array([{"text": "inner", "b": "leaf"}] * 2)
-    tables = {
-        "nested": {"a": nested, "text": ["one", "twö"]},
-        "dotted": {"text.en": ["no", "not"], "text": ["one", "twö"], "text.de": ["nein", "nicht"]},
-        "both": {"a": nested, "a.text": ["no", "not"], "text": ["one", "twö"]},
-    }
-    for name, columns in tables.items():
-        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
-
-    def read(name: str, column: str) -> str:
-        file = str(tmp_path / f"{name}.parquet")
-        return text_of(prepare(of_parquet(tmp_path, file, text_column=column)))
-
-    assert [read(name, "text") for name in tables] == ["one\ntwö"] * 3
-    assert read("dotted", "text.en") == "no\nnot" and read("both", "a.text") == "no\nnot"
-    with pytest.raises(CharlmError, match=r"'a\.text' is not a column of .* \(columns: a, text\)"):
-        read("nested", "a.text")
-
-
-def test_two_columns_of_one_name(tmp_path):
-    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
-    pq.write_table(table, tmp_path / "a.parquet")
-    made = of_parquet(tmp_path, tmp_path / "a.parquet")
-    refused(tmp_path, made, "data.text_column='text'", "more than one column of that name")
-
-
-def test_a_file_that_will_not_do_is_named_among_many(tmp_path):
-    good = [parquet(tmp_path / "in" / f"{n}.parquet", [n]) for n in "ac"]
-    lacks = parquet(tmp_path / "in" / "b.parquet", ["b"], "body")
-    made = of_parquet(tmp_path, str(tmp_path / "in" / "*"))
-    refused(tmp_path, made, f"'text' is not a column of {lacks} (columns: body)")
-    other = written(tmp_path / "in" / "b.parquet", "text\nno parquet\n")
-    refused(tmp_path, made, f"{other}: datasets cannot read it", "magic bytes")
-    assert all(Path(file).exists() for file in good)
-
-
-NOT_TEXT = {
-    "int64": pa.array([1, 2]),
-    "list<element: string>": pa.array([["a"], ["b"]]),
-    "dictionary<": pa.array(["a", "b"]).dictionary_encode(),
-    "struct<x: string>": pa.array([{"x": "a"}] * 2),
-    "double": pa.array([0.5, 1.5]),
-    "date32": pa.array([0, 1], pa.date32()),
-}
-
-
-@pytest.mark.parametrize("kind", NOT_TEXT)
-def test_a_column_of_another_type(tmp_path, kind):
-    file = parquet(tmp_path / "a.parquet", NOT_TEXT[kind])
-    refused(tmp_path, of_parquet(tmp_path, file), "data.text_column='text'", file, f"holds {kind}")
-
-
-def test_streaming_gives_the_same_bytes_and_keeps_nothing(tmp_path, site, monkeypatch):
-    small_pieces(monkeypatch)
-    root, url = site
-    files = [f"{url}/{Path(pieces_of(root / f'{i}.parquet', n, i)).name}" for i, n in enumerate((4, 7))]
-    made = {s: of_parquet(tmp_path / str(s), files, streaming=s, **HELD_OUT) for s in (True, False)}
-    downloads = Path(datasets.config.DOWNLOADED_DATASETS_PATH)
-    before = sorted(downloads.rglob("*"))
-    streamed = prepare(made[True])
-    assert sorted(downloads.rglob("*")) == before
-    downloaded = prepare(made[False])
-    assert len(sorted(downloads.rglob("*"))) > len(before)
-    assert streamed.folder.name == downloaded.folder.name  # how it is read does not decide the content
-    assert contents(streamed.folder) == contents(downloaded.folder)
-    local = of_parquet(tmp_path / "l", [str(root / f"{i}.parquet") for i in range(2)], **HELD_OUT)
-    assert sha_of(prepare(local)) == sha_of(streamed)
-    verify(made[True])
-
-
-@pytest.mark.parametrize("source", ["json", "text", "csv"])
-def test_streaming_of_anything_but_parquet_is_refused(tmp_path, source):
-    file = written(tmp_path / "a", "text\nx\n" if source == "csv" else '{"text": "x"}\n')
-    made = config(tmp_path, source, data_files=file, streaming=True)
-    refused(tmp_path, made, "data.streaming=True", "not made of parquet files", "data.streaming=false")
-
-
-def test_a_damaged_parquet_file_is_named(tmp_path):
-    """Its footer, cut or overwritten; a page of its data."""
-    file = Path(pieces_of(tmp_path / "a.parquet", 6))
-    whole = file.read_bytes()
-    made = of_parquet(tmp_path, str(file))
-    for damaged in (whole[:-1], whole[:1000], whole[:-60] + b"\xff" * 52 + whole[-8:]):
-        file.write_bytes(damaged)
-        refused(tmp_path, made, str(file), "datasets cannot read it")
-    begin = pq.ParquetFile(io.BytesIO(whole)).metadata.row_group(2).column(0)
-    at = begin.dictionary_page_offset or begin.data_page_offset
-    file.write_bytes(whole[:at] + b"\xff" * 40 + whole[at + 40 :])
-    with pytest.raises(CharlmError, match=re.escape(f"{file}: datasets cannot read it")):
-        prepare(made)
-    file.write_bytes(whole)
-    assert prepare(made).info["documents"] == 42
 
 
 # other bad input
@@ -1130,16 +893,13 @@ def test_the_baselines_of_corpus_json_are_those_of_its_arrays(tmp_path):
     }
 
 
-def test_help_and_print_config(capfd):
+def test_help(capfd):
     with pytest.raises(SystemExit) as ended:
         charlm.commands.cli.main(["prepare", "--help"])
     out = capfd.readouterr().out
     assert not ended.value.code
     for words in ("--shard I/N", "--merge N", "--verify", "--data.streaming", "--data.workers"):
         assert words in out, words
-    with pytest.raises(SystemExit) as ended:
-        charlm.commands.cli.main(["prepare", "--data.workers", "3", "--print_config"])
-    assert not ended.value.code and "workers: 3" in capfd.readouterr().out
 
 
 def test_in_a_log_progress_is_a_line_every_half_minute(monkeypatch, capsys):
