@@ -179,8 +179,8 @@ class ModelConfig:
     """One word for hidden size, layers, lanes, learning rate and regularisation together, from a trial to
     several GPUs; null leaves them as they are. In a YAML it yields to the YAML's other fields; on the command
     line it goes over them, and yields to words of the command line. --print_config shows what it became."""
-    cell: Literal["lstm", "gru", "rnn"] = "lstm"
-    """Recurrent cell."""
+    cell: str = "lstm"
+    """Recurrent cell: lstm, gru or rnn; charlm/model/cells.py lists them"""
     nonlinearity: Literal["tanh", "relu"] = "tanh"
     """Nonlinearity of the rnn cell."""
     embedding_size: int = 64

@@ -110,8 +110,13 @@ def neighbours(model: CharLM, vocab: Vocab, counts: np.ndarray) -> list[tuple[st
     counts: int64[V]. Compared are the rows of the embedding, or, for one-hot input, the weights that the
     first layer reads a symbol with. Only the frequent ones are compared: the others were hardly trained.
     """
-    layer = model.layers[0].weight_ih_l0  # [G·H, E]
-    weight = (model.input.weight if model.config.embedding_size else layer.t()).detach().float().cpu().numpy()
+    if model.config.embedding_size:
+        weight = model.input.weight
+    elif model.cell.input_weight:
+        weight = getattr(model.layers[0], model.cell.input_weight).t()  # [E, G·H]
+    else:
+        return []
+    weight = weight.detach().float().cpu().numpy()
     known = np.flatnonzero(counts >= max(1, counts.sum() / RARE))
     known = known[np.argsort(-counts[known], kind="stable")][:COMPARED]
     rows = weight[known]

@@ -14,7 +14,6 @@ from charlm.report.marks import mark_of
 from charlm.terminal import visible
 
 MOST_SAMPLES = 9
-CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 
 
 def about(known: Known) -> str:
@@ -24,7 +23,8 @@ def about(known: Known) -> str:
     if known.model is not None:
         model = known.model.config
         layers = "1 layer" if model.num_layers == 1 else f"{model.num_layers} layers"
-        words.append(f"A character-level {CELLS[model.cell]} with {layers} of {model.hidden_size:,} cells")
+        cell = known.model.cell.title
+        words.append(f"A character-level {cell} with {layers} of {model.hidden_size:,} cells")
     if known.run_dir is not None and status.get("status"):
         steps = f"step {known.history.last_step:,}"
         if status["status"] != "done" and config is not None:

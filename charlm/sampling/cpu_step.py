@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from charlm.corpus.kernels import compiled
+from charlm.model.cells import TorchCell
 from charlm.model.char_lm import Carry, CharLM
 
 # No check for division by zero, and products and sums may be fused: with the one no loop becomes vectors.
@@ -134,8 +135,9 @@ def _cells(mode, x, y, h, c, bits):
 
 
 def steppable(model: CharLM) -> bool:
-    """Does Stepper do what the model does? Not on a GPU, nor with anything between the layers."""
-    return model.device.type == "cpu" and model.config.norm == "none" and not model.config.residual
+    """Whether Stepper computes the model: on a CPU, a cell of torch, nothing between the layers."""
+    plain = model.config.norm == "none" and not model.config.residual
+    return model.device.type == "cpu" and isinstance(model.cell, TorchCell) and plain
 
 
 class Stepper:

@@ -35,7 +35,6 @@ def model_card(
     weights. What is None is not stated.
     """
     figures = {split: told for split, told in (figures or {}).items() if told}
-    cell = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}[model.config.cell]
     size = f"{model.config.num_layers} layer(s) of {model.config.hidden_size:,} units"
     source = config.data.source if config else ""
     head = {
@@ -48,7 +47,7 @@ def model_card(
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {Path(config.run_dir).name if config else 'Character-level model'}",
-        f"A character-level language model: {cell}, {size}, "
+        f"A character-level language model: {model.cell.title}, {size}, "
         f"{sum(p.numel() for p in model.parameters()):,} parameters, trained with charlm.",
         _usage(config),
         "## Figures\n\n" + _figures(figures, text),

@@ -4,7 +4,7 @@
 
     ids                 int64   [batch, time]
     log_probabilities   float32 [batch, time, V]    ln p of what follows each symbol
-    h, c, next_h, next_c  float32 [L, batch, H]     the carry: zeros at the start of a text; c is an lstm's
+    h, c, next_h, next_c  float32 [L, batch, H]     the carry: zeros at the start of a text; c of an lstm only
 
 batch and time are free. What a server hands on from call to call is the carry. The file holds vocab.json and
 the model's config too, as its metadata.
@@ -53,7 +53,7 @@ def export(model: CharLM, vocab: Vocab, path: str | Path) -> float:
         import onnxruntime
     except ImportError as error:
         raise CharlmError(f"ONNX needs a package: {error}; pip install onnx onnxruntime") from error
-    window, states = _Window(model).eval(), ("h", "c")[: len(model.zeros(1))]
+    window, states = _Window(model).eval(), model.cell.states
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # that the exporter is the older one, and what it thinks of batches

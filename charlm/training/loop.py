@@ -9,9 +9,9 @@ from contextlib import nullcontext
 from accelerate.utils import broadcast, gather_object
 
 from charlm.config.fields import Config
-from charlm.model import pretrained
 from charlm.model.char_lm import CharLM
 from charlm.model.device import keep_freed_memory
+from charlm.model.pretrained import read_best
 from charlm.training.optimizer import learning_rate, set_learning_rate
 from charlm.training.resume import checkpoint, resume_or_start, secure_best
 from charlm.training.run import Run, Summary
@@ -94,7 +94,7 @@ def _take_best(run: Run) -> None:
     dtype, run.model = run.model.compute_dtype, CharLM(run.config.model, len(run.corpus.vocab))
     if run.main:
         run.model = CharLM.from_pretrained(run.dir / "model")
-        run.state.best = pretrained.held(run.dir, run.corpus.vocab)["validation"]
+        run.state.best = read_best(run.dir, run.corpus.vocab)["validation"]
     run.state.best = gather_object([run.state.best])[0]
     run.model = run.model.to(run.accelerator.device).eval()
     for p in run.model.parameters():

@@ -17,9 +17,8 @@ from charlm.config.parse import flatten, from_dict, to_yaml
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.files import replace
-from charlm.model import pretrained
 from charlm.model.char_lm import CharLM
-from charlm.model.pretrained import load_weights, weights_of
+from charlm.model.pretrained import load_weights, read_best, weights_of
 from charlm.training.checkpoint import (
     DamagedCheckpoint,
     folder_of,
@@ -223,7 +222,7 @@ def secure_best(run: Run) -> None:
         return
     step, folder = figures["step"], run.dir / "model"
     if run.main:
-        there = pretrained.held(run.dir, run.corpus.vocab)
+        there = read_best(run.dir, run.corpus.vocab)
         if there is None or there["step"] != step:
             safe = mend(run.dir, figures)
             if safe:
@@ -247,7 +246,7 @@ def mend(run_dir: Path, figures: dict) -> bool:
     with torch.random.fork_rng(devices=[]):  # the run's random state has been restored by now
         model = CharLM(ModelConfig(**facts["config"]["model"]), len(vocab))
     load_weights(model, tensors.get("average", tensors["model"]), f"the checkpoint of step {facts['step']}")
-    pretrained.write(run_dir, model, vocab, facts["step"], figures)
+    model.save_pretrained(run_dir / "model", vocab, step=facts["step"], validation=figures)
     return True
 
 
@@ -294,7 +293,7 @@ def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
             theirs = weights[name].to(p.device)
             if name in rows:
                 p[to.to(p.device)] = theirs[source.to(p.device)]
-            elif name == "layers.0.weight_ih_l0" and not model.config.embedding_size:
+            elif name == f"layers.0.{model.cell.input_weight}" and not model.config.embedding_size:
                 p[:, to.to(p.device)] = theirs[:, source.to(p.device)]
             else:
                 p.copy_(theirs)

@@ -21,7 +21,6 @@ from charlm.config.fields import Config
 from charlm.errors import CharlmError
 from charlm.evaluation.evaluate import LN2, evaluate
 from charlm.files import replace
-from charlm.model import pretrained
 from charlm.model.char_lm import Carry
 from charlm.model.device import peak_memory
 from charlm.sampling.generate import generate
@@ -279,7 +278,8 @@ class Run(Parts):
     def export(self) -> None:
         """Write the weights of now to model/."""
         if self.main:
-            pretrained.write(self.dir, self.judged, self.corpus.vocab, self.state.step, self.state.best)
+            figures = {"step": self.state.step, "validation": self.state.best}
+            self.judged.save_pretrained(self.dir / "model", self.corpus.vocab, **figures)
             self.describe()
 
     def describe(self, test: dict | None = None) -> None:

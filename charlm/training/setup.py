@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from charlm.config.fields import Config
 from charlm.corpus.prepared import prepare, wait_for
 from charlm.errors import CharlmError
+from charlm.model.cells import cell_of
 from charlm.model.char_lm import Carry, CharLM
 from charlm.model.device import set_float32_precision
 from charlm.training import distributed as reduction
@@ -28,7 +29,7 @@ def threads_for(config: Config, world: int) -> int:
     """Threads of torch for training on a CPU: train.threads, or as many as the work of a step keeps busy."""
     if config.train.threads is not None:
         return config.train.threads
-    gates = {"lstm": 4, "gru": 3, "rnn": 1}[config.model.cell]
+    gates = cell_of(config.model).gates
     values = gates * config.model.hidden_size * config.train.batch_size // config.train.accumulate // world
     return min(max(values // VALUES_PER_THREAD, 1), torch.get_num_threads())
 
@@ -58,6 +59,7 @@ class Parts:
     def set_up(self, say: Callable[[str], None]) -> None:
         """Build all but the accelerator. say: tells a line to people."""
         config, accelerator = self.config, self.accelerator
+        cell_of(config.model)  # an unknown cell is an error before the corpus is prepared
         self.corpus = prepare(config) if self.main else wait_for(config)
         self.lanes = Lanes(
             self.corpus["train"],
