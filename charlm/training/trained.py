@@ -14,7 +14,7 @@ from charlm.config.fields import Config, ModelConfig, SampleConfig
 from charlm.config.parse import config_of
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
-from charlm.evaluation.surprisal import Score, score
+from charlm.evaluation.evaluate import Score, score
 from charlm.model.char_lm import CharLM
 from charlm.model.device import set_float32_precision
 from charlm.model.pretrained import load_weights
@@ -85,7 +85,7 @@ class Trained(NamedTuple):
         return dataclasses.replace(self.config.sample, **options)
 
     def score(self, text: str, context: str = "") -> Score:
-        """How surprised the model is by every character of a text, and the figures: see charlm.evaluation.surprisal."""
+        """The surprisal of every character of a text, and the figures: see charlm.evaluation.evaluate."""
         return score(self.model, self.vocab, text, context)
 
 
