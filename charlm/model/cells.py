@@ -19,16 +19,15 @@ from charlm.config.fields import ModelConfig
 from charlm.errors import CharlmError
 from charlm.model.layers import bernoulli_mask, cast
 
-State = tuple[Tensor, ...]
+Carry = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A recurrent cell: how its layers are made, how they read a window and one symbol.
+    """A recurrent cell. To add one, write a layer as an nn.Module and set CELLS["name"] = Cell(...).
 
-    To add one, write a layer as an nn.Module and set CELLS["name"] = Cell(...). For `charlm export`, which
-    needs a loop over time for windows of any length, put the loop into a function and call torch.jit.script of
-    it while torch.jit.is_tracing(): not in training, where its last bits would change with warm-up.
+    ONNX needs a loop over time for windows of any length: put the loop into a function, and call it compiled
+    by torch.jit.script while torch.jit.is_tracing(). Not in training: its last bits change with warm-up.
     """
 
     title: str
@@ -48,8 +47,8 @@ class Cell:
     in_one_call = False  # several layers in one call of window()
 
     def window(
-        self, layers: list[nn.Module], x: Tensor, state: State, dtype: torch.dtype, drop: float = 0.0
-    ) -> tuple[Tensor, State]:
+        self, layers: list[nn.Module], x: Tensor, state: Carry, dtype: torch.dtype, drop: float = 0.0
+    ) -> tuple[Tensor, Carry]:
         """Layers over a window: x [B, T, E], state [len(layers), B, H] each → (out [B, T, H], state).
 
         dtype: to compute in; gradients reach the float32 weights. drop: share of recurrent weights to mask.
@@ -64,7 +63,7 @@ class Cell:
             weights[self.recurrent_weight] = weight * bernoulli_mask(weight, drop)
         return functional_call(layer, {name: w.to(dtype) for name, w in weights.items()}, (x, state))
 
-    def step(self, layer: nn.Module, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, layer: nn.Module, x: Tensor, state: Carry) -> tuple[Tensor, Carry]:
         """A layer over one symbol, float32: x [B, E], state [B, H] each → (out [B, H], state)."""
         out, state = layer(x[:, None], tuple(s[None] for s in state))
         return out[:, 0], tuple(s[0] for s in state)
@@ -79,16 +78,12 @@ class TorchCell(Cell):
         first, exact = layers[0], dtype == torch.float32
         mask = bernoulli_mask(first.weight_hh_l0, drop) if drop else None
         weights = [w for layer in layers for w in layer._flat_weights]
-        # Autocast would run cuDNN's recurrent layers in fp16, whatever the precision: cast by hand, in the
-        # graph, so that gradients reach the float32 weights.
-        if mask is not None or not exact:
+        if mask is not None or not exact:  # autocast would run cuDNN's recurrent layers in fp16 always
             weights = cast(weights, dtype, mask)
-        on_cpu = (
-            x.device.type == "cpu" and not torch.jit.is_tracing()
-        )  # the exporter requires a layer as one node
-        if exact and len(layers) == 1 and first.mode == "GRU" and on_cpu:
-            out, new = gru_window(x, state[0], weights)
-            return out, (new,)
+        traced = torch.jit.is_tracing()  # ONNX requires a layer as one node
+        if exact and len(layers) == 1 and first.mode == "GRU" and x.device.type == "cpu" and not traced:
+            out, h = GruWindow.apply(x, state[0][0], *weights)
+            return out, (h[None],)
         state = tuple(s.to(x.dtype) for s in state)
         kernel = getattr(torch._VF, first.mode.lower())
         options = (True, len(layers), 0.0, first.training, False, True)
@@ -105,12 +100,10 @@ class TorchCell(Cell):
 def flatten_weights(layers: nn.ModuleList, hidden_size: int) -> None:
     """Move the weights of a TorchCell's layers to one buffer, which one call of cuDNN for all requires."""
     weights = [w for layer in layers for w in layer._flat_weights]
-    if not (torch.backends.cudnn.is_acceptable(weights[0]) and torch._use_cudnn_rnn_flatten_weight()):
-        return
-    mode = rnn.get_cudnn_mode(layers[0].mode)
-    sizes = (layers[0].input_size, mode, hidden_size, 0, len(layers))
-    with torch.no_grad(), torch.cuda.device_of(weights[0]):
-        torch._cudnn_rnn_flatten_weight(weights, 4, *sizes, True, False)
+    if torch.backends.cudnn.is_acceptable(weights[0]) and torch._use_cudnn_rnn_flatten_weight():
+        sizes = (layers[0].input_size, rnn.get_cudnn_mode(layers[0].mode), hidden_size, 0, len(layers))
+        with torch.no_grad(), torch.cuda.device_of(weights[0]):
+            torch._cudnn_rnn_flatten_weight(weights, 4, *sizes, True, False)
 
 
 def _lstm(input_size: int, config: ModelConfig) -> nn.LSTM:
@@ -147,28 +140,27 @@ def cell_of(config: ModelConfig) -> Cell:
         raise CharlmError(f"model.cell={config.cell!r}: {fix}")
     if config.weight_drop and cell.recurrent_weight is None:
         raise CharlmError(
-            f"model.weight_drop={config.weight_drop}: the cell {config.cell} has no recurrent_weight "
-            "to mask; set it to 0"
+            f"model.weight_drop={config.weight_drop}: not for the cell {config.cell}; set it to 0"
         )
     return cell
 
 
-# A window of one GRU layer on a CPU, with its own backward pass: torch's runs a dozen small kernels per step.
-#
-# The equations are nn.GRU's (biases b_i of the input and b_h of the hidden state, gates in order r, z, n):
-#
-#     r, z = sigmoid(x W_i + b_i + h W_h + b_h)        a_n = h W_hn + b_hn
-#     n    = tanh(x W_in + b_in + r · a_n)             h'  = n + z · (h - n)
-#
-# Everything that depends on x alone is one product over the window, and so is every gradient of a weight. A
-# step keeps one product and four small kernels forward, one product and three backward: with g the gradient
-# at h', those at the pre-activations are g times factors that are computed for all steps at once.
+class GruWindow(torch.autograd.Function):
+    """A GRU layer over a window on a CPU; torch's own runs a dozen small kernels per step.
 
+    The equations are nn.GRU's (biases b_i of the input, b_h of the hidden state; gates in the order r, z, n):
 
-class _GruWindow(torch.autograd.Function):
+        r, z = sigmoid(x W_i + b_i + h W_h + b_h)        a_n = h W_hn + b_hn
+        n    = tanh(x W_in + b_in + r · a_n)             h'  = n + z · (h - n)
+
+    What depends on x alone is one product over the window, and so is every gradient of a weight. Per step
+    remain one product and four small kernels forward, one product and three backward: with g the gradient at
+    h', those at the pre-activations are g times factors that are computed for all steps at once.
+    """
+
     @staticmethod
     def forward(ctx, x, h, w_i, w_h, b_i, b_h):
-        """x [B, T, E], h [B, H] → out [B, T, H], the last state [B, H]."""
+        """x [B, T, E], h [B, H], weights as in nn.GRU → out [B, T, H], the last h [B, H]."""
         size, lanes, steps = h.shape[1], len(x), x.shape[1]
         x = x.transpose(0, 1).contiguous()  # [T, B, E]
         gates = torch.addmm(b_i, x.flatten(0, 1), w_i.t()).view(steps, lanes, 3 * size)
@@ -211,9 +203,3 @@ class _GruWindow(torch.autograd.Function):
         torch.mul(g, at_n, out=of_a)  # the pre-activation of n, from the input's side
         grad_x = (at_gates @ w_i).view_as(x).transpose(0, 1) if ctx.needs_input_grad[0] else None
         return grad_x, before, at_gates.t() @ x.flatten(0, 1), grad_w_h, at_gates.sum(0), grad_b_h
-
-
-def gru_window(x: Tensor, h: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """A GRU layer over a window: x [B, T, E], h [1, B, H] → (out [B, T, H], h). weights: as nn.GRU's."""
-    out, last = _GruWindow.apply(x, h[0], *weights)
-    return out, last[None]

@@ -18,11 +18,9 @@ from torch import Tensor, nn
 
 from charlm.config.fields import ModelConfig
 from charlm.corpus.vocabulary import Vocab
-from charlm.model.cells import cell_of, flatten_weights
+from charlm.model.cells import Carry, cell_of, flatten_weights
 from charlm.model.layers import LockedDropout, RMSNorm, activation_penalty, cross_entropy
 from charlm.model.pretrained import load_model, save_model
-
-Carry = tuple[Tensor, ...]
 
 
 class OneHot(nn.Module):
@@ -52,14 +50,10 @@ class CharLM(nn.Module):
         # One module per layer, dropout outside: cuDNN's own dropout has a random state that cannot be saved.
         self.layers = nn.ModuleList(self.cell.layer(H if i else E, config) for i in range(config.num_layers))
         self.output = nn.Linear(H, vocab_size)
-
-        def dropout(p: float | None) -> nn.Dropout:
-            kind = LockedDropout if config.locked_dropout else nn.Dropout
-            return kind(config.dropout if p is None else p)
-
-        self.input_dropout = dropout(config.input_dropout)
-        self.output_dropout = dropout(config.output_dropout)
-        self.between = dropout(config.dropout)
+        kind = LockedDropout if config.locked_dropout else nn.Dropout
+        rates = (config.input_dropout, config.output_dropout, config.dropout)
+        dropouts = [kind(config.dropout if p is None else p) for p in rates]
+        self.input_dropout, self.output_dropout, self.between = dropouts
         if config.norm != "none":
             kind = {"layer": nn.LayerNorm, "rms": RMSNorm}[config.norm]
             self.norms = nn.ModuleList(kind(H, eps=1e-5) for _ in self.layers[1:])

@@ -67,12 +67,9 @@ class _Cast(torch.autograd.Function):
         if len({w.untyped_storage().data_ptr() for w in weights}) > 1:
             copies = tuple(w.to(dtype, copy=True) for w in weights)
         else:
-            first = min(w.storage_offset() for w in weights)
-            end = max(w.storage_offset() + 1 + sum(map(_reach, w.size(), w.stride())) for w in weights)
-            buffer = weights[0].detach().as_strided((end - first,), (1,), first).to(dtype, copy=True)
-            copies = tuple(
-                buffer.as_strided(w.size(), w.stride(), w.storage_offset() - first) for w in weights
-            )
+            size = weights[0].untyped_storage().nbytes() // weights[0].element_size()
+            buffer = weights[0].detach().as_strided((size,), (1,), 0).to(dtype, copy=True)
+            copies = tuple(buffer.as_strided(w.size(), w.stride(), w.storage_offset()) for w in weights)
         if mask is not None:
             copies[RECURRENT].mul_(mask)
         return copies
@@ -86,19 +83,14 @@ class _Cast(torch.autograd.Function):
         return None, None, *grads
 
 
-def _reach(size: int, stride: int) -> int:
-    return (size - 1) * stride
-
-
 def cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, reduction: str) -> Tensor:
     """F.cross_entropy(F.linear(x, weight, bias), targets), in nats, computed in float32.
 
     x: [N, H] in the dtype to compute in; weight [V, H], bias [V]: float32; targets: int64[N].
     reduction: mean, sum (both []) or none ([N]).
 
-    A window of 512 lanes × 1,024 characters and 2,048 symbols has a billion logits: 4.3 GB in float32, and as
-    much again for their gradient. They are made in slices of rows, and their gradient with them, so that one
-    slice is in memory at a time.
+    512 lanes × 1,024 characters and 2,048 symbols are a billion logits: 4.3 GB in float32, and as much for
+    their gradient. Logits and gradient are computed in slices of rows, one slice in memory at a time.
     """
     rows = max(1, MAX_LOGITS // len(weight))  # of a slice
     if len(x) <= rows or torch.is_autocast_enabled(x.device.type):

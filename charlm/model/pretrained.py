@@ -60,10 +60,7 @@ def load_model(cls: type[CharLM], name: str | Path, device: str | torch.device =
         if {k: about.get(k) for k in FORMAT} != FORMAT:
             raise CharlmError("not a model of this version of charlm")
         model = cls(ModelConfig(**about["model"]), about["vocab_size"])
-    except Exception as error:
-        raise CharlmError(f"{path}: cannot be read as a model: {error}") from error
-    path = folder / "model.safetensors"
-    try:
+        path = folder / "model.safetensors"
         weights = load_file(path)
     except Exception as error:
         raise CharlmError(f"{path}: cannot be read: {error}") from error

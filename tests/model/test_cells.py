@@ -20,7 +20,7 @@ from charlm.evaluation.by_context import by_context
 from charlm.evaluation.dynamic import evaluate_dynamic
 from charlm.evaluation.evaluate import evaluate
 from charlm.model import cells
-from charlm.model.cells import CELLS, Cell, gru_window
+from charlm.model.cells import CELLS, Cell, GruWindow
 from charlm.model.char_lm import CharLM
 from charlm.model.layers import bernoulli_mask
 from charlm.monitor.doctor import cudnn_kernels
@@ -170,7 +170,7 @@ def test_weight_drop_masks_the_parameter_that_the_cell_names():
         layer.u.data.mul_(bernoulli_mask(layer.u, 0.4))
     torch.manual_seed(3)
     torch.testing.assert_close(model(IDS, None, IDS), plain(IDS, None, IDS))
-    with pytest.raises(CharlmError, match=r"model\.weight_drop=0\.4: the cell toy has no recurrent_weight"):
+    with pytest.raises(CharlmError, match=r"model\.weight_drop=0\.4: not for the cell toy"):
         make(weight_drop=0.4)
 
 
@@ -273,6 +273,11 @@ def layer_and_input(dtype, seed=0, lanes=B, steps=T):
     x = torch.randn(lanes, steps, E, dtype=dtype, requires_grad=True)
     h = torch.randn(1, lanes, H, dtype=dtype, requires_grad=True)
     return layer, x, h
+
+
+def gru_window(x, h, weights):
+    out, last = GruWindow.apply(x, h[0], *weights)
+    return out, last[None]
 
 
 def loss_of(out, last, draw=None):
@@ -380,13 +385,16 @@ def test_a_training_curve_with_the_carry_handed_on_equals_nn_grus(monkeypatch, l
     ours = curve()
     calls = []
 
-    def of_torch(x, h, weights):
-        calls.append(1)
-        return torch._VF.gru(x, h, weights, True, 1, 0.0, True, False, True)
+    class OfTorch:
+        @staticmethod
+        def apply(x, h, *weights):
+            calls.append(1)
+            out, last = torch._VF.gru(x, h[None], weights, True, 1, 0.0, True, False, True)
+            return out, last[0]
 
-    monkeypatch.setattr(cells, "gru_window", of_torch)
+    monkeypatch.setattr(cells, "GruWindow", OfTorch)
     torchs = curve()
-    assert len(calls) == 20 * layers, "on a CPU a GRU goes through gru_window"
+    assert len(calls) == 20 * layers, "on a CPU a GRU goes through GruWindow"
     assert ours == pytest.approx(torchs, abs=1e-5)
     assert ours[-1] < ours[0] / 2
 
@@ -397,7 +405,7 @@ def test_the_state_dict_is_that_of_nn_gru():
 
 
 def test_a_window_on_another_device_goes_through_torchs_own_layer(monkeypatch):
-    monkeypatch.delattr(cells, "gru_window")
+    monkeypatch.delattr(cells, "GruWindow")
     model = CharLM(ModelConfig(cell="gru", embedding_size=4, hidden_size=8), 6).to("meta")
     logits, _ = model(torch.zeros(2, 3, dtype=torch.long, device="meta"))
     assert logits.shape == (2, 3, 6)
