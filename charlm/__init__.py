@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from charlm.corpus.prepared import prepare as prepare
     from charlm.corpus.vocabulary import Vocab as Vocab
     from charlm.errors import CharlmError as CharlmError
-    from charlm.evaluation.surprisal import Score as Score
+    from charlm.evaluation.evaluate import Score as Score
     from charlm.model.char_lm import CharLM as CharLM
     from charlm.training.lanes import Lanes as Lanes
     from charlm.training.trained import Trained as Trained
@@ -34,7 +34,7 @@ _HOME = {
     "Config": "config.fields",
     "Corpus": "corpus.prepared",
     "Lanes": "training.lanes",
-    "Score": "evaluation.surprisal",
+    "Score": "evaluation.evaluate",
     "Trained": "training.trained",
     "Vocab": "corpus.vocabulary",
     "load": "training.trained",

@@ -5,8 +5,8 @@ take one step down the gradient of its loss, and a small step back to the traine
 
     w ← w - rate · g / sqrt(mean of g²) ;   w ← w + decay · (trained w - w)
 
-So no figure knows anything of the text behind its window. The mean of g² runs over the windows read so far:
-the paper takes it over training text, which a model that came without its corpus has not got.
+So no figure depends on the text behind its window. The mean of g² runs over the windows read so far: the
+paper takes it over training text, which a model without its corpus does not have.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import nn
 from charlm.config.fields import EvaluateConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
-from charlm.evaluation.evaluate import Sums, evaluate, sizes, take
+from charlm.evaluation.evaluate import counts, evaluate, figures_of, windows
 from charlm.model.char_lm import CharLM
 
 WINDOW = 32  # characters between two steps; shorter ones gain a little and take longer
@@ -35,10 +35,10 @@ def evaluate_dynamic(
 ) -> dict:
     """Score a model on a text, in one lane: with the weights as they are, and with weights that adapt.
 
-    ids: uint8[n] or uint16[n]. rate: of a step, 0 or more. decay: the part of the way back to the trained
-    weights that is gone after every step, from 0 to 1. Of config only bptt is used.
+    ids: uint8[n] or uint16[n]. rate: of a step, 0 or more. decay: share of the difference to the trained
+    weights that every step takes back, from 0 to 1. Of config only bptt is used.
     Returns the figures of evaluate in one lane, and under "dynamic" those of adapting weights with the rate,
-    decay and window. The model is left as it was: a copy adapts.
+    decay and window. The model is not changed: a copy adapts.
     Raises CharlmError for a rate or decay out of range, and a text of fewer than 2 symbols.
     """
     if not (rate >= 0 and math.isfinite(rate)):
@@ -46,32 +46,26 @@ def evaluate_dynamic(
     if not 0 <= decay <= 1:
         raise CharlmError(f"--dynamic_decay {decay}: must be from 0 to 1, such as {DECAY}")
     plain = evaluate(model, vocab, ids, EvaluateConfig(lanes=1, context=0, bptt=config.bptt))
-    nats = math.fsum(window.sum(dtype=np.float64) for window in adapting(model, ids, rate, decay))
-    figures = Sums(nats, *sizes(vocab, ids[1:])).figures()
-    told = {name: figures[name] for name in ("nats_per_character", "bpc", "bpb", "perplexity")}
-    return plain | {"dynamic": told | {"rate": rate, "decay": decay, "window": WINDOW}}
+    nats = math.fsum(window.sum(dtype=np.float64) for window in adapted_nats(model, ids, rate, decay))
+    figures = figures_of(nats, *counts(vocab, ids[1:]))
+    adapted = {name: figures[name] for name in ("nats_per_character", "bpc", "bpb", "perplexity")}
+    return plain | {"dynamic": adapted | {"rate": rate, "decay": decay, "window": WINDOW}}
 
 
-def adapting(model: CharLM, ids: np.ndarray, rate: float, decay: float) -> Iterator[np.ndarray]:
-    """What the predictions of each window cost: float32[WINDOW] in nats, the last one perhaps shorter."""
-    adapted = copy.deepcopy(model).eval().to(model.device)  # which lays the copied weights out for cuDNN
+@torch.enable_grad()
+def adapted_nats(model: CharLM, ids: np.ndarray, rate: float, decay: float) -> Iterator[np.ndarray]:
+    """The nats of the predictions of each window: float32[WINDOW], the last one perhaps shorter."""
+    adapted = copy.deepcopy(model).eval().to(model.device)  # lays the copied weights out for cuDNN
     for module in adapted.modules():
         if isinstance(module, nn.RNNBase):
             module.train()  # cuDNN has a backward in training mode only; dropout lies outside of these layers
     weights = list(adapted.parameters())
     trained = [p.detach().clone() for p in weights]
-    step = torch.optim.Adam(
-        weights, rate, betas=(0.0, MEMORY), fused=True
-    )  # without momentum: the rule above
-    targets, carry = len(ids) - 1, None
-    for low in range(0, targets, WINDOW):
-        at = np.arange(low, min(low + WINDOW, targets))[None]
-        x, y = take(ids, at, model.device), take(ids, at + 1, model.device)
-        with torch.enable_grad():
-            nats, carry = adapted(x, carry, y, reduction="none")
-            step.zero_grad()
-            nats.mean().backward()
-        yield nats.detach().float().cpu().numpy()[0]
-        step.step()
+    optimizer = torch.optim.Adam(weights, rate, (0.0, MEMORY), fused=True)  # no momentum: the rule above
+    for _, nats in windows(adapted, ids, np.zeros(1, np.int64), len(ids) - 1, WINDOW):
+        optimizer.zero_grad()
+        nats.mean().backward()
+        yield nats.detach().cpu().numpy()[0]
+        optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(weights, trained, decay)

@@ -1,10 +1,15 @@
-"""Figures: nats, characters and bytes are summed, over lanes, windows and ranks, and divided once."""
+"""The score of a text: evaluate() in lanes, score() character by character.
+
+Every symbol but the first is predicted once, with the carry handed from window to window. Nats, characters
+and bytes are summed, over lanes, windows and ranks, and divided once.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -16,45 +21,75 @@ from charlm.model.char_lm import CharLM
 from charlm.model.device import keep_freed_memory
 
 LN2 = math.log(2)
+WINDOW = 1024  # symbols per forward call of score; has no influence on the figures
 
 
-@dataclass
-class Sums:
-    """What a pass over text adds up. nats: the loss; the others: what it was counted on."""
+def figures_of(nats: float, symbols: float, characters: float, size: float) -> dict[str, float]:
+    """nats/char, bits per character (bpc), bits per byte (bpb), perplexity per character, and counts.
 
-    nats: float = 0.0
-    symbols: float = 0
-    characters: float = 0
-    bytes: float = 0
-
-    def figures(self) -> dict[str, float]:
-        """nats/char, bits per character (bpc), bits per byte (bpb), perplexity per character, and counts.
-
-        The cost of end-of-document symbols is in the nats; they count as no character and no byte.
-        """
-        characters, size = max(self.characters, 1), max(self.bytes, 1)
-        nats = self.nats / characters
-        return {
-            "nats_per_character": nats,
-            "bpc": nats / LN2,
-            "bpb": self.nats / size / LN2,
-            "perplexity": math.exp(min(nats, 700.0)),
-            "symbols": int(self.symbols),
-            "characters": int(self.characters),
-            "bytes": int(self.bytes),
-        }
+    nats: the cost of a text of so many symbols, characters and bytes, summed. The cost of end-of-document
+    symbols is included; they count as no character and no byte.
+    """
+    per_character = nats / max(characters, 1)
+    return {
+        "nats_per_character": per_character,
+        "bpc": per_character / LN2,
+        "bpb": nats / max(size, 1) / LN2,
+        "perplexity": math.exp(min(per_character, 700.0)),
+        "symbols": int(symbols),
+        "characters": int(characters),
+        "bytes": int(size),
+    }
 
 
-# Evaluation: one stateful pass over ids, every symbol but the first predicted once.
-#
-# The targets are cut into lanes that are read side by side. Before its first counted target a lane reads
-# `context` symbols, so that its carry is warm:
+def counts(vocab: Vocab, ids: np.ndarray) -> tuple[int, int, int]:
+    """Symbols, characters and bytes of ids, as figures_of divides by them."""
+    each = np.bincount(ids, minlength=len(vocab))
+    per_symbol = (vocab.characters_per_symbol, vocab.bytes_per_symbol)
+    return len(ids), *(int(each @ count.astype(np.int64)) for count in per_symbol)
+
+
+def targets_of(ids: np.ndarray) -> int:
+    """The number of predictions: one for each symbol but the first. Raises CharlmError for none."""
+    if len(ids) < 2:
+        raise CharlmError(f"a text of {len(ids)} symbol(s) cannot be evaluated: predicting takes 2 or more")
+    return len(ids) - 1
+
+
+def windows(
+    model: CharLM, ids: np.ndarray, starts: np.ndarray, length: int, bptt: int, context: int = 0
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Read lanes of a text window by window, the carry handed on from one to the next.
+
+    starts: int64[N], where each lane begins. A lane reads `length` symbols and predicts the one behind each;
+    positions outside the text repeat its first or last symbol. Before that it reads the `context` symbols in
+    front of its start, but for a lane that starts the text, whose carry is zero.
+    Yields (positions of the symbols read int64[N, T], nats of the predictions float32[N, T]), T up to bptt.
+    """
+    carry = None
+    for low in chain(range(-context, 0, bptt), range(0, length, bptt)):
+        if low == 0 and carry is not None:
+            for state in carry:
+                state[:, starts == 0] = 0
+        at = starts[:, None] + np.arange(low, min(low + bptt, length if low >= 0 else 0) + 1)
+        window = torch.from_numpy(ids[np.clip(at, 0, len(ids) - 1)].astype(np.int64)).to(model.device)
+        nats, carry = model(window[:, :-1], carry, window[:, 1:], reduction="none")
+        if low >= 0:
+            yield at[:, :-1], nats
+
+
+def nats_of(model: CharLM, ids: np.ndarray, starts: np.ndarray, length: int, bptt: int) -> np.ndarray:
+    """float32[N, length]: the nats of the predictions of lanes that each start from a carry of zeros."""
+    lanes = windows(model, ids, starts, length, bptt)
+    return np.concatenate([nats.cpu().numpy() for _, nats in lanes], axis=1)  # sync
+
+
+# evaluate() cuts the targets into lanes that are read side by side. Before its first counted target a lane
+# reads `context` symbols, so that its carry is warm:
 #
 #     text      a b c d e f g h i j k l m            targets b … m
 #     lane 0    a→b b→c c→d d→e e→f f→g              starts the text: its carry is zero
 #     lane 1        (d→e e→f f→g) g→h h→i …  l→m     3 symbols of context, not counted
-#
-# With one lane this is the exact single pass.
 
 
 @torch.inference_mode()
@@ -68,68 +103,80 @@ def evaluate(
     world: int = 1,
     reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> dict:
-    """Score a model on a text.
+    """Score a model on a text; with one lane this is the exact single pass.
 
     ids: uint8[n] or uint16[n]. With several ranks each reads its share of the lanes and `reduce` adds up
-    float64[4] over them. Returns Sums.figures() and the protocol: lanes and context.
+    float64[4] over them. Returns figures_of() and the protocol: lanes and context.
     Raises CharlmError for a text of fewer than 2 symbols.
     """
-    targets = len(ids) - 1
-    if targets < 1:
-        raise CharlmError(f"a text of {len(ids)} symbol(s) cannot be evaluated: predicting takes 2 or more")
+    targets = targets_of(ids)
     lanes = max(1, min(config.lanes, targets // max(config.context, 1)))  # no lane shorter than its context
-    length = -(-targets // lanes)  # targets per lane, rounded up; the last lanes may have fewer
+    length = -(-targets // lanes)  # targets per lane, rounded up
     lanes = -(-targets // length)
     context = min(config.context, length) if lanes > 1 else 0
-    mine = np.arange(lanes)[lanes * rank // world : lanes * (rank + 1) // world]
+    starts = length * np.arange(lanes)[lanes * rank // world : lanes * (rank + 1) // world]
     sums = torch.zeros(4, dtype=torch.float64, device=model.device)
-    if len(mine):
-        training = model.training
-        model.eval()
-        try:
-            with keep_freed_memory(model.device):
-                sums[0] = _nats(model, ids, config, mine, length, context)
-        finally:
-            model.train(training)
-        counted = ids[mine[0] * length + 1 : min((mine[-1] + 1) * length, targets) + 1]
-        sums[1:] = torch.tensor(sizes(vocab, counted), dtype=torch.float64)
+    if len(starts):
+        with model.evaluating(), keep_freed_memory(model.device):
+            for at, nats in windows(model, ids, starts, length, config.bptt, context):
+                if at[-1, -1] >= targets:  # the last lanes may be shorter
+                    nats = nats.masked_fill(torch.from_numpy(at >= targets).to(model.device), 0)
+                sums[0] += nats.double().sum()
+        counted = ids[starts[0] + 1 : min(starts[-1] + length, targets) + 1]
+        sums[1:] = torch.tensor(counts(vocab, counted), dtype=torch.float64)
     if reduce is not None:
         sums = reduce(sums)
-    return Sums(*sums.tolist()).figures() | {"lanes": lanes, "context": context}
+    return figures_of(*sums.tolist()) | {"lanes": lanes, "context": context}
 
 
-def _nats(
-    model: CharLM, ids: np.ndarray, config: EvaluateConfig, mine: np.ndarray, length: int, context: int
-) -> torch.Tensor:
-    """float64 []: what the targets of some lanes cost together; mine: their numbers."""
-    carry, targets = None, len(ids) - 1
-    if context:
-        for low in range(-context, 0, config.bptt):
-            at = mine[:, None] * length + np.arange(low, min(low + config.bptt, 0))
-            _, carry = model(take(ids, at, model.device), carry)
-        for state in carry:
-            state[:, mine == 0] = 0  # the first lane starts the text
-    total = torch.zeros((), dtype=torch.float64, device=model.device)
-    for low in range(0, length, config.bptt):
-        at = mine[:, None] * length + np.arange(low, min(low + config.bptt, length) + 1)
-        both = take(ids, at, model.device)
-        nats, carry = model(both[:, :-1], carry, both[:, 1:], reduction="none")
-        at = at[:, :-1]
-        if at[-1, -1] >= targets:  # the last lanes may be shorter
-            nats = nats.masked_fill(torch.from_numpy(at >= targets).to(model.device), 0)
-        total += nats.double().sum()
-    return total
+@dataclass(frozen=True)
+class Score:
+    """The score of a text. The figures are over the characters that were predicted: all of them, or all but
+    the first where nothing comes before it."""
+
+    text: str
+    bits: np.ndarray
+    """float64[len(text)]: the surprisal of every character in bits, -log2 of the probability that the model
+    gave it; NaN for a first one not predicted. A character spelled in bytes costs the sum over its bytes."""
+    nats_per_character: float
+    bpc: float
+    """Bits per character: the mean of bits. (Of a bytes-only model, evaluate() counts bytes instead.)"""
+    bpb: float
+    """Bits per byte of UTF-8: the figure that compares across vocabularies."""
+    perplexity: float
+    """Per character."""
+    characters: int
+    """Characters that were predicted."""
+    bytes: int
+    """Their bytes in UTF-8."""
 
 
-def sizes(vocab: Vocab, ids: np.ndarray) -> tuple[int, int, int]:
-    """Symbols, characters and bytes in ids: what the cost of predicting them is divided by."""
-    each = np.bincount(ids, minlength=len(vocab))
-    characters, size = (
-        each @ per.astype(np.int64) for per in (vocab.characters_per_symbol, vocab.bytes_per_symbol)
-    )
-    return len(ids), int(characters), int(size)
+@torch.inference_mode()
+def score(model: CharLM, vocab: Vocab, text: str, context: str = "") -> Score:
+    """Score a text, read once from its start with the carry handed on, without dropout.
 
-
-def take(ids: np.ndarray, at: np.ndarray, device: torch.device) -> torch.Tensor:
-    """ids at positions, int64 on the device; positions outside the text repeat its ends (never counted)."""
-    return torch.from_numpy(ids[np.clip(at, 0, len(ids) - 1)].astype(np.int64)).to(device)
+    context: text that is read first, from a carry of zeros, and not counted. The first character is scored
+    from the carry after it; without a context, from the carry after the end-of-document symbol; and where the
+    vocabulary has none, not at all. From the second character on, this is evaluate() in one lane.
+    Raises CharlmError for a text without a character to predict, and for a character that a closed vocabulary
+    does not have.
+    """
+    before, ids = vocab.encode(context), vocab.encode(text)
+    if not len(before) and vocab.end is not None:
+        before = np.array([vocab.end], vocab.dtype)  # as at the start of a document
+    if len(text) < (1 if len(before) else 2):
+        problem = f"the text is {text!r} alone, with nothing before it" if text else "the text is empty"
+        raise CharlmError(f"{problem}: there is nothing to predict; give more text, or a context")
+    stream = np.concatenate([before, ids])
+    with model.evaluating():
+        nats = nats_of(model, stream, np.zeros(1, np.int64), len(stream) - 1, WINDOW)[0]
+    nats = np.append(np.nan, nats)[-len(ids) :]  # float64, of every symbol of the text
+    utf8 = np.frombuffer(text.encode("utf-8"), np.uint8)
+    at = np.cumsum((utf8 & 0xC0) != 0x80) - 1  # the character that a byte belongs to
+    sizes = vocab.bytes_per_symbol[ids].astype(np.int64)
+    bits = np.bincount(at[np.cumsum(sizes) - sizes], nats / LN2, len(text))
+    counted = slice(0 if len(before) else 1, None)
+    size = len(text[counted].encode("utf-8"))
+    figures = figures_of(float(bits[counted].sum()) * LN2, len(ids), len(text[counted]), size)
+    del figures["symbols"]
+    return Score(text, bits, **figures)

@@ -1,8 +1,8 @@
 """The network: ids of a window and a carry in, a loss or logits and the next carry out.
 
     char_lm     CharLM: input, recurrent layers, logits
-    layers      dropout, norm, low-precision weights, a GRU window for CPUs
-    loss        cross-entropy without all logits at once
+    cells       recurrent cells, and how each computes a window and a step: a new cell is added there
+    layers      dropout, norm, activation penalty, low-precision weights, cross-entropy in slices
     pretrained  a model folder: config.json, model.safetensors, vocab.json
     device      float32 precision, CUDA graphs, memory
 

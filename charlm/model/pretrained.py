@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save
@@ -14,28 +15,34 @@ from charlm.config.fields import ModelConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.files import replace
-from charlm.model.char_lm import CharLM
+
+if TYPE_CHECKING:
+    from charlm.model.char_lm import CharLM
 
 FORMAT = {"format": "charlm model", "version": 1}
 FILES = ("config.json", "model.safetensors", "vocab.json")
 
 
 def save_model(model: CharLM, folder: str | Path, vocab: Vocab, **about) -> None:
-    """Write the model for load_model. about: plain values kept in config.json (figures, say)."""
+    """Write config.json, model.safetensors and vocab.json. about: plain values (figures, for example) that
+    config.json holds in addition. Raises CharlmError when the folder cannot be written."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    vocab.save(folder / "vocab.json")
     weights = save(weights_of(model), {"format": "pt"})
-    described = FORMAT | {"vocab_size": model.vocab_size, "model": vars(model.config)} | about
-    described["weights_sha256"] = sha256(weights).hexdigest()
-    replace(folder / "config.json", json.dumps(described, indent=2) + "\n")
-    replace(folder / "model.safetensors", weights)
+    content = FORMAT | {"vocab_size": model.vocab_size, "model": vars(model.config)} | about
+    content["weights_sha256"] = sha256(weights).hexdigest()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        vocab.save(folder / "vocab.json")
+        replace(folder / "config.json", json.dumps(content, indent=2) + "\n")
+        replace(folder / "model.safetensors", weights)
+    except OSError as error:
+        raise CharlmError(f"{folder}: cannot be written ({error.strerror})") from error
 
 
-def load_model(name: str | Path, device: str | torch.device = "cpu", **hub) -> CharLM:
-    """Load a folder that save_model wrote (a run's model/), or a model id on the Hugging Face Hub.
+def load_model(cls: type[CharLM], name: str | Path, device: str | torch.device = "cpu", **hub) -> CharLM:
+    """Load a folder that save_pretrained wrote (a run's model/), or a model id on the Hugging Face Hub.
 
-    Its vocabulary is model.vocab. The model is in evaluation mode. hub: for snapshot_download.
+    Its vocabulary is model.vocab. The model is in evaluation mode. hub: options of snapshot_download.
     Raises CharlmError for files that are missing, damaged or do not fit each other.
     """
     folder = Path(name)
@@ -45,38 +52,30 @@ def load_model(name: str | Path, device: str | torch.device = "cpu", **hub) -> C
         try:
             folder = Path(snapshot_download(str(name), allow_patterns=list(FILES), **hub))
         except Exception as error:
-            told = " ".join(str(error).split())  # in one line
-            raise CharlmError(f"{name}: neither a folder nor a model that the Hub gives ({told})") from error
-    model = _from_config(folder / "config.json")
-    path = folder / "model.safetensors"
-    try:
-        weights = load_file(path)
-    except Exception as error:
-        raise CharlmError(f"{path}: cannot be read: {error}") from error
-    load_weights(model, weights, path)
-    vocab = Vocab.load(folder)
-    if len(vocab) != model.vocab_size:
-        raise CharlmError(f"{folder}: vocab.json has {len(vocab)} symbols, the model {model.vocab_size}")
-    model.vocab = vocab
-    return model.to(device).eval()
-
-
-def _from_config(path: Path) -> CharLM:
-    """A fresh model of the sizes in a config.json."""
+            message = " ".join(str(error).split())  # in one line
+            raise CharlmError(f"{name}: neither a folder nor a model on the Hub ({message})") from error
+    path = folder / "config.json"
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         if {k: about.get(k) for k in FORMAT} != FORMAT:
             raise CharlmError("not a model of this version of charlm")
-        return CharLM(ModelConfig(**about["model"]), about["vocab_size"])
+        model = cls(ModelConfig(**about["model"]), about["vocab_size"])
+        path = folder / "model.safetensors"
+        weights = load_file(path)
     except Exception as error:
-        raise CharlmError(f"{path}: cannot be read as a model: {error}") from error
+        raise CharlmError(f"{path}: cannot be read: {error}") from error
+    load_weights(model, weights, path)
+    vocab = model.vocab = Vocab.load(folder)
+    if len(vocab) != model.vocab_size:
+        raise CharlmError(f"{folder}: vocab.json has {len(vocab)} symbols, the model {model.vocab_size}")
+    return model.to(device).eval()
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter once, by name, as contiguous copies on the CPU.
 
-    Copies, because cuDNN keeps the weights of a layer as views of one buffer, of which a file of tensors
-    would keep the first only; once, because tied weights have two names.
+    Copies, because cuDNN stores the weights of a layer as views of one buffer, of which a file of tensors
+    would hold the first only; once, because tied weights have two names.
     """
     return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in model.named_parameters()}
 
@@ -90,24 +89,15 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str | Path
     theirs = {name: tuple(w.shape) for name, w in weights.items()}
     if own != theirs:
         names = [n for n in sorted(own.keys() | theirs.keys()) if own.get(n) != theirs.get(n)]
-        told = "; ".join(f"{n}: the model has {own.get(n)}, the file {theirs.get(n)}" for n in names[:4])
-        raise CharlmError(f"{where}: the weights do not fit the model: {told}")
+        differ = "; ".join(f"{n}: the model has {own.get(n)}, the file {theirs.get(n)}" for n in names[:4])
+        raise CharlmError(f"{where}: the weights do not fit the model: {differ}")
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(weights[name])
 
 
-def write(run_dir: Path, model: CharLM, vocab: Vocab, step: int, figures: dict | None) -> None:
-    """Write model/. figures: of its validation. Raises CharlmError when the disk does not take it."""
-    folder = run_dir / "model"
-    try:
-        model.save_pretrained(folder, vocab, step=step, validation=figures)
-    except OSError as error:
-        raise CharlmError(f"{folder}: cannot be written ({error.strerror})") from error
-
-
-def held(run_dir: Path, vocab: Vocab) -> dict | None:
-    """Step and figures of the weights in model/, by its config.json; None where a file is missing or torn."""
+def read_best(run_dir: Path, vocab: Vocab) -> dict | None:
+    """Step and validation figures of the weights in model/; None where a file is missing or damaged."""
     folder = run_dir / "model"
     try:
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))

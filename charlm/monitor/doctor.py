@@ -19,6 +19,7 @@ from charlm import __version__
 from charlm.config.fields import Config
 from charlm.corpus.prepared import folder_of
 from charlm.errors import CharlmError
+from charlm.model.cells import cell_of
 from charlm.model.device import keep_freed_memory, peak_memory
 from charlm.training.checkpoint import steps_of
 from charlm.training.logger import wandb_mode
@@ -189,6 +190,8 @@ def cudnn_kernels(config: Config, lanes: int) -> list[str]:
     brackets: in the forward pass only.
     """
     model, half = config.model, config.train.precision == "fp16"
+    if not cell_of(model).in_one_call:
+        return ["none: the cell is not one of cuDNN's"]
     hidden, kernels = model.hidden_size, []
     for layer in range(model.num_layers):
         width = (model.embedding_size or 1) if layer == 0 else hidden  # one-hot: seldom a multiple of 128

@@ -190,7 +190,12 @@ def nearest_symbols(
 
     counts: int64[V]. The vector of a symbol is its embedding or, for one-hot input, its weights into layer 1.
     """
-    weight = model.input.weight if model.config.embedding_size else model.layers[0].weight_ih_l0.t()  # [V, ·]
+    if model.config.embedding_size:
+        weight = model.input.weight  # [V, E]
+    elif model.cell.input_weight:
+        weight = getattr(model.layers[0], model.cell.input_weight).t()  # [V, G·H]
+    else:
+        return []
     weight = weight.detach().float().cpu().numpy()
     frequent = np.argsort(-counts, kind="stable")[:COMPARED]
     frequent = frequent[counts[frequent] >= max(1, counts.sum() / RARE)]

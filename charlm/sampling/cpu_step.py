@@ -1,8 +1,8 @@
-"""CharLM.step on a CPU without what torch pays per call: for sampling, one symbol per lane at a time.
+"""Compiled sampling on a CPU: CharLM.step without torch's costs per call, and the draw from its logits.
 
 One lane is one compiled call per symbol, whose time goes into reading the weights; several lanes share the
-reading through torch's matrix products. Weights lie transposed, [in, out], so that both read them in order.
-The first layer multiplies nothing by its input: every symbol has its row of the products, made beforehand.
+reading through torch's matrix products. Weights are transposed, [in, out], so that both read them in order.
+The first layer has no product with its input: a table holds the product for every symbol.
 
 Shapes: N lanes, V vocabulary, H hidden, L layers, G·H the gates of a layer in torch's order (LSTM: input,
 forget, cell, output; GRU: reset, update, new). All arrays are float32, C-contiguous.
@@ -13,16 +13,18 @@ from __future__ import annotations
 import numba
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from charlm.corpus.kernels import compiled
+from charlm.model.cells import TorchCell
 from charlm.model.char_lm import Carry, CharLM
 
-# No check for division by zero, and products and sums may be fused: with the one no loop becomes vectors.
+# Division by zero is not checked, which would prevent vector instructions; products and sums may be fused.
 _quick = numba.njit(error_model="numpy", fastmath={"contract"})
 RNN_TANH, RNN_RELU, GRU, LSTM = range(4)
 
 # exp(v) = 2^k · exp(r), |r| ≤ ln 2 / 2: ln 2 in two parts, so that k · _LN2_HIGH is exact, and 1/n! for the
-# series of exp(r), whose rest is below 1e-8.
+# series of exp(r), with an error below 1e-8.
 _LOG2E, _LN2_HIGH, _HALF, _1, _2 = (np.float32(v) for v in (1 / np.log(2), 355 / 512, 0.5, 1, 2))
 _LN2_LOW = np.float32(np.log(2) - 355 / 512)
 _C2, _C3, _C4, _C5, _C6, _C7 = (np.float32(1 / v) for v in (2, 6, 24, 120, 720, 5040))
@@ -33,14 +35,10 @@ _MOST, _BIAS, _MANTISSA = np.float32(87), np.float32(127), np.float32(1 << 23)  
 def _sigmoid(x, bits):
     """x[n] becomes 1 / (1 + exp(-x)), within 1e-7. bits: int32[n], overwritten.
 
-    In loops that vector units run, which calls of the C library's exp would not be. NaN stays NaN.
+    In loops of vector instructions, unlike calls of the C library's exp. NaN stays NaN.
     """
     for i in range(len(x)):
-        v = -x[i]
-        if v > _MOST:
-            v = _MOST
-        if v < -_MOST:
-            v = -_MOST
+        v = _MOST if -x[i] > _MOST else -_MOST if -x[i] < -_MOST else -x[i]
         k = np.floor(v * _LOG2E + _HALF)
         r = v - k * _LN2_HIGH - k * _LN2_LOW
         x[i] = _1 + r * (_1 + r * (_C2 + r * (_C3 + r * (_C4 + r * (_C5 + r * (_C6 + r * _C7))))))
@@ -54,36 +52,30 @@ def _sigmoid(x, bits):
 def _cell(mode, x, y, h, c, bits):
     """One lane of one layer. x[G·H]: from the input, y[G·H]: from h, biases added to both; overwritten.
 
-    h[H] and, of an LSTM, c[H] move on. tanh(v) is 2 · sigmoid(2 v) - 1.
+    Updates h[H] and, of an LSTM, c[H]. tanh(v) is 2 · sigmoid(2 v) - 1.
     """
     size = len(h)
-    for i in range(4 * size if mode == LSTM else 2 * size if mode == GRU else size):
+    summed = 4 * size if mode == LSTM else 2 * size if mode == GRU else size
+    for i in range(summed):
         x[i] += y[i]
     if mode == RNN_RELU:
         for i in range(size):
             h[i] = np.float32(0) if x[i] < 0 else x[i]
         return
-    if mode == LSTM:
-        for i in range(2 * size, 3 * size):
+    if mode != GRU:
+        low = 2 * size if mode == LSTM else 0
+        for i in range(low, low + size):
             x[i] *= _2
-        squashed = 4 * size
-    elif mode == GRU:
-        squashed = 2 * size
-    else:
-        for i in range(size):
-            x[i] *= _2
-        squashed = size
-    _sigmoid(x[:squashed], bits)
+    _sigmoid(x[:summed], bits)
     if mode == RNN_TANH:
         for i in range(size):
             h[i] = _2 * x[i] - _1
         return
-    if mode == LSTM:
-        for i in range(size):
+    for i in range(size):
+        if mode == LSTM:
             c[i] = x[size + i] * c[i] + x[i] * (_2 * x[2 * size + i] - _1)
             y[i] = _2 * c[i]
-    else:
-        for i in range(size):
+        else:
             y[i] = _2 * (x[2 * size + i] + x[i] * y[2 * size + i])
     _sigmoid(y[:size], bits)
     for i in range(size):
@@ -113,10 +105,9 @@ def _add_product(x, weight, y):
 @compiled
 def _step_alone(mode, symbol, table, w_in, b_in, w_hidden, b_hidden, w_out, b_out, h, c, x, y, bits, out):
     """A whole step of one lane. w_in[L-1, H, G·H], b_in: of the layers but the first; out[V]: the logits."""
+    x[:] = table[symbol]
     for layer in range(len(w_hidden)):
-        if layer == 0:
-            x[:] = table[symbol]
-        else:
+        if layer:
             x[:] = b_in[layer - 1]
             _add_product(h[layer - 1], w_in[layer - 1], x)
         y[:] = b_hidden[layer]
@@ -134,62 +125,82 @@ def _cells(mode, x, y, h, c, bits):
 
 
 def steppable(model: CharLM) -> bool:
-    """Does Stepper do what the model does? Not on a GPU, nor with anything between the layers."""
-    return model.device.type == "cpu" and model.config.norm == "none" and not model.config.residual
+    """Whether Stepper computes the model: on a CPU, a cell of torch, nothing between the layers."""
+    plain = model.config.norm == "none" and not model.config.residual
+    return model.device.type == "cpu" and isinstance(model.cell, TorchCell) and plain
 
 
 class Stepper:
-    """A steppable model and its carry, moving on one symbol per lane at a time.
+    """A steppable model and its carry, advanced by one symbol per lane at a time.
 
-    The weights are those of the moment it is made. model: float32, on a CPU. carry: [L, N, H] each, copied.
+    model: float32, on a CPU; its weights are copied. carry: [L, N, H] each, copied.
     """
 
+    @torch.no_grad()
     def __init__(self, model: CharLM, carry: Carry):
-        _, lanes, size = carry[0].shape
-        self.mode = {"RNN_TANH": RNN_TANH, "RNN_RELU": RNN_RELU, "GRU": GRU, "LSTM": LSTM}[
-            model.layers[0].mode
-        ]
-        first, *others = model.layers
-
-        def packed(tensors: list[torch.Tensor], *shape: int) -> torch.Tensor:
-            return torch.stack([t.detach() for t in tensors]) if tensors else torch.zeros(0, *shape)
-
-        gates = len(first.bias_ih_l0)
-        symbols = torch.arange(model.vocab_size)
-        self.table = torch.nn.functional.linear(model.input(symbols), first.weight_ih_l0, first.bias_ih_l0)
-        self.table = self.table.detach().contiguous()  # [V, G·H]
-        self.w_in = packed([o.weight_ih_l0.t() for o in others], size, gates)
-        self.b_in = packed([o.bias_ih_l0 for o in others], gates)
-        self.w_hidden = packed([o.weight_hh_l0.t() for o in model.layers])  # [L, H, G·H]
-        self.b_hidden = packed([o.bias_hh_l0 for o in model.layers])
-        self.w_out = model.output.weight.detach().t().contiguous()  # [H, V]
-        self.b_out = model.output.bias.detach().clone()
-        self.h = carry[0].clone(memory_format=torch.contiguous_format)
-        self.c = carry[-1].clone(memory_format=torch.contiguous_format)  # of no use but to an LSTM
+        layers, lanes, size = carry[0].shape
+        first, gates = model.layers[0], len(model.layers[0].bias_ih_l0)
+        self.mode = ("RNN_TANH", "RNN_RELU", "GRU", "LSTM").index(first.mode)
+        symbols = model.input(torch.arange(model.vocab_size))  # [V, E]
+        self.table = F.linear(symbols, first.weight_ih_l0, first.bias_ih_l0)  # [V, G·H]
+        self.w_in, self.b_in = torch.empty(layers - 1, size, gates), torch.empty(layers - 1, gates)
+        self.w_hidden, self.b_hidden = torch.empty(layers, size, gates), torch.empty(layers, gates)
+        for i, layer in enumerate(model.layers):
+            self.w_hidden[i], self.b_hidden[i] = layer.weight_hh_l0.t(), layer.bias_hh_l0
+            if i:
+                self.w_in[i - 1], self.b_in[i - 1] = layer.weight_ih_l0.t(), layer.bias_ih_l0
+        self.b_out = model.output.bias.clone()
+        copied = (model.output.weight.t(), carry[0], carry[-1])
+        self.w_out, self.h, self.c = (t.clone(memory_format=torch.contiguous_format) for t in copied)
         self.x, self.y = torch.empty(lanes, gates), torch.empty(lanes, gates)
-        self.logits = torch.empty(lanes, model.vocab_size)
-        self._bits = np.empty(gates, np.int32)
-        self._alone = self._arguments() if lanes == 1 else None
-        self._views = [
-            tuple(v.numpy() for v in (self.x, self.y, h, c)) for h, c in zip(self.h, self.c, strict=True)
-        ]
-
-    def _arguments(self) -> tuple[np.ndarray, ...]:
-        """What _step_alone takes after the symbol: views of the tensors, made once."""
+        self.logits, bits = torch.empty(lanes, model.vocab_size), np.empty(gates, np.int32)
         weights = (self.table, self.w_in, self.b_in, self.w_hidden, self.b_hidden, self.w_out, self.b_out)
-        state = (self.h[:, 0], self.c[:, 0], self.x[0], self.y[0])
-        return (*(t.numpy() for t in (*weights, *state)), self._bits, self.logits[0].numpy())
+        x, y, h, c, out = (t.numpy() for t in (self.x, self.y, self.h, self.c, self.logits))
+        self._alone = (*(w.numpy() for w in weights), h[:, 0], c[:, 0], x[0], y[0], bits, out[0])
+        self._layers = [(x, y, h[i], c[i], bits) for i in range(layers)]
 
     def step(self, ids: np.ndarray) -> np.ndarray:
         """Read one symbol per lane, int64[N]; returns logits float32[N, V], overwritten by the next step."""
-        if self._alone is not None:
+        if len(ids) == 1:
             _step_alone(self.mode, ids[0], *self._alone)
             return self.logits.numpy()
         torch.index_select(self.table, 0, torch.from_numpy(ids), out=self.x)
-        for i, views in enumerate(self._views):
+        for i, views in enumerate(self._layers):
             if i:
                 torch.addmm(self.b_in[i - 1], self.h[i - 1], self.w_in[i - 1], out=self.x)
             torch.addmm(self.b_hidden[i], self.h[i], self.w_hidden[i], out=self.y)
-            _cells(self.mode, *views, self._bits)
+            _cells(self.mode, *views)
         torch.addmm(self.b_out, self.h[-1], self.w_out, out=self.logits)
         return self.logits.numpy()
+
+
+@compiled
+def draw_symbols(logits, order, temperature, top_k, top_p, uniform, sums, ids):
+    """ids[N] from logits float32[N, V] and uniform float64[N]. False: a logit is not finite.
+
+    order: int64[N, V], the likeliest symbols first; int64[0, V] to draw from all symbols in their own order.
+    sums: float64[V], overwritten. Compiled, because calls of numpy would take longer than the work on a row.
+    """
+    for row in range(len(logits)):
+        best = 0
+        for i in range(logits.shape[1]):
+            if not np.isfinite(logits[row, i]):
+                return False
+            if logits[row, i] > logits[row, best]:
+                best = i
+        ids[row] = best
+        if temperature == 0.0:
+            continue
+        total = 0.0
+        for k in range(top_k):  # the likeliest has exp(0): a temperature near 0 does not overflow
+            i = order[row, k] if len(order) else k
+            total += np.exp((np.float64(logits[row, i]) - np.float64(logits[row, best])) / temperature)
+            sums[k] = total
+        kept = 1
+        while kept < top_k and sums[kept - 1] < top_p * total:
+            kept += 1
+        for k in range(kept):
+            if sums[k] > uniform[row] * sums[kept - 1]:
+                ids[row] = order[row, k] if len(order) else k
+                break
+    return True

@@ -1,12 +1,12 @@
-"""Sampling: the prompt warms the carry, then one symbol after another is drawn."""
+"""Sampling: the prompt warms the carry, then one symbol after another is drawn. N samples, V vocabulary."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from charlm.config.fields import SampleConfig
 from charlm.corpus.vocabulary import Vocab
@@ -14,7 +14,8 @@ from charlm.errors import CharlmError
 from charlm.model.char_lm import Carry, CharLM
 from charlm.model.device import record_cuda_graph
 
-WORTH_RECORDING = 10  # symbols: a recording runs the step four times, and has to pay
+BLOCK = 256  # uniform numbers drawn at a time
+WORTH_RECORDING = 10  # symbols: a recording runs the step four times first
 
 
 def generate_ids(
@@ -23,47 +24,36 @@ def generate_ids(
     """Draw config.length symbols for every sample, one of each at a time.
 
     Yields num_samples ids per step, after the prompt. The same seed gives the same ids, whatever else uses
-    torch's random numbers; a sample does not depend on how many are drawn beside it.
+    torch's random numbers; a sample does not depend on how many others are drawn with it.
     Raises CharlmError for a prompt with a character that a closed vocabulary does not have.
     """
-    from charlm.sampling.choose import (
-        Drawing,  # here, because they import numba, for which training need not wait
-    )
-    from charlm.sampling.cpu_step import Stepper, steppable
+    from charlm.sampling.cpu_step import Stepper, steppable  # here: numba, which training need not wait for
 
     if num_samples < 1:
         raise CharlmError(f"num_samples={num_samples}: must be 1 or more")
-    draw = Drawing(config, num_samples, model.vocab_size)
-    training = model.training
-    model.eval()
-    try:
+    sampler = Sampler(config, num_samples, model.vocab_size)
+    with model.evaluating():
         logits, carry = _read(model, vocab, config.prompt)
-        logits = logits.expand(num_samples, -1)  # all samples read the same prompt
-        carry = tuple(c.expand(-1, num_samples, -1).contiguous() for c in carry)
-        kind = Stepper if steppable(model) else _PlainStep
-        if model.device.type == "cuda" and config.length > WORTH_RECORDING:
-            kind = _RecordedStep
-        stepper = kind(model, carry)
-        ids = draw(_on_cpu(logits))
-        yield ids.tolist()
-        for _ in range(config.length - 1):
-            ids = draw(stepper.step(ids))
+        carry = tuple(c.expand(-1, num_samples, -1).contiguous() for c in carry)  # all read the same prompt
+        record = model.device.type == "cuda" and config.length > WORTH_RECORDING
+        stepper = Stepper(model, carry) if steppable(model) else ModelStepper(model, carry, record)
+        logits = np.repeat(logits, num_samples, axis=0)
+        for i in range(config.length):
+            ids = sampler.draw(stepper.step(sampler.ids) if i else logits)
             yield ids.tolist()
-    finally:
-        model.train(training)
 
 
 @torch.inference_mode()  # here, not around the generator: entering it takes longer than a small step
-def _read(model: CharLM, vocab: Vocab, prompt: str) -> tuple[Tensor, Carry]:
-    """Logits [1, V] of what follows the prompt, and the carry after it."""
+def _read(model: CharLM, vocab: Vocab, prompt: str) -> tuple[np.ndarray, Carry]:
+    """Logits float32[1, V] of what follows the prompt, and the carry after it."""
     ids = torch.from_numpy(vocab.encode(prompt).astype("int64")).to(model.device)
     if not len(ids) and vocab.end is not None:
-        ids = torch.tensor([vocab.end], device=model.device)  # what comes before a document
-    logits, carry = torch.zeros(1, model.vocab_size), model.zeros(1)  # before any text: every symbol alike
+        ids = torch.tensor([vocab.end], device=model.device)  # as at the start of a document
+    logits, carry = torch.zeros(1, model.vocab_size), model.zeros(1)  # without a prompt: every symbol alike
     for window in ids.split(1024) if len(ids) else ():
         out, carry = model(window[None], carry)
         logits = out[:, -1]
-    return logits, carry
+    return logits.float().cpu().numpy(), carry
 
 
 def stream_text(
@@ -81,44 +71,61 @@ def stream_text(
 
 
 def generate(model: CharLM, vocab: Vocab, end: str = "", **options) -> str:
-    """One sample as text, the prompt not included. options: the fields of SampleConfig; end: see stream_text."""
+    """One sample as text, without the prompt. options: fields of SampleConfig. end: see stream_text."""
     return "".join(piece for (piece,) in stream_text(model, vocab, SampleConfig(**options), end=end))
 
 
-class _PlainStep:
-    """What Stepper does, through the model itself on its own device."""
-
-    def __init__(self, model: CharLM, carry: Carry):
-        self.model, self.carry = model, carry
+class ModelStepper:
+    """Stepper's interface on any device, by CharLM.step. record: a GPU replays the step as one launch."""
 
     @torch.inference_mode()
-    def step(self, ids: np.ndarray) -> np.ndarray:
-        logits, self.carry = self.model.step(torch.from_numpy(ids).to(self.model.device), self.carry)
-        return _on_cpu(logits)  # sync
-
-
-class _RecordedStep:
-    """What _PlainStep does, on a GPU, which is given all kernels of a step at once."""
-
-    @torch.inference_mode()
-    def __init__(self, model: CharLM, carry: Carry):
+    def __init__(self, model: CharLM, carry: Carry, record: bool = False):
         self.model, self.carry = model, tuple(c.clone() for c in carry)
-        self.ids = torch.zeros(carry[0].shape[1], dtype=torch.int64, device=model.device)
-        self.graph = record_cuda_graph(self._run, model.device)
-        for state, value in zip(self.carry, carry, strict=True):
-            state.copy_(value)
+        self.ids = torch.zeros(carry[0].shape[1], dtype=torch.int64, device=carry[0].device)
+        self.graph = record_cuda_graph(self._run, model.device) if record else None
+        torch._foreach_copy_(self.carry, carry)  # a recording has run steps
 
     def _run(self) -> None:
-        self.logits, after = self.model.step(self.ids, self.carry)
-        for state, value in zip(self.carry, after, strict=True):
-            state.copy_(value)
+        self.logits, carry = self.model.step(self.ids, self.carry)
+        torch._foreach_copy_(self.carry, carry)
 
     @torch.inference_mode()
     def step(self, ids: np.ndarray) -> np.ndarray:
+        """Read one symbol per sample, int64[N]; returns logits float32[N, V]."""
         self.ids.copy_(torch.from_numpy(ids))
-        self.graph.replay()
-        return _on_cpu(self.logits)  # sync
+        if self.graph is None:
+            self._run()
+        else:
+            self.graph.replay()
+        return self.logits.float().cpu().numpy()  # sync
 
 
-def _on_cpu(logits: Tensor) -> np.ndarray:
-    return logits.float().contiguous().cpu().numpy()
+class Sampler:
+    """Draws a symbol per sample: temperature, then top-k, then top-p, then a uniform random number.
+
+    Every sample has random numbers of its own seed: config.seed, and one up for each. They are torch's on the
+    CPU, so that a seed draws the same on every device.
+    """
+
+    def __init__(self, config: SampleConfig, num_samples: int, vocab_size: int):
+        from charlm.sampling.cpu_step import draw_symbols
+
+        generators = [torch.Generator().manual_seed(config.seed + i) for i in range(num_samples)]
+        blocks = (
+            np.stack([torch.rand(BLOCK, generator=g, dtype=torch.float64) for g in generators], axis=1)
+            for _ in itertools.count()
+        )
+        self._draw, self._uniform = draw_symbols, itertools.chain.from_iterable(blocks)  # float64[N] each
+        top_k = vocab_size if config.top_k is None else min(config.top_k, vocab_size)
+        top_p = 1.0 if config.top_p is None else config.top_p
+        self._options = (float(config.temperature), top_k, float(top_p))
+        self._sorts, self._unsorted = top_k < vocab_size or top_p < 1, np.empty((0, vocab_size), np.int64)
+        self._sums, self.ids = np.empty(vocab_size), np.zeros(num_samples, np.int64)
+
+    def draw(self, logits: np.ndarray) -> np.ndarray:
+        """logits float32[N, V] → int64[N], overwritten by the next draw. Raises CharlmError if not finite."""
+        # Stable: of equally likely symbols the first counts as likelier.
+        order = np.argsort(-logits, axis=1, kind="stable") if self._sorts else self._unsorted
+        if not self._draw(logits, order, *self._options, next(self._uniform), self._sums, self.ids):
+            raise CharlmError("the model's logits are not finite: take weights from before it diverged")
+        return self.ids

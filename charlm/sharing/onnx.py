@@ -52,7 +52,7 @@ def export(model: CharLM, vocab: Vocab, path: str | Path) -> float:
         import onnxruntime
     except ImportError as error:
         raise CharlmError(f"ONNX needs a package: {error}; pip install onnx onnxruntime") from error
-    window, states = _Window(model).eval(), ("h", "c")[: len(model.zeros(1))]
+    window, states = _Window(model).eval(), model.cell.states
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # about the older exporter, and about batches

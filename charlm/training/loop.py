@@ -14,9 +14,9 @@ from torch import Tensor
 
 from charlm.config.fields import Config
 from charlm.evaluation.evaluate import LN2, evaluate
-from charlm.model import pretrained
 from charlm.model.char_lm import CharLM
 from charlm.model.device import keep_freed_memory, peak_memory
+from charlm.model.pretrained import read_best
 from charlm.sampling.generate import generate
 from charlm.terminal import visible
 from charlm.training.optimizer import learning_rate, set_learning_rate
@@ -189,7 +189,8 @@ def _score(run: Run, setup: Setup, model: CharLM, split: str, most: int | None =
 def _write_model(run: Run, setup: Setup) -> None:
     """Write the weights of this step to model/."""
     if run.main:
-        pretrained.write(run.dir, setup.evaluated, setup.corpus.vocab, run.state.step, run.state.best)
+        figures = {"step": run.state.step, "validation": run.state.best}
+        setup.evaluated.save_pretrained(run.dir / "model", setup.corpus.vocab, **figures)
         run.write_card(setup)
 
 
@@ -199,7 +200,7 @@ def _best_model(run: Run, setup: Setup) -> CharLM:
     model = CharLM(run.config.model, len(vocab))
     if run.main:
         model = CharLM.from_pretrained(run.dir / "model")
-        run.state.best = pretrained.held(run.dir, vocab)["validation"]
+        run.state.best = read_best(run.dir, vocab)["validation"]
     run.state.best = gather_object([run.state.best])[0]
     model = model.to(run.device).eval()
     for p in model.parameters():

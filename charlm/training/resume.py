@@ -17,9 +17,8 @@ from charlm.corpus.prepared import Corpus
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.files import replace
-from charlm.model import pretrained
 from charlm.model.char_lm import CharLM
-from charlm.model.pretrained import load_weights, weights_of
+from charlm.model.pretrained import load_weights, read_best, weights_of
 from charlm.training.checkpoint import (
     DamagedCheckpoint,
     folder_of,
@@ -218,7 +217,7 @@ def secure_best(run: Run, setup: Setup) -> None:
         return
     step, folder = best["step"], run.dir / "model"
     if run.main:
-        held = pretrained.held(run.dir, setup.corpus.vocab)
+        held = read_best(run.dir, setup.corpus.vocab)
         if held is None or held["step"] != step:
             safe = _restore_best(run, best)
             if safe:
@@ -245,5 +244,5 @@ def _restore_best(run: Run, best: dict) -> bool:
     with torch.random.fork_rng(devices=[]):  # the random state of the run has been restored by now
         model = CharLM(ModelConfig(**facts["config"]["model"]), len(vocab))
     load_weights(model, tensors.get("average", tensors["model"]), f"the checkpoint of step {facts['step']}")
-    pretrained.write(run.dir, model, vocab, facts["step"], best)
+    model.save_pretrained(run.dir / "model", vocab, step=facts["step"], validation=best)
     return True

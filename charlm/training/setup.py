@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from charlm.config.fields import Config
 from charlm.corpus.prepared import Corpus, prepare, wait_for
+from charlm.model.cells import cell_of
 from charlm.model.char_lm import CharLM
 from charlm.model.device import set_float32_precision
 from charlm.training.lanes import Lanes
@@ -53,7 +54,7 @@ def set_up(config: Config, accelerator: Accelerator, say: Callable[[str], None])
     Raises CharlmError for what the user can correct.
     """
     rank, processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
-    records_steps(config, accelerator)  # refuse train.cuda_graph before the corpus is prepared
+    cell_of(config.model), records_steps(config, accelerator)  # refuse these before the corpus is prepared
     corpus = prepare(config) if accelerator.is_main_process else wait_for(config)
     train = config.train
     lanes = Lanes(
@@ -81,9 +82,12 @@ def threads_for(config: Config, processes: int) -> int:
     """torch's threads for training on a CPU: train.threads, or as many as the work of a step keeps busy."""
     if config.train.threads is not None:
         return config.train.threads
-    gates = {"lstm": 4, "gru": 3, "rnn": 1}[config.model.cell]
     values = (
-        gates * config.model.hidden_size * config.train.batch_size // config.train.accumulate // processes
+        cell_of(config.model).gates
+        * config.model.hidden_size
+        * config.train.batch_size
+        // config.train.accumulate
+        // processes
     )
     return min(max(values // VALUES_PER_THREAD, 1), torch.get_num_threads())
 

@@ -14,7 +14,7 @@ from charlm.config.fields import Config, ModelConfig, SampleConfig
 from charlm.config.parse import flatten, read_run_config
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError
-from charlm.evaluation.surprisal import Score, score
+from charlm.evaluation.evaluate import Score, score
 from charlm.model.char_lm import CharLM
 from charlm.model.device import set_float32_precision
 from charlm.model.pretrained import load_weights
@@ -179,7 +179,7 @@ def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
             values = weights[name].to(p.device)
             if name in ("input.weight", "output.weight", "output.bias"):
                 p[rows.to(p.device)] = values[source_rows.to(p.device)]
-            elif name == "layers.0.weight_ih_l0" and not model.config.embedding_size:
+            elif name == f"layers.0.{model.cell.input_weight}" and not model.config.embedding_size:
                 p[:, rows.to(p.device)] = values[:, source_rows.to(p.device)]
             else:
                 p.copy_(values)

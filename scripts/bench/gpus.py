@@ -40,9 +40,11 @@ def sizes_of(config: Config) -> tuple[int, int]:
 def row(name: str, config: Config, gpus: int, lanes: int) -> dict:
     """Times in seconds of a step on so many GPUs with so many lanes on each."""
     multiplied, parameters = sizes_of(config)
+    from charlm.model.cells import cell_of
+
     model, bptt = config.model, config.train.bptt
     products = 6 * multiplied * lanes * bptt / (USED * PEAK)
-    gates = {"lstm": 4, "gru": 3, "rnn": 1}[model.cell]
+    gates = cell_of(model).gates
     weights = 2 * gates * model.hidden_size**2  # bytes of a layer's recurrent weights in bf16
     recurrence = 2 * bptt * model.num_layers * max(LAUNCH, weights / MEMORY)  # there and back
     sent = 4 * parameters

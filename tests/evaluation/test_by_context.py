@@ -61,9 +61,9 @@ def test_the_first_row_s_carried_figure_is_the_exact_evaluation():
 @pytest.mark.parametrize(("n", "rows"), [(2, 1), (3, 1), (4, 1), (5, 2), (9, 3), (16, 3), (17, 4)])
 def test_a_row_holds_at_least_half_of_the_text(n, rows):
     ids = np.arange(n, dtype=np.uint8) % len(LETTERS)
-    told = by_context(make(LETTERS), LETTERS, ids, settings_of())
-    assert len(told) == rows
-    assert [r["characters"] for r in told] == [n - r["characters_from"] for r in told]
+    result = by_context(make(LETTERS), LETTERS, ids, settings_of())
+    assert len(result) == rows
+    assert [r["characters"] for r in result] == [n - r["characters_from"] for r in result]
 
 
 def test_a_text_of_one_symbol_is_refused_and_the_model_left_as_it_was():

@@ -1,4 +1,4 @@
-"""Evaluation against a pass written by hand, in float64, one symbol at a time."""
+"""Evaluation and scores of characters against a pass written by hand, in float64, one symbol at a time."""
 
 import math
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from charlm.config.fields import EvaluateConfig, ModelConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
-from charlm.evaluation.evaluate import Sums, evaluate
+from charlm.evaluation.evaluate import WINDOW, evaluate, figures_of, score
 from charlm.model.char_lm import CharLM
 from charlm.training.loop import train
 from charlm.training.trained import load
@@ -103,38 +103,38 @@ def settings_of(**options) -> EvaluateConfig:
 def test_one_lane_equals_the_pass_by_hand(name, cell, layers, embedding):
     vocab, ids = TEXTS[name]
     model = make(vocab, cell, layers, embedding)
-    told = evaluate(model, vocab, ids, settings_of())
+    result = evaluate(model, vocab, ids, settings_of())
     nats = sum(nats_by_hand(model, ids))
     characters, size = sizes_by_hand(vocab, ids)
-    assert told["symbols"] == len(ids) - 1
-    assert (told["characters"], told["bytes"]) == (characters, size)
-    assert told["nats_per_character"] == pytest.approx(nats / characters, rel=1e-6)
-    assert told["bpc"] == pytest.approx(nats / characters / math.log(2), rel=1e-6)
-    assert told["bpb"] == pytest.approx(nats / size / math.log(2), rel=1e-6)
-    assert told["perplexity"] == pytest.approx(math.exp(nats / characters), rel=1e-5)
-    assert (told["lanes"], told["context"]) == (1, 0)
+    assert result["symbols"] == len(ids) - 1
+    assert (result["characters"], result["bytes"]) == (characters, size)
+    assert result["nats_per_character"] == pytest.approx(nats / characters, rel=1e-6)
+    assert result["bpc"] == pytest.approx(nats / characters / math.log(2), rel=1e-6)
+    assert result["bpb"] == pytest.approx(nats / size / math.log(2), rel=1e-6)
+    assert result["perplexity"] == pytest.approx(math.exp(nats / characters), rel=1e-5)
+    assert (result["lanes"], result["context"]) == (1, 0)
 
 
 def test_characters_and_bytes_are_those_of_the_text_less_its_first_character():
     for vocab in (CLOSED, Vocab("ab cé"), Vocab("ab")):
-        told = evaluate(make(vocab), vocab, vocab.encode(TEXT), settings_of())
-        assert told["characters"] == len(TEXT) - 1
-        assert told["bytes"] == len(TEXT.encode()) - 1
-    told = evaluate(make(BYTES), BYTES, BYTES.encode(TEXT), settings_of())
-    assert told["characters"] == told["bytes"] == len(TEXT.encode()) - 1
+        result = evaluate(make(vocab), vocab, vocab.encode(TEXT), settings_of())
+        assert result["characters"] == len(TEXT) - 1
+        assert result["bytes"] == len(TEXT.encode()) - 1
+    result = evaluate(make(BYTES), BYTES, BYTES.encode(TEXT), settings_of())
+    assert result["characters"] == result["bytes"] == len(TEXT.encode()) - 1
 
 
 def test_an_end_of_document_costs_nats_and_counts_as_no_character_and_no_byte():
     model = make(FALLBACK)
     ids = np.array([*FALLBACK.encode("ab"), FALLBACK.end, *FALLBACK.encode("c")], np.uint8)
-    told = evaluate(model, FALLBACK, ids, settings_of())
-    assert (told["symbols"], told["characters"], told["bytes"]) == (3, 2, 2)
-    assert told["nats_per_character"] == pytest.approx(sum(nats_by_hand(model, ids)) / 2, rel=1e-6)
+    result = evaluate(model, FALLBACK, ids, settings_of())
+    assert (result["symbols"], result["characters"], result["bytes"]) == (3, 2, 2)
+    assert result["nats_per_character"] == pytest.approx(sum(nats_by_hand(model, ids)) / 2, rel=1e-6)
 
 
 def test_in_a_bytes_only_vocabulary_bpc_is_bpb():
-    told = evaluate(make(BYTES), BYTES, BYTES.encode(TEXT), settings_of(lanes=3, context=4))
-    assert told["bpc"] == told["bpb"] > 0
+    result = evaluate(make(BYTES), BYTES, BYTES.encode(TEXT), settings_of(lanes=3, context=4))
+    assert result["bpc"] == result["bpb"] > 0
 
 
 def test_bits_per_byte_compare_across_vocabularies():
@@ -145,8 +145,8 @@ def test_bits_per_byte_compare_across_vocabularies():
             for p in model.parameters():
                 p.zero_()
         ids = vocab.encode("aéé")
-        told = evaluate(model, vocab, ids, settings_of())
-        assert told["bpb"] == pytest.approx((len(ids) - 1) * math.log2(len(vocab)) / 4, rel=1e-6)
+        result = evaluate(model, vocab, ids, settings_of())
+        assert result["bpb"] == pytest.approx((len(ids) - 1) * math.log2(len(vocab)) / 4, rel=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"lanes": 4, "context": 3}])
@@ -156,26 +156,26 @@ def test_a_model_of_zeros_scores_log2_of_the_vocabulary(options):
     with torch.no_grad():
         for p in model.parameters():
             p.zero_()
-    told = evaluate(model, vocab, vocab.encode("abcdefghijklmabcabc"), settings_of(**options))
-    assert told["bpc"] == pytest.approx(math.log2(13), rel=1e-6)
-    assert told["bpb"] == told["bpc"]
-    assert told["perplexity"] == pytest.approx(13, rel=1e-6)
+    result = evaluate(model, vocab, vocab.encode("abcdefghijklmabcabc"), settings_of(**options))
+    assert result["bpc"] == pytest.approx(math.log2(13), rel=1e-6)
+    assert result["bpb"] == result["bpc"]
+    assert result["perplexity"] == pytest.approx(13, rel=1e-6)
 
 
 def test_perplexity_is_the_exponential_of_nats_per_character():
     vocab, ids = TEXTS["byte fallback"]
-    told = evaluate(make(vocab), vocab, ids, settings_of())
-    assert told["perplexity"] == pytest.approx(math.exp(told["nats_per_character"]), rel=1e-12)
-    assert told["bpc"] == pytest.approx(math.log2(told["perplexity"]), rel=1e-12)
+    result = evaluate(make(vocab), vocab, ids, settings_of())
+    assert result["perplexity"] == pytest.approx(math.exp(result["nats_per_character"]), rel=1e-12)
+    assert result["bpc"] == pytest.approx(math.log2(result["perplexity"]), rel=1e-12)
 
 
 def test_sums_are_divided_once():
-    told = Sums(nats=6.0, symbols=9, characters=4, bytes=5).figures()
-    assert told["nats_per_character"] == 1.5
-    assert told["bpc"] == pytest.approx(1.5 / math.log(2), rel=1e-15)
-    assert told["bpb"] == pytest.approx(1.2 / math.log(2), rel=1e-15)
-    assert told["perplexity"] == pytest.approx(math.exp(1.5), rel=1e-15)
-    assert (told["symbols"], told["characters"], told["bytes"]) == (9, 4, 5)
+    result = figures_of(nats=6.0, symbols=9, characters=4, size=5)
+    assert result["nats_per_character"] == 1.5
+    assert result["bpc"] == pytest.approx(1.5 / math.log(2), rel=1e-15)
+    assert result["bpb"] == pytest.approx(1.2 / math.log(2), rel=1e-15)
+    assert result["perplexity"] == pytest.approx(math.exp(1.5), rel=1e-15)
+    assert (result["symbols"], result["characters"], result["bytes"]) == (9, 4, 5)
 
 
 # bptt, lanes, context
@@ -189,22 +189,22 @@ def test_the_figures_do_not_depend_on_bptt(name, lanes, context):
     whole = evaluate(model, vocab, ids, settings_of(lanes=lanes, context=context, bptt=1000))
     assert whole["lanes"] == lanes
     for bptt in (1, 2, 5, 13):
-        told = evaluate(model, vocab, ids, settings_of(lanes=lanes, context=context, bptt=bptt))
-        assert told == pytest.approx(whole, rel=1e-6)
+        result = evaluate(model, vocab, ids, settings_of(lanes=lanes, context=context, bptt=bptt))
+        assert result == pytest.approx(whole, rel=1e-6)
 
 
 def test_figures_of_lanes_equal_the_lanes_by_hand():
     vocab, ids = TEXTS["byte fallback"]
     model = make(vocab)
     for lanes, context in ((2, 0), (3, 5), (4, 7), (5, 1)):
-        told = evaluate(model, vocab, ids, settings_of(lanes=lanes, context=context, bptt=4))
+        result = evaluate(model, vocab, ids, settings_of(lanes=lanes, context=context, bptt=4))
         length = math.ceil((len(ids) - 1) / lanes)
         nats = 0.0
         for start in range(0, len(ids) - 1, length):
             warm = min(start, context)
             nats += sum(nats_by_hand(model, ids[start - warm : start + length + 1])[warm:])
-        assert (told["lanes"], told["context"]) == (lanes, context)
-        assert told["nats_per_character"] * told["characters"] == pytest.approx(nats, rel=1e-6)
+        assert (result["lanes"], result["context"]) == (lanes, context)
+        assert result["nats_per_character"] * result["characters"] == pytest.approx(nats, rel=1e-6)
 
 
 def bigram(vocab: Vocab) -> CharLM:
@@ -222,12 +222,12 @@ BIGRAM = bigram(LETTERS)
 @given(st.integers(2, 120), st.integers(1, 20), st.integers(0, 30), st.integers(1, 40))
 def test_every_target_is_counted_exactly_once(n, lanes, context, bptt):
     ids = np.random.default_rng(n).integers(0, len(LETTERS), n, dtype=np.uint8)
-    told = evaluate(BIGRAM, LETTERS, ids, settings_of(lanes=lanes, context=context, bptt=bptt))
-    assert told["symbols"] == told["characters"] == told["bytes"] == n - 1
+    result = evaluate(BIGRAM, LETTERS, ids, settings_of(lanes=lanes, context=context, bptt=bptt))
+    assert result["symbols"] == result["characters"] == result["bytes"] == n - 1
     pairs = torch.from_numpy(ids.astype(np.int64))
     nats = BIGRAM(pairs[:-1, None], None, pairs[1:, None], reduction="sum")[0].item()
-    assert told["nats_per_character"] * (n - 1) == pytest.approx(nats, rel=1e-5)
-    assert 1 <= told["lanes"] <= lanes
+    assert result["nats_per_character"] * (n - 1) == pytest.approx(nats, rel=1e-5)
+    assert 1 <= result["lanes"] <= lanes
 
 
 def test_the_first_lane_starts_cold_and_the_second_warm():
@@ -236,9 +236,9 @@ def test_the_first_lane_starts_cold_and_the_second_warm():
     ids = ids[: 2 * 15 + 1]
     model = make(vocab)
     exact = evaluate(model, vocab, ids, settings_of())
-    told = evaluate(model, vocab, ids, settings_of(lanes=2, context=15, bptt=4))
-    assert (told["lanes"], told["context"]) == (2, 15)
-    assert told["nats_per_character"] == pytest.approx(exact["nats_per_character"], rel=1e-6)
+    result = evaluate(model, vocab, ids, settings_of(lanes=2, context=15, bptt=4))
+    assert (result["lanes"], result["context"]) == (2, 15)
+    assert result["nats_per_character"] == pytest.approx(exact["nats_per_character"], rel=1e-6)
 
 
 def test_many_lanes_approach_the_single_pass_as_their_context_grows():
@@ -262,9 +262,9 @@ def test_of_a_trained_model_many_warm_lanes_equal_the_single_pass_to_a_millionth
     ids = vocab.encode(MIXED)
 
     def nats(lanes: int, context: int) -> float:
-        told = evaluate(model, vocab, ids, EvaluateConfig(lanes=lanes, context=context))
-        assert told["lanes"] == lanes
-        return told["nats_per_character"]
+        result = evaluate(model, vocab, ids, EvaluateConfig(lanes=lanes, context=context))
+        assert result["lanes"] == lanes
+        return result["nats_per_character"]
 
     exact = nats(1, 0)
     for lanes in (8, 30):
@@ -275,18 +275,18 @@ def test_of_a_trained_model_many_warm_lanes_equal_the_single_pass_to_a_millionth
 def test_no_lane_is_shorter_than_its_context():
     ids = LETTERS.encode("abcdefghijk" * 4)
     for lanes, context, expected in ((30, 10, 4), (30, 100, 1), (3, 10, 3), (30, 0, 22)):
-        told = evaluate(make(LETTERS), LETTERS, ids, settings_of(lanes=lanes, context=context))
-        assert told["lanes"] == expected
-        assert told["context"] == (context if expected > 1 else 0)
+        result = evaluate(make(LETTERS), LETTERS, ids, settings_of(lanes=lanes, context=context))
+        assert result["lanes"] == expected
+        assert result["context"] == (context if expected > 1 else 0)
 
 
 def test_ids_beyond_255():
     vocab = Vocab(map(chr, range(0x4E00, 0x4E00 + 300)), unknown="error")
     ids = np.random.default_rng(1).integers(0, 300, 40).astype(np.uint16)
     model = make(vocab)
-    told = evaluate(model, vocab, ids, settings_of())
-    assert told["nats_per_character"] == pytest.approx(sum(nats_by_hand(model, ids)) / 39, rel=1e-6)
-    assert (told["characters"], told["bytes"]) == (39, 3 * 39)
+    result = evaluate(model, vocab, ids, settings_of())
+    assert result["nats_per_character"] == pytest.approx(sum(nats_by_hand(model, ids)) / 39, rel=1e-6)
+    assert (result["characters"], result["bytes"]) == (39, 3 * 39)
 
 
 def test_a_memory_mapped_text_gives_the_same_figures(tmp_path):
@@ -359,6 +359,103 @@ def test_a_text_of_fewer_than_two_symbols_is_refused(n, options):
 @pytest.mark.parametrize("options", [{}, {"lanes": 32, "context": 256}, {"lanes": 32, "context": 0}])
 def test_a_text_of_two_symbols_works(options):
     model, ids = make(LETTERS), np.array([3, 7], np.uint8)
-    told = evaluate(model, LETTERS, ids, settings_of(**options))
-    assert told["symbols"] == told["lanes"] == 1
-    assert told["nats_per_character"] == pytest.approx(nats_by_hand(model, ids)[0], rel=1e-6)
+    result = evaluate(model, LETTERS, ids, settings_of(**options))
+    assert result["symbols"] == result["lanes"] == 1
+    assert result["nats_per_character"] == pytest.approx(nats_by_hand(model, ids)[0], rel=1e-6)
+
+
+# scores of every character
+
+SPELLING = Vocab("ab cé")  # €, 😀 and the newline in bytes
+VOCABULARIES = {"closed": CLOSED, "byte fallback": SPELLING, "documents": FALLBACK, "bytes": BYTES}
+each_vocab = pytest.mark.parametrize("vocab", VOCABULARIES.values(), ids=VOCABULARIES)
+FIGURES = ("nats_per_character", "bpc", "bpb", "perplexity", "characters", "bytes")
+
+
+def bits_by_hand(vocab, model, before: list[int], text: str) -> list[float]:
+    """The surprisal of every character: the sum over the symbols that spell it."""
+    ids = [*before, *vocab.encode(text).tolist()]
+    costs = [math.nan, *nats_by_hand(model, ids)][len(before) :]
+    bits = []
+    for character in text:
+        length = len(vocab.encode(character))
+        bits.append(sum(costs[:length]) / math.log(2))
+        del costs[:length]
+    assert not costs
+    return bits
+
+
+@pytest.mark.parametrize("vocab", [CLOSED, SPELLING], ids=["closed", "byte fallback"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_score_agrees_with_evaluate_in_one_lane(vocab, cell):
+    model = make(vocab, cell)
+    result = score(model, vocab, TEXT)
+    evaluated = evaluate(model, vocab, vocab.encode(TEXT), settings_of())
+    assert {k: getattr(result, k) for k in FIGURES} == pytest.approx(
+        {k: evaluated[k] for k in FIGURES}, rel=1e-6
+    )
+
+
+@each_vocab
+@pytest.mark.parametrize("context", ["", "b€a"])
+def test_every_character_costs_what_its_symbols_cost(vocab, context):
+    model = make(vocab)
+    result = score(model, vocab, TEXT, context)
+    before = vocab.encode(context).tolist() or ([vocab.end] if vocab.end is not None else [])
+    assert (result.bits.dtype, result.bits.shape) == (np.float64, (len(TEXT),))
+    expected = bits_by_hand(vocab, model, before, TEXT)
+    assert result.bits == pytest.approx(expected, rel=1e-5, nan_ok=True)
+    assert math.isnan(result.bits[0]) == (not before)
+
+
+@each_vocab
+@pytest.mark.parametrize("context", ["", "b€a"])
+def test_the_figures_are_sums_over_the_characters_that_were_predicted(vocab, context):
+    result = score(make(vocab), vocab, TEXT, context)
+    counted = TEXT if context or vocab.end is not None else TEXT[1:]
+    assert (result.text, result.characters, result.bytes) == (TEXT, len(counted), len(counted.encode()))
+    assert result.bpc == pytest.approx(np.nansum(result.bits) / len(counted), rel=1e-12)
+    assert result.bpb == pytest.approx(np.nansum(result.bits) / len(counted.encode()), rel=1e-12)
+    assert result.nats_per_character == pytest.approx(result.bpc * math.log(2), rel=1e-12)
+    assert result.perplexity == pytest.approx(2**result.bpc, rel=1e-12)
+
+
+def test_a_first_character_in_bytes_without_anything_before_it_is_left_out_whole():
+    result = score(make(SPELLING), SPELLING, "€a")
+    assert math.isnan(result.bits[0]) and (result.characters, result.bytes) == (1, 1)
+
+
+def test_a_text_longer_than_a_window_is_read_on():
+    text = "ab c" * (WINDOW // 4) + "cab"
+    model = make(SPELLING)
+    result = score(model, SPELLING, text)
+    assert result.bits[-5:] == pytest.approx(bits_by_hand(SPELLING, model, [], text)[-5:], rel=1e-4)
+
+
+def test_the_shortest_texts():
+    closed, documents = make(CLOSED), make(FALLBACK)
+    for model, vocab in ((closed, CLOSED), (documents, FALLBACK)):
+        with pytest.raises(CharlmError, match="the text is empty"):
+            score(model, vocab, "")
+        with pytest.raises(CharlmError, match="the text is empty"):
+            score(model, vocab, "", context="ab")
+    with pytest.raises(CharlmError, match=r"'a' alone, with nothing before it.* context"):
+        score(closed, CLOSED, "a")
+    assert score(closed, CLOSED, "a", context="b").characters == 1
+    assert score(documents, FALLBACK, "a").characters == 1
+    assert score(closed, CLOSED, "ab").characters == 1
+
+
+def test_a_character_that_a_closed_vocabulary_lacks_is_named():
+    for text, context in (("abX", ""), ("ab", "X")):
+        with pytest.raises(CharlmError, match=r"'X' \(U\+0058 LATIN CAPITAL LETTER X\) at position"):
+            score(make(CLOSED), CLOSED, text, context)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_score_has_no_dropout_and_restores_the_training_flag(training):
+    plain = score(make(CLOSED), CLOSED, TEXT)
+    model = make(CLOSED, dropout=0.5).train(training)
+    assert np.array_equal(score(model, CLOSED, TEXT).bits, plain.bits, equal_nan=True)
+    assert all(m.training is training for m in model.modules())
+    assert not torch.is_inference_mode_enabled()

@@ -250,35 +250,6 @@ def test_step_equals_forward_on_a_window_of_one(cell, nonlinearity, layers, embe
     torch.testing.assert_close(logits, model(ids, some_carry(model))[0][:, -1], rtol=0, atol=1e-6)
 
 
-# forget bias
-
-
-@pytest.mark.parametrize("bias", [1.0, 0.0, -2.5])
-def test_forget_gates_start_with_the_forget_bias_and_nothing_else_changes(bias):
-    model = make("lstm", forget_bias=bias)
-    torch.manual_seed(0)
-    nn.Embedding(V, E)
-    for layer, width in zip(model.layers, (E, H), strict=True):
-        plain = nn.LSTM(width, H, batch_first=True)
-        total = layer.bias_ih_l0 + layer.bias_hh_l0
-        assert torch.equal(total[H : 2 * H], torch.full((H,), bias))
-        for part in (slice(0, H), slice(2 * H, None)):
-            assert torch.equal(total[part], (plain.bias_ih_l0 + plain.bias_hh_l0)[part])
-        assert torch.equal(layer.weight_ih_l0, plain.weight_ih_l0)
-        assert torch.equal(layer.weight_hh_l0, plain.weight_hh_l0)
-
-
-def test_forget_bias_lets_the_cell_state_stay():
-    model = make("lstm", layers=1, forget_bias=30.0)
-    with torch.no_grad():
-        model.layers[0].weight_ih_l0.zero_()
-        model.layers[0].weight_hh_l0.zero_()
-        model.layers[0].bias_ih_l0[:H] = -30  # input gate shut
-    start = some_carry(model)
-    _, (_, c) = model(text(), start)
-    close(c, start[1])
-
-
 # dropout
 
 
@@ -419,42 +390,6 @@ def test_bf16_computes_near_fp32_and_its_gradients_are_float32(cell, nonlinearit
     tolerance = 0.3 if nonlinearity == "relu" else 0.05  # rounding switches relu units off and on
     for a, b in zip(rough[3], exact[3], strict=True):
         assert (a - b).norm() <= tolerance * b.norm()
-
-
-@each_cell
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_layers_in_one_call_are_those_one_by_one(cell, nonlinearity, dtype):
-    """As a GPU takes them, where nothing lies between layers."""
-    model = make(cell, nonlinearity, layers=3)
-    model.compute_dtype = dtype
-    assert model.config.in_one_call
-    x = torch.randn(B, T, E, generator=torch.Generator().manual_seed(3)).to(dtype)
-    states, told = some_carry(model), []
-    if (
-        dtype == torch.bfloat16
-        and cell == "lstm"
-        and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    ):
-        pytest.skip("torch's LSTM in bf16 is for CPUs with AVX-512")
-    for calls in ([list(model.layers)], [[layer] for layer in model.layers]):
-        model.zero_grad()
-        out, carry = x, []
-        for layers in calls:
-            at = slice(len(carry), len(carry) + len(layers))
-            out, new = model._recur(layers, out, tuple(c[at].contiguous() for c in states))
-            carry.extend(zip(*(c.unbind() for c in new), strict=True))
-        (out.float().square().sum() + sum(c.float().sum() for layer in carry for c in layer)).backward()
-        told.append([out, *sum(carry, ()), *(p.grad for p in model.layers.parameters())])
-    for ours, theirs in zip(*told, strict=True):
-        wide = 1e-5 if dtype == torch.float32 else 2e-2
-        torch.testing.assert_close(ours, theirs, rtol=wide, atol=wide * theirs.abs().max().item())
-
-
-@pytest.mark.parametrize(
-    "between", [{"dropout": 0.1}, {"weight_drop": 0.1}, {"norm": "rms"}, {"residual": True}, {"layers": 1}]
-)
-def test_layers_with_something_between_them_are_not_one_call(between):
-    assert make().config.in_one_call and not make(**between).config.in_one_call
 
 
 # files

@@ -92,7 +92,7 @@ def test_a_weight_that_is_not_a_number_is_not_hidden(lanes):
 
 
 class Elsewhere(CharLM):
-    """Says that it is on another device, as a model on a GPU does; there are only CPUs to test on."""
+    """Reports another device, as a model on a GPU does; there are only CPUs to test on."""
 
     @property
     def device(self) -> torch.device:
@@ -109,7 +109,7 @@ def test_a_model_on_another_device_steps_by_itself_and_draws_the_same(monkeypatc
     vocab, model = Vocab("abcdefghijklm", unknown="error"), make()
     config = SampleConfig(prompt="abc", length=300, seed=3, **options)
     here = list(generate.generate_ids(model, vocab, config, num_samples))
-    monkeypatch.setattr(stepping, "Stepper", generate._PlainStep)  # the same loop, the model's own step
+    monkeypatch.setattr(stepping, "Stepper", generate.ModelStepper)  # the same loop, the model's own step
     assert list(generate.generate_ids(model, vocab, config, num_samples)) == here
 
 
@@ -120,8 +120,8 @@ def test_a_model_with_something_between_its_layers_steps_by_itself_as_forward_do
     config = SampleConfig(prompt="abc", length=40, temperature=0)
     drawn = [symbol for (symbol,) in generate.generate_ids(model, vocab, config)]
     read = [*vocab.encode("abc"), *drawn]
-    told = model(torch.tensor([read], dtype=torch.int64))[0].argmax(-1)[0].tolist()
-    assert told[2:-1] == drawn
+    likeliest = model(torch.tensor([read], dtype=torch.int64))[0].argmax(-1)[0].tolist()
+    assert likeliest[2:-1] == drawn
 
 
 def test_only_a_model_on_a_cpu_goes_through_stepper(monkeypatch):

@@ -1,6 +1,6 @@
 """Every fast path trains as the plain one does: short curves, the carry handed on, within a stated tolerance.
 
-The GRU's own backward has its curve in test_gru.py, the recorded step, equal to the bit, in test_recorded.py.
+The GRU's own backward has its curve in test_cells.py, the recorded step, equal to the bit, in test_recorded.py.
 """
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import charlm.model.loss
+import charlm.model.layers
 from charlm.config.fields import ModelConfig, OptimConfig
 from charlm.model.char_lm import CharLM
 from charlm.training.optimizer import make_optimizer
@@ -79,7 +79,7 @@ def test_charlm_trains_as_the_textbook_loop_does(cell, layers):
 
 def test_the_loss_in_slices_trains_as_the_loss_at_once_does(monkeypatch):
     at_once = curve(fresh("lstm"))
-    monkeypatch.setattr(charlm.model.loss, "MOST", 4 * V)  # four of fifteen rows
+    monkeypatch.setattr(charlm.model.layers, "MAX_LOGITS", 4 * V)  # four of fifteen rows
     assert curve(fresh("lstm")) == pytest.approx(at_once, abs=1e-4)
 
 

@@ -1,14 +1,17 @@
-"""Each regulariser against what its paper says."""
+"""Dropout, norms, penalties against their papers; casts of weights; the loss in slices against torch's."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import losses, small
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from charlm.config.fields import ModelConfig
 from charlm.errors import CharlmError
+from charlm.model import layers
 from charlm.model.char_lm import CharLM
-from charlm.model.layers import LockedDropout, drawn
+from charlm.model.layers import LockedDropout, bernoulli_mask, cast, cross_entropy
 from charlm.model.pretrained import weights_of
 from charlm.training.loop import train
 
@@ -64,7 +67,7 @@ def test_weight_drop_takes_recurrent_weights_out_for_a_window_and_leaves_the_res
     dropped, plain = tiny(cell=cell, weight_drop=0.4), tiny(cell=cell)
     dropped.compute_dtype = plain.compute_dtype = dtype
     torch.manual_seed(3)
-    masks = [drawn(layer.weight_hh_l0, 0.4) for layer in plain.layers]
+    masks = [bernoulli_mask(layer.weight_hh_l0, 0.4) for layer in plain.layers]
     for mask, layer in zip(masks, plain.layers, strict=True):
         assert set(mask.unique().tolist()) == {0, torch.tensor(1 / 0.6).item()}
         layer.weight_hh_l0.data = layer.weight_hh_l0.data.to(dtype).mul_(mask).float()
@@ -180,3 +183,131 @@ def test_all_of_it_trains_in_slices_on_bf16_and_warm_starts(tmp_path):
     low.compute_dtype = torch.bfloat16
     low(IDS, None, IDS)[0].backward()
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in low.parameters())
+
+
+# weights in a lower precision
+
+
+def flattened(layer: nn.RNNBase) -> nn.RNNBase:
+    """As cuDNN keeps a layer on a GPU: every weight a view of one buffer."""
+    sizes = [w.numel() for w in layer._flat_weights]
+    buffer = torch.cat([w.detach().flatten() for w in layer._flat_weights])
+    for w, part in zip(layer._flat_weights, buffer.split(sizes), strict=True):
+        w.data = part.view_as(w)
+    return layer
+
+
+def test_of_one_buffer_they_become_views_of_one_laid_out_alike():
+    layer = flattened(nn.LSTM(3, 5))
+    low = cast(layer._flat_weights, torch.bfloat16)
+    assert len({w.untyped_storage().data_ptr() for w in low}) == 1
+    for w, ours in zip(layer._flat_weights, low, strict=True):
+        assert ours.dtype == torch.bfloat16 and torch.equal(ours, w.to(torch.bfloat16))
+        assert (ours.storage_offset(), ours.stride()) == (w.storage_offset(), w.stride())
+
+
+def test_gradients_come_back_in_the_dtype_of_the_weights():
+    for layer in (nn.GRU(3, 5), flattened(nn.GRU(3, 5))):
+        low = cast(layer._flat_weights, torch.bfloat16)
+        sum((i + 2) * w.sum() for i, w in enumerate(low)).backward()
+        for i, w in enumerate(layer._flat_weights):
+            assert torch.equal(w.grad, torch.full_like(w, i + 2))
+
+
+def test_a_mask_takes_recurrent_weights_out_of_a_copy_and_of_the_gradient():
+    for layer in (nn.LSTM(3, 5), flattened(nn.LSTM(3, 5))):
+        before = [w.detach().clone() for w in layer._flat_weights]
+        mask = torch.rand(20, 5).round()
+        copies = cast(layer._flat_weights, torch.float32, mask)
+        sum(w.sum() for w in copies).backward()
+        for i, (w, old, copy) in enumerate(zip(layer._flat_weights, before, copies, strict=True)):
+            factor = mask if i == 1 else torch.ones_like(w)
+            assert torch.equal(w, old) and torch.equal(copy, w * factor) and torch.equal(w.grad, factor)
+
+
+def test_a_weight_that_ends_before_the_buffer_does_is_cast_whole():
+    buffer = torch.arange(40.0)
+    weights = [buffer[7:19].view(4, 3), buffer[25:30]]
+    for w, ours in zip(weights, cast(weights, torch.float64), strict=True):
+        assert torch.equal(ours, w.double())
+
+
+# the loss in slices
+
+
+@pytest.fixture
+def sliced(monkeypatch):
+    """Slices of three rows of seven symbols, the last one shorter."""
+    monkeypatch.setattr(layers, "MAX_LOGITS", 3 * 7 + 2)
+
+
+def inputs(dtype=torch.float64):
+    torch.manual_seed(0)
+    x = torch.randn(11, 2, dtype=dtype, requires_grad=True)
+    weight = torch.randn(7, 2, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    bias = torch.randn(7, dtype=weight.dtype)
+    return x, weight.requires_grad_(), bias.requires_grad_(), torch.randint(0, 7, (11,))
+
+
+def plain(x, weight, bias, targets, reduction):
+    return F.cross_entropy(
+        F.linear(x, weight.to(x.dtype), bias.to(x.dtype)).float(), targets, reduction=reduction
+    )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_in_slices_value_and_gradients_are_those_of_all_at_once(sliced, reduction):
+    told = []
+    for way in (cross_entropy, plain):
+        x, weight, bias, targets = inputs(torch.float32)
+        loss = way(x, weight, bias, targets, reduction)
+        (loss * torch.linspace(1, 2, loss.numel()).view(loss.shape)).sum().backward()
+        told.append([loss.detach(), x.grad, weight.grad, bias.grad])
+    for ours, theirs in zip(*told, strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_in_bfloat16_the_gradients_are_those_of_all_at_once_within_its_precision(sliced):
+    told = []
+    for way in (cross_entropy, plain):
+        x, weight, bias, targets = inputs(torch.bfloat16)
+        loss = way(x, weight, bias, targets, "mean")
+        loss.backward()
+        assert loss.dtype == torch.float32 and x.grad.dtype == torch.bfloat16
+        assert weight.grad.dtype == bias.grad.dtype == torch.float32
+        told.append([loss.detach(), x.grad, weight.grad, bias.grad])
+    for ours, theirs in zip(*told, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-3)
+
+
+def test_a_gradient_that_is_not_asked_for_is_not_taken(sliced):
+    x, weight, bias, targets = inputs(torch.float32)
+    with torch.no_grad():
+        assert not cross_entropy(x, weight, bias, targets, "sum").requires_grad
+
+
+def test_no_more_logits_than_allowed_exist_at_once(sliced, monkeypatch):
+    """What softmax and matmul are given, read off every tensor that is made."""
+
+    class Largest(TorchDispatchMode):
+        most = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.shape[-1:] == (7,) and out.ndim == 2:
+                self.most = max(self.most, len(out))
+            return out
+
+    x, weight, bias, targets = inputs(torch.float32)
+    with Largest() as seen:
+        cross_entropy(x, weight, bias, targets, "mean").backward()
+    assert seen.most == 3
+
+
+def test_for_backward_it_keeps_the_size_of_its_input_and_no_logits(sliced):
+    x, weight, bias, targets = inputs(torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        cross_entropy(x, weight, bias, targets, "sum")
+    assert sorted(kept) == sorted([x.shape, weight.shape, bias.shape])  # their gradients
