@@ -57,12 +57,8 @@ def probe_model(model: CharLM, vocab: Vocab, ids: np.ndarray) -> Probe:
     overall = facts.std((0, 1))
     variation = np.minimum(facts.std(1) / np.where(overall > 0, overall, 1), 1).sum(1)  # [N]
     order = np.argsort(-variation, kind="stable")
-    training = model.training
-    model.eval()
-    try:
+    with model.evaluating():
         return _read(model, texts[order], facts[order])
-    finally:
-        model.train(training)
 
 
 def stretches(ids: np.ndarray, ends: np.ndarray) -> np.ndarray:

@@ -22,9 +22,12 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from charlm.config.fields import ModelConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.files import sync_folder, write_synced
+from charlm.model.char_lm import CharLM
+from charlm.model.pretrained import load_weights
 
 FORMAT = {"format": "charlm checkpoint", "version": 2}
 NEEDED = {"facts.json", "vocab.json", "model.safetensors"}
@@ -158,6 +161,13 @@ def load_newest(
             f"again, or name another run_dir{shared}"
         )
     return None
+
+
+def evaluated_model(facts: dict, tensors: dict[str, dict[str, Tensor]], vocab: Vocab) -> CharLM:
+    """The model of a checkpoint, with averaged weights if it has them. Draws random numbers of torch."""
+    model = CharLM(ModelConfig(**facts["config"]["model"]), len(vocab))
+    load_weights(model, tensors.get("average", tensors["model"]), f"the checkpoint of step {facts['step']}")
+    return model
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -49,7 +49,11 @@ def wandb_mode(choice: str) -> tuple[str, str]:
             raise CharlmError(f"WANDB_MODE={mode}: choose one of {', '.join(modes)}")
         return mode, "WANDB_MODE"
     url = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(url.hostname):
+    try:
+        account = netrc.netrc(os.environ.get("NETRC")).authenticators(url.hostname or "")
+    except (OSError, netrc.NetrcParseError):
+        account = None
+    if not os.environ.get("WANDB_API_KEY") and account is None:
         return "disabled", "no account found; log.wandb=offline records for a later `wandb sync`"
     try:
         port = url.port or (80 if url.scheme == "http" else 443)
@@ -57,21 +61,6 @@ def wandb_mode(choice: str) -> tuple[str, str]:
     except (OSError, ValueError):
         return "offline", f"{url.hostname} cannot be reached; `wandb sync` later"
     return "online", "account found"
-
-
-def _in_netrc(host: str | None) -> bool:
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _finish_timeout(mode: str) -> float:
-    """Seconds that wandb has at the end to write what is left; by default it would wait for days.
-
-    Offline it waits for this machine alone, which may be busy.
-    """
-    return float(os.environ.get("WANDB_FINISH_TIMEOUT", 60 if mode == "online" else 600))
 
 
 class Logger:
@@ -83,6 +72,8 @@ class Logger:
         self.quiet = quiet or not self.main
         self.path = Path(config.run_dir) / "metrics.jsonl"
         self.mode, self.why = wandb_mode(config.log.wandb)
+        # Seconds that wandb has at the end, by default days; offline it waits for a busy machine at most.
+        self.timeout = float(os.environ.get("WANDB_FINISH_TIMEOUT", 60 if self.mode == "online" else 600))
         self.bar = self.run = self.file = None
         self.records = 0  # so far: the number of the next one, here and at wandb
         self.logged = 0  # records that wandb had when it was opened
@@ -99,14 +90,10 @@ class Logger:
         if self.mode != "disabled":
             self._open_wandb(run_id)
         if self.main:
-            for number, record in enumerate(
-                records
-            ):  # those that wandb does not have: all, of an offline run
+            for number, record in enumerate(records):
                 self._to_wandb(number, record)
-        steps, terminal = self.config.train.steps, sys.stderr.isatty()
-        self.bar = tqdm(
-            total=steps, initial=step, unit="step", dynamic_ncols=True, disable=self.quiet or not terminal
-        )
+        hidden, steps = self.quiet or not sys.stderr.isatty(), self.config.train.steps
+        self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=hidden)
 
     def _to_wandb(self, number: int, record: dict) -> None:
         """Record n is step n at wandb too, so that no restart loses or doubles one.
@@ -139,14 +126,12 @@ class Logger:
         if self.main:
             import wandb
 
-            os.environ.setdefault(
-                "WANDB__SERVICE_WAIT", "600"
-            )  # the default of 30 s is too short on a busy machine
+            os.environ.setdefault("WANDB__SERVICE_WAIT", "600")  # 30 s, the default, may be too short
             options["settings"] = wandb.Settings(
                 console="off",
                 silent=True,
                 init_timeout=90 if self.mode == "online" else 600,
-                finish_timeout=_finish_timeout(self.mode),
+                finish_timeout=self.timeout,
             )
         try:
             self.accelerator.init_trackers(self.config.log.project, flatten(self.config), {"wandb": options})
@@ -196,10 +181,6 @@ class Logger:
         if self.main:
             os.fsync(self.file.fileno())
 
-    def advance(self) -> None:
-        """Count one step on the bar."""
-        self.bar.update()
-
     def training(self, step: int, values: dict, seconds_left: float) -> None:
         """The figures of the last steps: a record, and the bar's tail or a line."""
         self.figures(step, values)
@@ -229,9 +210,9 @@ class Logger:
     def _finish_wandb(self, failed: bool) -> None:
         folder, started = Path(self.run.dir).parent, time.monotonic()
         self.run.finish(exit_code=int(failed))
-        timeout = _finish_timeout(self.mode)
-        if self.mode == "online" and time.monotonic() - started >= timeout:
-            self.say(f"wandb: the server did not take the rest in {timeout:g} s; later: wandb sync {folder}")
+        if self.mode == "online" and time.monotonic() - started >= self.timeout:
+            late = f"wandb: the server did not take the rest in {self.timeout:g} s"
+            self.say(f"{late}; later: wandb sync {folder}")
         if self.mode == "offline":
             for earlier in folder.parent.glob(f"offline-run-*-{self.run.id}"):
                 if earlier.name != folder.name:

@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from charlm.config.fields import WITHOUT_EFFECT, ModelConfig
+from charlm.config.fields import WITHOUT_EFFECT
 from charlm.config.parse import flatten, from_dict, to_yaml
 from charlm.corpus.prepared import Corpus
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.files import replace
-from charlm.model.char_lm import CharLM
 from charlm.model.pretrained import load_weights, read_best, weights_of
 from charlm.training.checkpoint import (
     DamagedCheckpoint,
+    evaluated_model,
     folder_of,
     load_checkpoint,
     load_newest,
@@ -242,7 +242,6 @@ def _restore_best(run: Run, best: dict) -> bool:
     except DamagedCheckpoint:
         return False
     with torch.random.fork_rng(devices=[]):  # the random state of the run has been restored by now
-        model = CharLM(ModelConfig(**facts["config"]["model"]), len(vocab))
-    load_weights(model, tensors.get("average", tensors["model"]), f"the checkpoint of step {facts['step']}")
-    model.save_pretrained(run.dir / "model", vocab, step=facts["step"], validation=best)
+        model = evaluated_model(facts, tensors, vocab)
+    model.save_pretrained(run.dir / "model", vocab, step=best["step"], validation=best)
     return True

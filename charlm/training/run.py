@@ -151,7 +151,7 @@ class Run:
     def count_step(self) -> None:
         """Count a step on the clock and the bar."""
         self.clock.steps += 1
-        self.logger.advance()
+        self.logger.bar.update()
 
     def due(self, every: int) -> bool:
         """True every so many steps; never for 0."""

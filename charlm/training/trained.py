@@ -10,36 +10,29 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, overload
 
 import torch
 
-from charlm.config.fields import Config, ModelConfig, SampleConfig
+from charlm.config.fields import Config, SampleConfig
 from charlm.config.parse import flatten, read_run_config
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError
 from charlm.evaluation.evaluate import Score, score
 from charlm.model.char_lm import CharLM
 from charlm.model.device import set_float32_precision
-from charlm.model.pretrained import load_weights
 from charlm.sampling.generate import stream_text
-from charlm.training.checkpoint import load_newest
+from charlm.training.checkpoint import evaluated_model, load_newest
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 class Sampling(TypedDict, total=False):
-    """Options of sampling; those left out come from the config of the run, as in `charlm sample`."""
+    """Options of sampling, as in SampleConfig; those left out come from the config of the run."""
 
     prompt: str
-    """Text that the sample continues; it is not part of what is returned."""
     length: int
-    """Symbols to draw."""
     temperature: float
-    """Divides the logits; 0 takes the likeliest symbol always."""
     top_k: int | None
-    """Draw from the k likeliest symbols only."""
     top_p: float | None
-    """Draw from the fewest symbols whose probabilities reach this sum."""
     seed: int
-    """The same seed draws the same text."""
 
 
 class Trained(NamedTuple):
@@ -90,10 +83,13 @@ class Trained(NamedTuple):
 
 
 def load(run: str | Path, device: str | torch.device | None = None) -> Trained:
-    """Open a run directory (its best weights so far), a model/ folder, or a model on the Hub, 'user/name'.
+    """Open a run directory, a model/ folder, or a model on the Hub, 'user/name'.
 
+    Of a run directory these are the best weights so far (model/), or those of the newest checkpoint when no
+    evaluation has chosen any. The config is the default one for a model without a run around it. The model is
+    in evaluation mode.
     device: such as 'cpu' or 'cuda:1'; None takes a GPU if there is one, which multiplies in true float32 from
-    here on (torch's own choice for recurrent layers is tf32). The model is in evaluation mode.
+    here on (torch's own choice for recurrent layers is tf32).
     Raises CharlmError when there is no model, or no such device.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -101,41 +97,27 @@ def load(run: str | Path, device: str | torch.device | None = None) -> Trained:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise CharlmError(f"device {device}: {str(error).splitlines()[0]}") from error
-    return Trained(*open_trained(str(run), device))
-
-
-def open_trained(where: str, device: str | torch.device) -> tuple[CharLM, Vocab, Config]:
-    """(model, vocabulary, config of the run) of a run directory, a model folder or a hub id.
-
-    Of a run directory these are the best weights so far (model/), or those of the newest checkpoint when no
-    evaluation has chosen any. The config is the default one for a model without a run around it.
-    Raises CharlmError when there is no model.
-    """
     if torch.device(device).type == "cuda":
         set_float32_precision("ieee")
-    path = Path(where)
+    path, name = Path(run), str(run)
     if path.is_dir() and not (path / "config.json").exists():
         config = read_run_config(path)
         if (path / "model" / "config.json").exists():
             model = CharLM.from_pretrained(path / "model", device)
-            return model, model.vocab, config
+            return Trained(model, model.vocab, config)
         loaded = load_newest(path)
         if loaded is None:
-            raise CharlmError(f"{where}: holds neither a model/ nor a checkpoint; train it first")
-        facts, tensors, vocab = loaded
-        model = CharLM(ModelConfig(**facts["config"]["model"]), len(vocab))
-        weights = tensors.get("average", tensors["model"])
-        load_weights(model, weights, f"the checkpoint of step {facts['step']}")
-        return model.to(device).eval(), vocab, config
-    # "runs/nmae" where there is a folder runs is a slip, not a model of the user runs.
-    slip = path.is_absolute() or where.startswith(".") or where.count("/") != 1 or path.parent.is_dir()
-    if not path.is_dir() and slip:
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, beside, 1)
+            raise CharlmError(f"{run}: holds neither a model/ nor a checkpoint; train it first")
+        return Trained(evaluated_model(*loaded).to(device).eval(), loaded[-1], config)
+    # "runs/nmae" next to a folder runs is a typing error, not a model of a user named runs.
+    local = path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.parent.is_dir()
+    if not path.is_dir() and local:
+        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, names, 1)
         hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
-        raise CharlmError(f"{where}: no such run directory, model folder or hub id{hint}")
-    model = CharLM.from_pretrained(where, device)
-    return model, model.vocab, read_run_config(path.parent) if path.name == "model" else Config()
+        raise CharlmError(f"{run}: no such run directory, model folder or hub id{hint}")
+    model = CharLM.from_pretrained(run, device)
+    return Trained(model, model.vocab, read_run_config(path.parent) if path.name == "model" else Config())
 
 
 # Fields of the model on which the shapes and the meaning of its weights depend.
@@ -159,7 +141,7 @@ def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
     symbol of a bytes-only vocabulary. Symbols that the other model lacks keep their fresh rows.
     Raises CharlmError when sizes differ, naming them, or no symbol is common.
     """
-    source, source_vocab, _ = open_trained(where, "cpu")
+    source, source_vocab, _ = load(where, "cpu")
     ours, theirs = flatten(model.config), flatten(source.config)
     differ = [f"model.{k} is {ours[k]!r}, there {theirs[k]!r}" for k in _SHAPE if ours[k] != theirs[k]]
     if differ:

@@ -14,7 +14,7 @@ from charlm.model.char_lm import CharLM
 from charlm.model.pretrained import weights_of
 from charlm.training.checkpoint import folder_of, load_checkpoint
 from charlm.training.loop import train
-from charlm.training.trained import open_trained
+from charlm.training.trained import load
 
 OPTIONS = {
     "data": {"text": MIXED[:900]},
@@ -80,7 +80,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_average_and_is_opened_by_it(
             os.kill(os.getpid(), signal.SIGTERM)
 
     assert train(parted, quiet=True, watch=stop).status == "interrupted"
-    model, _, _ = open_trained(parted.run_dir, "cpu")  # no model/ yet
+    model, _, _ = load(parted.run_dir, "cpu")  # no model/ yet
     average = newest(parted.run_dir)[1]["average"]
     assert all(torch.equal(average[name], w) for name, w in weights_of(model).items())
     parted.evaluate.every = 4
