@@ -149,7 +149,7 @@ def parse_with_config(parser: Parser, argv: list[str]) -> tuple[argparse.Namespa
 
     args, rest = parser.parse_known_args(argv)
     parents = [parser] if {"-h", "--help"} & set(rest) else []  # in the help, not in --print_config
-    return args, parse(rest, parser.prog, description=parser.description, parents=parents)
+    return args, parse(rest, parser.prog, description=parser.description, parents=tuple(parents))
 
 
 def run_parser(command: str, more: str = "") -> Parser:

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from charlm.report.findings import neighbours
+from charlm.report.probe import nearest_symbols
 from helpers import MIXED, assert_same_state, changed, losses, small
 from torch import Tensor, nn
 
@@ -180,8 +180,8 @@ def test_what_else_a_cell_decides(tmp_path):
     assert cudnn_kernels(config, 8) == ["none: the cell is not one of cuDNN's"]
     vocab, other = Vocab("abcdefgh", unknown="error"), Vocab("hgfa", unknown="error")
     one_hot = make("named toy", embedding_size=0, symbols=8)
-    assert len(neighbours(one_hot, vocab, np.full(8, 9))) == 8
-    assert neighbours(make(embedding_size=0, symbols=8), vocab, np.full(8, 9)) == []
+    assert len(nearest_symbols(one_hot, vocab, np.full(8, 9))) == 8
+    assert nearest_symbols(make(embedding_size=0, symbols=8), vocab, np.full(8, 9)) == []
     one_hot.save_pretrained(tmp_path, vocab)
     model = make("named toy", embedding_size=0, symbols=4)
     warm_start(model, other, str(tmp_path))
