@@ -105,9 +105,8 @@ class TextSource:
                 batch_offsets = offsets[row : next_row + 1].clip(first_byte, stop_byte)
                 whole = stop_byte == offsets[next_row]  # else the batch is a slice within a row
                 ends = piece.ends[start + row : start + next_row] & whole
-                skipped = int(first_byte - offsets[row])
-                at = (document, piece.first + start + row, skipped)
-                yield TextBatch(utf8, batch_offsets, ends, begins, *at)
+                first, skipped = piece.first + start + row, int(first_byte - offsets[row])
+                yield TextBatch(utf8, batch_offsets, ends, begins, document, first, skipped)
                 document += int(np.count_nonzero(ends))
                 begins = bool(ends[-1])
             if stop >= piece.rows:
@@ -146,9 +145,7 @@ class TextSource:
         self.documents = piece.document + int(np.count_nonzero(ends))
 
 
-def _cut(
-    utf8: np.ndarray, offsets: np.ndarray, whole_characters: bool
-) -> Iterator[tuple[int, int, int, int]]:
+def _cut(utf8, offsets, whole_characters: bool) -> Iterator[tuple[int, int, int, int]]:
     """(first row, row after the last, first byte, byte after the last) of batches of about BATCH bytes."""
     row, rows = 0, len(offsets) - 1
     while row < rows:

@@ -114,7 +114,7 @@ class ParquetFile(Reader):
 
 @dataclass(frozen=True)
 class ByteRange:
-    """Bytes low to high of a text file: one row, or whole lines if data.document=line. last: to its end."""
+    """Bytes low to high of a text file: one row, or lines if data.document=line. last: up to its end."""
 
     path: str
     low: int
@@ -126,8 +126,13 @@ class ByteRange:
             file.seek(self.low)
             return file.read(self.high - self.low)
 
+    def rows(self) -> int:
+        """The number of lines."""
+        text = self.read()
+        return text.count(b"\n") + (not text.endswith(b"\n"))
+
     def lines(self) -> pa.Array:
-        """large_binary[lines], without the newlines."""
+        """large_binary[rows], without the newlines."""
         text = pa.array([self.read().removesuffix(b"\n")], pa.large_binary())
         return pc.split_pattern(text, pattern="\n").flatten()
 
@@ -144,7 +149,7 @@ class TextFiles(Reader):
 
     def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
         spans = (span for path in self.paths for span in self._ranges(path))
-        sizes = ((s, len(s.lines()) if self.by_line else 1, s.high - s.low) for s in spans)
+        sizes = ((s, s.rows() if self.by_line else 1, s.high - s.low) for s in spans)
         for part, rows, size in _grouped(sizes):
             ends = np.broadcast_to(True, rows) if self.by_line else np.array([s.last for s in part])
             yield part, ends, size

@@ -42,9 +42,8 @@ def name_of(character: str) -> str:
 
 
 def codes_of(utf8: np.ndarray) -> np.ndarray:
-    """Code points of UTF-8 bytes.
+    """Code points of UTF-8 (uint8[n]): utf8 itself if all of it is ASCII, else uint32[characters].
 
-    utf8: uint8[n]. Returns utf8 itself if all of it is ASCII, else uint32[characters].
     Raises UnicodeDecodeError, with the byte offset, if it is not UTF-8.
     """
     if utf8.size == 0 or utf8.max() < 0x80:
@@ -112,7 +111,7 @@ class Vocab:
     def from_counts(cls, counts: np.ndarray, config: VocabConfig) -> Vocab:
         """Choose characters by frequency. counts: int64[n], how often each code point occurs.
 
-        Without max_size and coverage: all characters that occur. Ties are broken by code point.
+        Without max_size and coverage: all that occur. Ties are broken by code point.
         Raises CharlmError if config.max_size is too small for the byte symbols and one character.
         """
         if config.characters or config.bytes_only:
@@ -188,11 +187,10 @@ class Vocab:
 
     def can_encode(self, codes: np.ndarray) -> bool:
         """True if every code has a symbol or can be spelled in bytes."""
-        return self.unknown == "bytes" or bool((self.tables[0][codes] != UNKNOWN).all())
+        return self.unknown == "bytes" or UNKNOWN not in self.tables[0][codes]
 
     def histogram(self, codes: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """int64[V]: how often each symbol occurs in text where codes (uint32[n]) occur counts (int64[n])
-        times."""
+        """int64[V]: how often each symbol occurs, if codes (uint32[n]) occur counts (int64[n]) times."""
         histogram = np.zeros(len(self), np.int64)
         ids = self.tables[0][codes]
         single = ids != UNKNOWN
@@ -232,7 +230,9 @@ class Vocab:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text that ids spell; bytes that are not UTF-8 become U+FFFD."""
-        return "".join(map(self.stream(), [*map(int, ids), None]))
+        if self.end_of_document:  # which also ends the bytes of a character
+            return "".join(map(self.stream(), [*map(int, ids), None]))
+        return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def stream(self, end: str = ""):
         """A function from an id to the text that it completes: '' until all bytes of a character are there.
@@ -244,7 +244,7 @@ class Vocab:
         def text_of(symbol: int | None) -> str:
             if symbol is None:
                 return decoder.decode(b"", final=True)
-            last = symbol == self.end
+            last = bool(symbol == self.end)
             return decoder.decode(self.spelling[symbol], final=last) + end * last
 
         return text_of

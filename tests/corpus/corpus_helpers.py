@@ -19,7 +19,7 @@ from charlm.errors import CharlmError
 
 
 def config(folder: Path, source: str, vocab: dict | None = None, **data) -> Config:
-    """A config of sections data and vocab; all text goes to train unless said otherwise."""
+    """A config of sections data and vocab; all text goes to train by default."""
     data = {"source": source, "dir": str(folder / "data"), "validation": 0, "test": 0} | data
     return from_dict({"data": data, "vocab": vocab or {}})
 
@@ -50,23 +50,23 @@ def bytes_of(corpus: Corpus) -> bytes:
 
 
 def folders(folder: Path) -> list[str]:
-    """What lies in data.dir beside lock files."""
+    """The names in data.dir, without lock files."""
     data = folder / "data"
     return sorted(p.name for p in data.iterdir() if p.suffix != ".lock") if data.is_dir() else []
 
 
-def refused(folder: Path, bad: Config, *told: str) -> str:
-    """prepare refuses a config, says all of told, and leaves nothing in data.dir."""
+def refused(folder: Path, bad: Config, *fragments: str) -> str:
+    """prepare refuses a config, its message contains all fragments, and leaves nothing in data.dir."""
     with pytest.raises(CharlmError) as caught:
         prepare(bad)
-    for words in told:
+    for words in fragments:
         assert words in str(caught.value), f"{words!r} is not in: {caught.value}"
     assert folders(folder) == []
     return str(caught.value)
 
 
 def sha_of(corpus: Corpus) -> dict[str, str]:
-    return {split: said["sha256"] for split, said in corpus.splits.items()}
+    return {split: facts["sha256"] for split, facts in corpus.splits.items()}
 
 
 def tree_of(made: Config) -> str:
