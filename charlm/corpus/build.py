@@ -71,10 +71,8 @@ class Build:
         self.share = self.shares[shard]
 
     def open(self) -> None:
-        """Make the temporary folder; delete one that was made from another text.
-
-        Raises CharlmError where another shard made it from another text.
-        """
+        """Make the temporary folder, delete one that was made from another text. Raises CharlmError if that
+        was by another shard."""
         plan = [[p.reader.name, p.first, p.rows, p.size, p.document, p.cut] for _, p in self.pieces]
         digest = sha256(json.dumps(plan).encode()).hexdigest()
         path = self.partial / "plan.txt"
@@ -210,10 +208,8 @@ class Build:
         return in_order(title, work, self._sizes(done), self.workers)
 
     def compare(self, corpus: Corpus, partial: Path) -> None:
-        """Count and encode all pieces. Raises CharlmError where the corpus holds something else.
-
-        partial: an empty folder, for the tallies.
-        """
+        """Count all pieces, in the empty folder partial, and encode them. Raises CharlmError where the corpus
+        holds something else."""
 
         def changed(difference: str) -> CharlmError:
             return CharlmError(

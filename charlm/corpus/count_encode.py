@@ -61,8 +61,8 @@ class Text:
         """
         self.source, self.data, self.splits = source, config.data, splits
         self.bytes_only = config.vocab.bytes_only
-        self.ends = config.vocab.end_of_document
-        if self.ends:  # glue: uint32[g], codes after every document, or else between documents
+        self.end_of_document = config.vocab.end_of_document
+        if self.end_of_document:  # glue: uint32[g], codes after every document or else between documents
             self.glue = np.array([END], np.uint32)
         else:
             separator = np.frombuffer(config.data.separator.encode("utf-8"), np.uint8)
@@ -156,7 +156,7 @@ class Text:
             position = starts.copy()
             bad = kernels.encode(
                 *(rows.utf8, rows.offsets, rows.ends, rows.begins, route, self.bytes_only),
-                *(ids, spelling, glue, self.ends, begun, out, position),
+                *(ids, spelling, glue, self.end_of_document, begun, out, position),
             )
             if bad >= 0:
                 raise self._not_utf8(rows, bad, piece)
@@ -187,8 +187,8 @@ class Text:
 
 
 def in_order(title: str, work: Callable[[int], Any], sizes: dict[int, int], workers: int) -> Iterator[Any]:
-    """work(piece) for each piece in the order of sizes (piece → bytes), by so many threads. Closing the iterator
-    cancels what has not started. Progress is a bar on a terminal, a line every half minute in a log."""
+    """work(piece) for each piece, in the order of sizes (piece → bytes), by so many threads. Closing the
+    iterator cancels what has not started. Shows a bar on a terminal, in a log a line every half minute."""
     terminal = sys.stderr.isatty()
     screen = {"dynamic_ncols": True} if terminal else {"ncols": 79, "mininterval": 30, "file": StringIO()}
     logged = time.monotonic()
