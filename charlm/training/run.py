@@ -135,8 +135,7 @@ class Run:
         self._agreed = (self.state.step, time.perf_counter(), 1)
         self.write_status("running")
         self.logger.open(self.state.step, self.state.run_id)
-        if self.state.best is not None:
-            self.log_best()
+        self.log_best()
         corpus, train = setup.corpus, self.config.train
         self.say(corpus.report() if self.state.step == 0 else str(corpus.folder))
         self.say(
@@ -177,9 +176,12 @@ class Run:
     def check_finite(self, model: CharLM) -> None:
         """Raise NonFiniteLoss, naming the step, if a loss since the last line, or a weight, is not finite."""
         losses = self.state.losses
-        finite = torch.stack(losses).isfinite().tolist() if losses else []  # sync
         weights = torch.stack([p.isfinite().all() for p in model.parameters()]).all()
-        finite.append(weights.item())  # the loss of a step is older than its update
+        finite = [
+            *(loss.isfinite() for loss in losses),
+            weights,
+        ]  # the loss of a step is older than its update
+        finite = torch.stack(finite).tolist()  # sync
         if all(finite):
             return
         step = self.state.step - len(losses) + finite.index(False) + 1
@@ -232,7 +234,7 @@ class Run:
 
     def log_best(self) -> None:
         """The best figures so far, for the tracker."""
-        self.logger.summary({f"best/{k}": v for k, v in self.state.best.items()})
+        self.logger.summary({f"best/{k}": v for k, v in (self.state.best or {}).items()})
 
     def write_status(self, status: str, *, synced: bool = True, **more) -> None:
         """status.json: running, done, interrupted or failed."""
@@ -274,19 +276,20 @@ class Run:
 
     def _explain(self, error: BaseException | None) -> None:
         """Raise as a CharlmError what the machine, not the program, is to blame for."""
+        message = ""
         if isinstance(error, OSError) and error.errno in _DISK:
-            raise CharlmError(
-                f"{self.dir}: cannot be written ({error.strerror}); {self.last_checkpoint()}"
-            ) from error
-        if isinstance(error, RuntimeError) and re.search(_MEMORY, str(error)):
+            message = f"{self.dir}: cannot be written ({error.strerror}); {self.last_checkpoint()}"
+        elif isinstance(error, RuntimeError) and re.search(_MEMORY, str(error)):
             recorded = records_steps(self.config, self.accelerator)
-            raise CharlmError(
+            message = (
                 f"{str(error).strip().splitlines()[0]} Raise train.accumulate: the same training in slices; "
                 f"{'or set train.cuda_graph=false, ' if recorded else ''}or lower train.batch_size, "
                 f"train.bptt or model.hidden_size; {self.last_checkpoint()}"
-            ) from error
-        if isinstance(error, RuntimeError) and self.world > 1 and re.search(_LOST, str(error)):
-            raise CharlmError(
+            )
+        elif isinstance(error, RuntimeError) and self.world > 1 and re.search(_LOST, str(error)):
+            message = (
                 f"process {self.accelerator.process_index} has lost another process of this run, which has "
                 f"ended or cannot be reached; {self.last_checkpoint()}, the same command resumes from it"
-            ) from error
+            )
+        if message:
+            raise CharlmError(message) from error
