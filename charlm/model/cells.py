@@ -40,7 +40,8 @@ class Cell:
     gates: int = 1
     """Values that a unit computes per character, each from the input and the state: the work of a layer."""
     input_weight: str | None = None
-    """Name of the layer's parameter [G·H, E] whose columns belong to symbols when the input is one-hot."""
+    """Name of the layer's parameter [G·H, E] whose columns belong to symbols if the input is one-hot; without
+    it such a model cannot start from another vocabulary's weights."""
     recurrent_weight: str | None = None
     """Name of the layer's parameter that model.weight_drop masks."""
 
@@ -84,6 +85,9 @@ class TorchCell(Cell):
         if exact and len(layers) == 1 and first.mode == "GRU" and x.device.type == "cpu" and not traced:
             out, h = GruWindow.apply(x, state[0][0], *weights)
             return out, (h[None],)
+        if exact and len(layers) == 1 and mask is None:  # by the module, so that its hooks run
+            out, new = first(x, state if len(state) == 2 else state[0])
+            return out, new if isinstance(new, tuple) else (new,)
         state = tuple(s.to(x.dtype) for s in state)
         kernel = getattr(torch._VF, first.mode.lower())
         options = (True, len(layers), 0.0, first.training, False, True)
@@ -139,9 +143,7 @@ def cell_of(config: ModelConfig) -> Cell:
         fix = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(CELLS)}"
         raise CharlmError(f"model.cell={config.cell!r}: {fix}")
     if config.weight_drop and cell.recurrent_weight is None:
-        raise CharlmError(
-            f"model.weight_drop={config.weight_drop}: not for the cell {config.cell}; set it to 0"
-        )
+        raise CharlmError(f"model.weight_drop={config.weight_drop}: not for cell {config.cell}; set it to 0")
     return cell
 
 

@@ -124,6 +124,8 @@ class CharLM(nn.Module):
         carry = tuple(c.to(torch.float32) for c in joined)
         h, x = x, self.output_dropout(x)
         weight, bias = self.output.weight, self.output.bias
+        if targets is None and x.dtype == weight.dtype:
+            return self.output(x), carry  # by the module, so that its hooks run
         if targets is None:
             return F.linear(x, weight.to(x.dtype), bias.to(x.dtype)), carry  # [B, T, V]
         flat = x.transpose(0, 1).flatten(0, 1)  # time-first, as in memory: no copy

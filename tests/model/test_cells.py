@@ -170,7 +170,7 @@ def test_weight_drop_masks_the_parameter_that_the_cell_names():
         layer.u.data.mul_(bernoulli_mask(layer.u, 0.4))
     torch.manual_seed(3)
     torch.testing.assert_close(model(IDS, None, IDS), plain(IDS, None, IDS))
-    with pytest.raises(CharlmError, match=r"model\.weight_drop=0\.4: not for the cell toy"):
+    with pytest.raises(CharlmError, match=r"model\.weight_drop=0\.4: not for cell toy"):
         make(weight_drop=0.4)
 
 

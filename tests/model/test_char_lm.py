@@ -79,9 +79,9 @@ class Reference:
         return F.linear(out, self.weight, self.bias), carry
 
     def gradients(self) -> dict[str, torch.Tensor]:
-        told = {f"layers.{n[-1]}.{n[:-1]}0": p.grad for n, p in self.net.named_parameters()}
-        told |= {"output.weight": self.weight.grad, "output.bias": self.bias.grad}
-        return told if self.table is None else told | {"input.weight": self.table.grad}
+        result = {f"layers.{n[-1]}.{n[:-1]}0": p.grad for n, p in self.net.named_parameters()}
+        result |= {"output.weight": self.weight.grad, "output.bias": self.bias.grad}
+        return result if self.table is None else result | {"input.weight": self.table.grad}
 
 
 def as_torch(carry):
@@ -455,11 +455,11 @@ def test_saving_survives_weights_that_share_one_buffer(tmp_path, cell, nonlinear
 
 def test_weights_of_are_copies():
     model = make()
-    told = weights_of(model)
+    result = weights_of(model)
     with torch.no_grad():
         for p in model.parameters():
             p.zero_()
-    assert all(value.any() for value in told.values())
+    assert all(value.any() for value in result.values())
 
 
 def test_a_fresh_process_loads_the_model_and_gives_the_same_logits(tmp_path):
@@ -547,16 +547,16 @@ def test_broken_vocab_json_is_refused_by_name(saved):
 
 def test_vocab_json_of_another_size_is_refused_with_both_sizes(saved):
     Vocab("abc", unknown="error").save(saved / "vocab.json")
-    told = refusal(saved)
-    assert "vocab.json" in told and "3 symbols" in told and "6" in told
+    result = refusal(saved)
+    assert "vocab.json" in result and "3 symbols" in result and "6" in result
 
 
 def test_weights_of_another_shape_are_refused_with_name_and_shapes(saved):
     path = saved / "model.safetensors"
     save_file(load_file(path) | {"layers.1.weight_hh_l0": torch.zeros(4 * H, 7)}, path)
-    told = refusal(saved)
+    result = refusal(saved)
     for part in ("model.safetensors", "layers.1.weight_hh_l0", "(16, 4)", "(16, 7)"):
-        assert part in told
+        assert part in result
 
 
 @pytest.mark.parametrize("missing", [True, False])

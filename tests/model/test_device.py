@@ -25,10 +25,10 @@ with keep_freed_memory(torch.device(sys.argv[1])):
         pages()
     for _ in range(4):  # the heap finds its size
         pages()
-    told = pages()
+    result = pages()
     torch.ones(128 << 20)  # 512 MB
     within = resident()
-print(told, within - resident())
+print(result, within - resident())
 """
 
 

@@ -124,7 +124,7 @@ def test_ar_and_tar_are_in_the_gradient_and_not_in_the_loss(ar, tar):
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 def test_gradients_through_layers_that_are_added_to_what_they_read(cell):
     model = tiny(cell=cell, residual=True, embedding_size=6, num_layers=3)
-    told = []
+    result = []
     for by_hand in (False, True):
         model.zero_grad()
         if by_hand:
@@ -135,8 +135,8 @@ def test_gradients_through_layers_that_are_added_to_what_they_read(cell):
         else:
             loss, _ = model(IDS, None, IDS.flip(0))
         loss.backward()
-        told.append([loss.detach(), *(p.grad for p in model.parameters())])
-    for ours, theirs in zip(*told, strict=True):
+        result.append([loss.detach(), *(p.grad for p in model.parameters())])
+    for ours, theirs in zip(*result, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
@@ -173,8 +173,8 @@ def test_all_of_it_trains_in_slices_on_bf16_and_warm_starts(tmp_path):
     model = {"cell": "gru", "num_layers": 2, "dropout": 0.2, "locked_dropout": True} | options
     run = small(tmp_path / "run", model=model, train={"steps": 30, "accumulate": 2})
     train(run, quiet=True)
-    told = [loss for _, loss in losses(run.run_dir)]
-    assert sum(told[-5:]) < 0.9 * sum(told[:5])
+    result = [loss for _, loss in losses(run.run_dir)]
+    assert sum(result[-5:]) < 0.9 * sum(result[:5])
     train(small(tmp_path / "warm", model=model, train={"steps": 1, "init_from": run.run_dir}), quiet=True)
     other = small(tmp_path / "other", train={"init_from": run.run_dir}, model=model | {"norm": "none"})
     with pytest.raises(CharlmError, match=r"model\.norm is 'none', there 'rms'"):
@@ -257,27 +257,27 @@ def plain(x, weight, bias, targets, reduction):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_in_slices_value_and_gradients_are_those_of_all_at_once(sliced, reduction):
-    told = []
+    result = []
     for way in (cross_entropy, plain):
         x, weight, bias, targets = inputs(torch.float32)
         loss = way(x, weight, bias, targets, reduction)
         (loss * torch.linspace(1, 2, loss.numel()).view(loss.shape)).sum().backward()
-        told.append([loss.detach(), x.grad, weight.grad, bias.grad])
-    for ours, theirs in zip(*told, strict=True):
+        result.append([loss.detach(), x.grad, weight.grad, bias.grad])
+    for ours, theirs in zip(*result, strict=True):
         assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_in_bfloat16_the_gradients_are_those_of_all_at_once_within_its_precision(sliced):
-    told = []
+    result = []
     for way in (cross_entropy, plain):
         x, weight, bias, targets = inputs(torch.bfloat16)
         loss = way(x, weight, bias, targets, "mean")
         loss.backward()
         assert loss.dtype == torch.float32 and x.grad.dtype == torch.bfloat16
         assert weight.grad.dtype == bias.grad.dtype == torch.float32
-        told.append([loss.detach(), x.grad, weight.grad, bias.grad])
-    for ours, theirs in zip(*told, strict=True):
+        result.append([loss.detach(), x.grad, weight.grad, bias.grad])
+    for ours, theirs in zip(*result, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-3)
 
 
