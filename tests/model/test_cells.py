@@ -9,7 +9,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from charlm.report.probe import nearest_symbols
 from helpers import MIXED, assert_same_state, changed, losses, small
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from charlm.model.cells import CELLS, Cell, GruWindow
 from charlm.model.char_lm import CharLM
 from charlm.model.layers import bernoulli_mask
 from charlm.monitor.doctor import cudnn_kernels
+from charlm.report.probe import nearest_symbols
 from charlm.sharing.onnx import export
 from charlm.training.loop import train
 from charlm.training.resume import warm_start
