@@ -28,34 +28,31 @@ WARM_UP = 3
 def worker(path: str) -> None:
     """In each process: print ms per step, [with communication, without] for every round, of rank 0."""
     from charlm.config.parse import load_config
-    from charlm.training.lanes import Position
-    from charlm.training.setup import Parts
+    from charlm.training.loop import train_step
+    from charlm.training.run import State
+    from charlm.training.setup import make_accelerator, set_up
 
     told = json.loads(Path(path).read_text())
-    parts = Parts(load_config(told["config"]))
-    parts.set_up(lambda line: None)
-    at, carry, rounds = Position(), None, []
+    config = load_config(told["config"])
+    accelerator, state, rounds = make_accelerator(config), State(), []
+    setup = set_up(config, accelerator, lambda line: None)
 
     def steps(count: int) -> float:
-        nonlocal at, carry
         began = time.perf_counter()
         for _ in range(count):
-            x, y = parts.lanes.window(at)
-            _, _, carry = parts.forward_backward(x, y, carry)
-            parts.update()
-            at = parts.lanes.after(at)
+            train_step(config, setup, state)
         return (time.perf_counter() - began) * 1000 / count
 
     steps(WARM_UP)
     for _ in range(told["rounds"]):
-        parts.accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()
         whole = steps(told["steps"])
-        parts.accelerator.wait_for_everyone()
-        with parts.accelerator.no_sync(parts.wrapped):
+        accelerator.wait_for_everyone()
+        with accelerator.no_sync(setup.step.wrapped):
             rounds.append([whole, steps(told["steps"])])
-    if parts.main:
-        print(json.dumps({"rounds": rounds, "processes": parts.world}))
-    parts.accelerator.end_training()
+    if accelerator.is_main_process:
+        print(json.dumps({"rounds": rounds, "processes": accelerator.num_processes}))
+    accelerator.end_training()
 
 
 def config_file(cell: str, hidden: int, lanes: int, bptt: int, folder: Path) -> Path:

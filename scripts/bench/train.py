@@ -101,9 +101,9 @@ class Steps:
         return timed(run, len(self.ids) * self.bptt * steps)
 
 
-def phases_of(run, steps: int) -> dict[str, float]:
-    """Milliseconds per step of what charlm's step consists of, each waited for; run: a charlm.training.run.Run."""
-    spent, carry = {}, run.model.zeros(len(run.lanes.lanes))
+def phases_of(setup, position, steps: int) -> dict[str, float]:
+    """Milliseconds per step of the parts of charlm's step, each waited for; setup: what set_up returns."""
+    spent, carry, step = {}, setup.model.zeros(len(setup.lanes.lanes)), setup.step
     for _ in range(steps):
         sync()
         since = time.perf_counter()
@@ -114,19 +114,19 @@ def phases_of(run, steps: int) -> dict[str, float]:
             now = time.perf_counter()
             spent[name], since = spent.get(name, 0.0) + (now - since) * 1000 / steps, now
 
-        x, y = run.lanes.window(run.state.position)
+        x, y = setup.lanes.window(position)
         done("input")
-        if run.recorded is not None:
-            _, _, carry = run.recorded(x, y, carry)
+        if step.recorded:
+            _, _, carry = step(x, y, carry)
             done("replay")
         else:
-            loss, carry = run.wrapped(x, carry, y)
+            loss, carry = step.wrapped(x, carry, y)
             done("forward")
-            run.accelerator.backward(loss)
+            loss.backward()
             done("backward")
-            nn.utils.clip_grad_norm_(run.parameters, 1.0)
+            nn.utils.clip_grad_norm_(step.parameters, 1.0)
             done("clip")
-        run.update()
+        step.update()
         done("optimizer")
     return spent
 
@@ -148,16 +148,22 @@ def whole_train(config, steps: int, rounds: int, between: Callable[[int], None])
     Returns characters/s of each round (data, carry, logging; no start, no ending), the phases of a step in
     ms, and how many symbols of validation it scores per second.
     """
-    from charlm.training.loop import train
+    from charlm.training import loop
     from charlm.training.run import Run
 
     speeds, phases, logging, scoring = [], {}, [], []
-    began, plain = 0.0, (Run.advance, Run.log, Run.evaluate)
+    began, setup = 0.0, None
+    count_step, log_figures, validate, set_up = Run.count_step, loop.log_figures, loop.validate, loop.set_up
     units = steps * config.train.batch_size * config.train.bptt
 
-    def advance(run, loss, carry) -> None:  # train's own `watch` would wait for a GPU in every step
+    def build(*args):
+        nonlocal setup
+        setup = set_up(*args)
+        return setup
+
+    def count(run) -> None:  # train's own `watch` would wait for a GPU in every step
         nonlocal began
-        plain[0](run, loss, carry)
+        count_step(run)
         at, rest = divmod(run.state.step - WARM_UP, steps)
         if at < 0 or rest:
             return
@@ -167,21 +173,22 @@ def whole_train(config, steps: int, rounds: int, between: Callable[[int], None])
         if at < rounds:
             between(at)
         else:
-            phases.update(phases_of(run, min(steps, 20)))
+            phases.update(phases_of(setup, run.state.position, min(steps, 20)))
         sync()
         began = time.perf_counter()
 
-    def log(run, norm) -> None:
-        logging.append(1 / timed(lambda: plain[1](run, norm), 1))
+    def log(*args) -> None:
+        logging.append(1 / timed(lambda: log_figures(*args), 1))
 
-    def evaluate(run) -> None:
-        scoring.append(timed(lambda: plain[2](run), SCORED))
+    def score(*args) -> None:
+        scoring.append(timed(lambda: validate(*args), SCORED))
 
-    Run.advance, Run.log, Run.evaluate = advance, log, evaluate
+    Run.count_step, loop.log_figures, loop.validate, loop.set_up = count, log, score, build
     try:
-        train(config, quiet=True)
+        loop.train(config, quiet=True)
     finally:
-        Run.advance, Run.log, Run.evaluate = plain
+        Run.count_step, loop.log_figures, loop.validate = count_step, log_figures, validate
+        loop.set_up = set_up
     phases["logging"] = statistics.median(logging) * 1000 / config.log.every
     return speeds, phases, scoring[-1]
 

@@ -1,6 +1,6 @@
 """Every fast path trains as the plain one does: short curves, the carry handed on, within a stated tolerance.
 
-The GRU's own backward has its curve in test_cells.py, the recorded step, equal to the bit, in test_recorded.py.
+The GRU's own backward has its curve in test_cells.py, the recorded step, equal to the bit, in test_step.py.
 """
 
 import pytest
