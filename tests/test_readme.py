@@ -99,17 +99,17 @@ BENCH_SAMPLE = "test_bench.py::test_sample_gives_a_row_for_every_size_and_a_tabl
 BENCH_EVALUATE = "test_bench.py::test_evaluate_gives_a_row_for_every_size_and_a_table"
 BENCH_SCALING = "test_bench.py::test_scaling_measures_one_process_and_two"
 BENCH_TRAIN = "test_bench.py::test_train_gives_a_row_for_every_size_and_a_table"
-LAUNCHED = "test_ranks.py::test_accelerate_launch_from_the_folder_of_the_script"
-SMOKE = "test_slurm.py::test_hello_says_that_the_cluster_is_set_up_right"
+LAUNCHED = "training/test_distributed.py::test_accelerate_launch_from_the_folder_of_the_script"
+SMOKE = "slurm/test_slurm.py::test_hello_says_that_the_cluster_is_set_up_right"
 BENCH = "python scripts/bench.py"
-NODES = "test_slurm.py::test_two_nodes_train_as_one_process_does"
-REQUEUED = "test_slurm.py::test_usr1_saves_requeues_and_resumes_until_done"
+NODES = "slurm/test_slurm.py::test_two_nodes_train_as_one_process_does"
+REQUEUED = "slurm/test_slurm.py::test_usr1_saves_requeues_and_resumes_until_done"
 THERE = {
     f"{INSTALL} . && .venv/bin/charlm train --config stdlib": ("network", ""),
     "pip install onnx onnxruntime": ("network", ""),
     f"{INSTALL} '.[test]' && .venv/bin/pytest": ("network", ""),
     "pip install 'charlm[report]'": ("network", ""),
-    "charlm sample user/name": ("network", "test_push.py::test_what_was_pushed_is_what_is_loaded"),
+    "charlm sample user/name": ("network", "sharing/test_hub.py::test_what_was_pushed_is_what_is_loaded"),
     "source .venv/bin/activate": ("an environment of one's own", ""),
     "python scripts/bench.py prepare [FILE]": ("minutes", BENCH_PREPARE),
     "python scripts/bench.py prepare --runs 3": ("minutes", BENCH_PREPARE),
@@ -128,7 +128,10 @@ THERE = {
     "nano slurm/cluster.sh": ("an editor", ""),
     "source slurm/cluster.sh": ("a cluster", SMOKE),
     "sbatch slurm/hello.sh": ("a cluster", SMOKE),
-    "srun --gpus=1 charlm doctor --config wikipedia-simple": ("a GPU", "test_doctor.py::test_all_is_well"),
+    "srun --gpus=1 charlm doctor --config wikipedia-simple": (
+        "a GPU",
+        "monitor/test_doctor.py::test_all_is_well",
+    ),
     "sbatch slurm/train.sh --config wikipedia-simple": ("a cluster", NODES),
     "sbatch slurm/train.sh …": ("a cluster", NODES),
     "sbatch --nodes=4 slurm/train.sh …": ("a cluster", NODES),
@@ -289,11 +292,20 @@ def test_the_python_of_the_readmes_runs(desk, monkeypatch, capsys):
 # the tree
 
 
-def test_the_tree_names_every_module_and_no_other():
+def test_the_trees_name_every_folder_and_only_files_that_are_there():
+    folders = {path.parent.name for path in (ROOT / "charlm").glob("*/__init__.py")}
     tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1]
-    named = re.findall(r"^ {6}(\w+\.py) ", tree, flags=re.M)
-    there = {path.name for path in (ROOT / "charlm").glob("*.py") if not re.match("cli_|__", path.name)}
-    assert sorted(named) == sorted(there)
+    assert folders <= set(re.findall(r"(\w+)/", tree))
+    inside = (ROOT / "charlm" / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:\w+/)+[\w*. …]+\.(?:py|yaml|html))`", inside))
+    assert len(named) > 40
+    for name in named:
+        assert list((ROOT / "charlm").glob(name)) or list(ROOT.glob(name)), f"charlm/README.md: {name}"
+    files = {path for path in (ROOT / "charlm").glob("*/*.py") if path.name != "__init__.py"}
+    missing = [
+        f"{path.parent.name}/{path.name}" for path in files if f"{path.parent.name}/{path.name}" not in inside
+    ]
+    assert missing == []
 
 
 def test_every_script_of_slurm_is_in_its_readme():
