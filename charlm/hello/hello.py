@@ -34,9 +34,8 @@ def hello(
     lines: list[tuple[str, float]] = []
     panels: list[Panel] = []
     with tempfile.TemporaryDirectory() as folder:
-        config = load_config(
-            "hello", f"run_dir={folder}/run", f"data.dir={folder}/data", "log.wandb=disabled"
-        )
+        folders = f"run_dir={folder}/run", f"data.dir={folder}/data"
+        config = load_config("hello", *folders, "log.wandb=disabled")
         corpus = prepare(config)
         x, y = Lanes(corpus["train"], config.train.batch_size, config.train.bptt).window(Position())
 

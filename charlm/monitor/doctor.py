@@ -117,9 +117,8 @@ class Doctor:
     def steps(self, setup: Setup) -> None:
         """A few timed steps of the training loop; the speed, memory, time and disk that follow from them."""
         config, state, dtypes = self.config, State(), []
-        hook = setup.model.output_dropout.register_forward_pre_hook(
-            lambda _, args: dtypes.append(args[0].dtype)
-        )
+        layer = setup.model.output_dropout
+        hook = layer.register_forward_pre_hook(lambda _, args: dtypes.append(args[0].dtype))
 
         def timed(count: int) -> float:
             """Seconds per step, of the slowest process."""
@@ -135,9 +134,8 @@ class Doctor:
         hook.remove()
         seconds = timed(min(max(int(SECONDS / timed(1)), 1), 20))
         dtype = str(dtypes[0]).removeprefix("torch.")
-        self.report(
-            "precision", f"train.precision={config.train.precision}: recurrent layers compute in {dtype}"
-        )
+        wanted = config.train.precision
+        self.report("precision", f"train.precision={wanted}: recurrent layers compute in {dtype}")
         size = setup.corpus.splits["train"]
         per_step = config.train.batch_size * config.train.bptt * size["characters"] / size["symbols"]
         self.report("speed", f"{per_step / seconds:,.0f} characters/s, {seconds * 1000:.1f} ms per step")
@@ -170,9 +168,7 @@ class Doctor:
         text = f"{free / 1e9:.1f} GB free at {folder}, checkpoints take up to {needed / 1e9:.3f} GB"
         self.report("disk", text, ok=free > needed)
         writable = os.access(folder, os.W_OK)
-        self.report(
-            "run_dir", f"{self.config.run_dir}{'' if writable else ' cannot be written'}", ok=writable
-        )
+        self.report("run_dir", self.config.run_dir + " cannot be written" * (not writable), ok=writable)
 
     def modes(self) -> None:
         """Whether Weights & Biases and the Hub are used online."""

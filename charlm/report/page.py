@@ -118,12 +118,9 @@ def choose_text(run: RunContents, text: bytes | None) -> tuple[str, np.ndarray]:
                 return split, run.corpus[split]
     elif run.corpus is not None:
         run.missing.append("Text of the corpus: its vocabulary differs from the model's.")
-    run.missing.append(
-        "Held-out text: the model reads text that it generated; --text FILE gives it another text."
-    )
-    return "generated", run.vocab.encode(
-        generate(run.model, run.vocab, length=GENERATED, prompt="", temperature=0.8)
-    )
+    run.missing.append("Held-out text: the model reads text that it generated; --text FILE gives another.")
+    text = generate(run.model, run.vocab, length=GENERATED, prompt="", temperature=0.8)
+    return "generated", run.vocab.encode(text)
 
 
 def _encoded(text: bytes, vocab: Vocab) -> np.ndarray:

@@ -44,9 +44,8 @@ def folder_of(run_dir: str | Path, step: int) -> Path:
 
 def steps_of(run_dir: str | Path) -> list[int]:
     """Steps of the checkpoints in a run directory, oldest first."""
-    return sorted(
-        int(p.name[5:]) for p in (Path(run_dir) / "checkpoints").glob("step-*") if p.name[5:].isdigit()
-    )
+    names = [path.name[5:] for path in (Path(run_dir) / "checkpoints").glob("step-*")]
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def write_checkpoint(
@@ -86,11 +85,7 @@ def write_checkpoint(
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         steps = steps_of(run_dir)
-        safe = (
-            f"step {steps[-1]} is safe in {folder_of(run_dir, steps[-1])}"
-            if steps
-            else "there is none before"
-        )
+        safe = f"{folder_of(run_dir, steps[-1])} is safe" if steps else "there is none before"
         raise CharlmError(f"{folder}: cannot be written ({error.strerror or error}); {safe}") from error
     # A later step can only be a damaged checkpoint that was skipped: it is not counted, nor deleted.
     for other in [s for s in steps_of(run_dir) if s <= step][:-keep]:
@@ -185,8 +180,6 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
     for name, value in tensors.items():
         parameter, _, key = name.rpartition("/")
         if parameter not in parameters:
-            raise CharlmError(
-                f"the checkpoint's optimizer has a parameter {parameter} that the model does not have"
-            )
+            raise CharlmError(f"the checkpoint's optimizer has a parameter {parameter}, the model has not")
         p = parameters[parameter]
         optimizer.state[p][key] = value.to(p.device)

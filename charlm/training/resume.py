@@ -51,11 +51,10 @@ def save_checkpoint(run: Run, setup: Setup, *, wait: bool = False) -> None:
             run.logger.sync()  # no checkpoint without the figures that lead to it
             facts, tensors = _state_of(run, setup)
             if run.main:
-                best, keep = run.state.best, run.config.checkpoint.keep
-                options = {"keep": keep, "best_step": best["step"] if best else None}
-                run.write(
-                    write_checkpoint, run.dir, run.state.step, facts, tensors, setup.corpus.vocab, **options
-                )
+                best_step = run.state.best["step"] if run.state.best else None
+                options = {"keep": run.config.checkpoint.keep, "best_step": best_step}
+                content = (run.state.step, facts, tensors, setup.corpus.vocab)
+                run.write_in_background(write_checkpoint, run.dir, *content, **options)
             run.write_status("running")
         if wait:
             run.wait_for_writes()
@@ -102,9 +101,8 @@ def _most_lanes(run: Run) -> int:
 def _all_lanes(run: Run, carry: Tensor) -> Tensor:
     """[L, all lanes, H] on the CPU, of [L, lanes of this process, H] in every process."""
     most, lanes = _most_lanes(run), run.config.train.batch_size
-    padded = (
-        F.pad(carry, (0, 0, 0, most - carry.shape[1])).transpose(0, 1).contiguous()
-    )  # all send [most, L, H]
+    # All processes send [most, L, H].
+    padded = F.pad(carry, (0, 0, 0, most - carry.shape[1])).transpose(0, 1).contiguous()
     blocks = run.accelerator.gather(padded).split(most)
     starts = [rank * lanes // run.world for rank in range(run.world + 1)]
     blocks = [b[: stop - start] for b, start, stop in zip(blocks, starts, starts[1:], strict=False)]
@@ -202,9 +200,8 @@ def _check_same(run: Run, corpus: Corpus, facts: dict, vocab: Vocab) -> None:
             f"({len(corpus.vocab)} symbols); name another run_dir"
         )
     if facts["text_sha256"] != corpus.splits["train"]["sha256"]:
-        raise CharlmError(
-            f"{where} was trained on another text than {corpus.folder} holds now; name another run_dir"
-        )
+        text = f"another text than {corpus.folder} holds now"
+        raise CharlmError(f"{where} was trained on {text}; name another run_dir")
 
 
 def secure_best(run: Run, setup: Setup) -> None:

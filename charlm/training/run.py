@@ -195,11 +195,11 @@ class Run:
 
     # checkpoints in the background
 
-    def write(self, write, *args, **options) -> None:
-        """Call write(*args, **options) in the background, after the call before it has ended.
+    def write_in_background(self, write, *args, **options) -> None:
+        """Call write(*args, **options) in a thread, after the call before it has ended.
 
         Training waits for a disk only if that is slower than checkpoints come. An error is raised by the next
-        write() or wait_for_writes().
+        call or wait_for_writes().
         """
         self.wait_for_writes()
 

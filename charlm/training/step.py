@@ -101,9 +101,7 @@ def records_steps(config: Config, accelerator: Accelerator) -> bool:
     """
     possible = accelerator.distributed_type == DistributedType.NO and accelerator.scaler is None
     if config.train.cuda_graph and not possible:
-        raise CharlmError(
-            "train.cuda_graph=True: works in one process without a launcher, and not in fp16; leave it out"
-        )
+        raise CharlmError("train.cuda_graph=True: works in one process without a launcher, not in fp16")
     if config.train.cuda_graph is None:
         return possible and accelerator.device.type == "cuda"
     return config.train.cuda_graph

@@ -121,16 +121,8 @@ def load(run: str | Path, device: str | torch.device | None = None) -> Trained:
 
 
 # Fields of the model on which the shapes and the meaning of its weights depend.
-_SHAPE = (
-    "cell",
-    "nonlinearity",
-    "embedding_size",
-    "hidden_size",
-    "num_layers",
-    "tie_weights",
-    "norm",
-    "residual",
-)
+_SHAPE = {"cell", "nonlinearity", "embedding_size", "hidden_size", "num_layers"}
+_SHAPE |= {"tie_weights", "norm", "residual"}
 
 
 def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
@@ -143,11 +135,11 @@ def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
     """
     source, source_vocab, _ = load(where, "cpu")
     ours, theirs = flatten(model.config), flatten(source.config)
-    differ = [f"model.{k} is {ours[k]!r}, there {theirs[k]!r}" for k in _SHAPE if ours[k] != theirs[k]]
+    differ = [
+        f"model.{k} is {v!r}, there {theirs[k]!r}" for k, v in ours.items() if k in _SHAPE and v != theirs[k]
+    ]
     if differ:
-        raise CharlmError(
-            f"train.init_from={where}: its weights do not fit: {', '.join(differ)}; take those values"
-        )
+        raise CharlmError(f"train.init_from={where}: does not fit: {', '.join(differ)}; use those values")
     place = {spelled: index for index, spelled in enumerate(source_vocab.spelling)}
     pairs = [(i, place[s]) for i, s in enumerate(vocab.spelling) if s in place]
     if not any(vocab.spelling[i] for i, _ in pairs):
