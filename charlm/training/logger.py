@@ -127,12 +127,8 @@ class Logger:
             import wandb
 
             os.environ.setdefault("WANDB__SERVICE_WAIT", "600")  # 30 s, the default, may be too short
-            options["settings"] = wandb.Settings(
-                console="off",
-                silent=True,
-                init_timeout=90 if self.mode == "online" else 600,
-                finish_timeout=self.timeout,
-            )
+            timeouts = {"init_timeout": 90 if self.mode == "online" else 600, "finish_timeout": self.timeout}
+            options["settings"] = wandb.Settings(console="off", silent=True, **timeouts)
         try:
             self.accelerator.init_trackers(self.config.log.project, flatten(self.config), {"wandb": options})
         except Exception as error:  # of wandb, pydantic, the network

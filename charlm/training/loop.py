@@ -175,15 +175,9 @@ def finish(run: Run, setup: Setup) -> Summary:
 
 def _score(run: Run, setup: Setup, model: CharLM, split: str, most: int | None = None) -> dict:
     """The figures of evaluate() on a split, or on its first `most` symbols, over all processes."""
-    return evaluate(
-        model,
-        setup.corpus.vocab,
-        setup.corpus[split][:most],
-        run.config.evaluate,
-        rank=run.accelerator.process_index,
-        world=run.world,
-        reduce=lambda sums: run.accelerator.reduce(sums, "sum"),
-    )
+    corpus, rank = setup.corpus, run.accelerator.process_index
+    processes = {"rank": rank, "world": run.world, "reduce": lambda sums: run.accelerator.reduce(sums, "sum")}
+    return evaluate(model, corpus.vocab, corpus[split][:most], run.config.evaluate, **processes)
 
 
 def _write_model(run: Run, setup: Setup) -> None:

@@ -87,23 +87,11 @@ class AdamW(torch.optim.Optimizer):
             states = [self.state[p] or self._new_state(p) for p in parameters]
             moments, squares, steps = ([s[k] for s in states] for k in ("exp_avg", "exp_avg_sq", "step"))
             torch._foreach_add_(steps, 1)
-            torch._fused_adamw_(
-                parameters,
-                [p.grad for p in parameters],
-                moments,
-                squares,
-                [],
-                steps,
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
-                grad_scale=scale,
-                found_inf=overflow,
-            )
+            tensors = (parameters, [p.grad for p in parameters], moments, squares, [], steps)
+            options = {k: group[k] for k in ("lr", "weight_decay", "eps")}
+            options |= dict(zip(("beta1", "beta2"), group["betas"], strict=True))
+            options |= {"amsgrad": False, "maximize": False, "grad_scale": scale, "found_inf": overflow}
+            torch._fused_adamw_(*tensors, **options)
             if overflow is not None:
                 torch._foreach_sub_(steps, [overflow] * len(steps))
 

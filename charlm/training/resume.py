@@ -190,18 +190,12 @@ def _check_same(run: Run, corpus: Corpus, facts: dict, vocab: Vocab) -> None:
     where = f"run_dir={str(run.dir)!r}"
     if differ:
         values = ", ".join(f"{key} is {now[key]!r}, was {before[key]!r}" for key in differ)
-        raise CharlmError(
-            f"{where} holds a run of another config: {values}. "
-            f"Name another run_dir, or take those values back"
-        )
-    if vocab != corpus.vocab:
-        raise CharlmError(
-            f"{where}: its vocabulary ({len(vocab)} symbols) is not the one of {corpus.folder} "
-            f"({len(corpus.vocab)} symbols); name another run_dir"
-        )
-    if facts["text_sha256"] != corpus.splits["train"]["sha256"]:
-        text = f"another text than {corpus.folder} holds now"
-        raise CharlmError(f"{where} was trained on {text}; name another run_dir")
+        advice = "Name another run_dir, or take those values back"
+        raise CharlmError(f"{where} holds a run of another config: {values}. {advice}")
+    what = "vocabulary" if vocab != corpus.vocab else "text"
+    if what == "vocabulary" or facts["text_sha256"] != corpus.splits["train"]["sha256"]:
+        another = f"another {what} than {corpus.folder} holds now"
+        raise CharlmError(f"{where} was trained on {another}; name another run_dir")
 
 
 def secure_best(run: Run, setup: Setup) -> None:

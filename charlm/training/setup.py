@@ -57,15 +57,8 @@ def set_up(config: Config, accelerator: Accelerator, say: Callable[[str], None])
     cell_of(config.model), records_steps(config, accelerator)  # refuse these before the corpus is prepared
     corpus = prepare(config) if accelerator.is_main_process else wait_for(config)
     train = config.train
-    lanes = Lanes(
-        corpus["train"],
-        train.batch_size,
-        train.bptt,
-        rank=rank,
-        world=processes,
-        seed=train.seed,
-        device=device,
-    )
+    place = {"rank": rank, "world": processes, "seed": train.seed, "device": device}
+    lanes = Lanes(corpus["train"], train.batch_size, train.bptt, **place)
     torch.manual_seed(train.seed)
     model = CharLM(config.model, len(corpus.vocab))
     _set_precision(config, accelerator, model, say)
@@ -82,13 +75,8 @@ def threads_for(config: Config, processes: int) -> int:
     """torch's threads for training on a CPU: train.threads, or as many as the work of a step keeps busy."""
     if config.train.threads is not None:
         return config.train.threads
-    values = (
-        cell_of(config.model).gates
-        * config.model.hidden_size
-        * config.train.batch_size
-        // config.train.accumulate
-        // processes
-    )
+    lanes = config.train.batch_size / config.train.accumulate / processes
+    values = int(cell_of(config.model).gates * config.model.hidden_size * lanes)
     return min(max(values // VALUES_PER_THREAD, 1), torch.get_num_threads())
 
 

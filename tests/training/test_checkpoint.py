@@ -429,7 +429,7 @@ def test_a_vocabulary_that_does_not_fit_the_weights_is_refused(run_of_three, tmp
     facts, tensors = newest(config.run_dir)
     write_checkpoint(config.run_dir, 16, facts | {"step": 16}, tensors, VOCAB, keep=9)
     before = files_of(tmp_path / "run" / "checkpoints")
-    with pytest.raises(CharlmError, match=rf"its vocabulary \({len(VOCAB)} symbols\) is not the one of"):
+    with pytest.raises(CharlmError, match="was trained on another vocabulary than"):
         train(config, quiet=True)
     assert files_of(tmp_path / "run" / "checkpoints") == before
 

@@ -231,9 +231,7 @@ def test_a_text_that_changed_under_the_same_name_is_refused(tmp_path):
     with pytest.raises(CharlmError, match="was trained on another text"):
         train(config, quiet=True)
     path.write_text(MIXED.replace("q", "ы"), encoding="utf-8")
-    with pytest.raises(
-        CharlmError, match=r"its vocabulary \(52 symbols\) is not the one of .* \(51 symbols\)"
-    ):
+    with pytest.raises(CharlmError, match="was trained on another vocabulary than"):
         train(config, quiet=True)
     path.write_text(MIXED, encoding="utf-8")
     assert train(config, quiet=True).status == "done"
