@@ -5,7 +5,6 @@ Shapes: B lanes, T window, E input, H hidden, L layers, G gates. Any float dtype
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.backends.cudnn import rnn
 from torch.func import functional_call
 
+from charlm.config.checks import choice_advice
 from charlm.config.fields import ModelConfig
 from charlm.errors import CharlmError
 from charlm.model.layers import bernoulli_mask, cast
@@ -139,9 +139,7 @@ def cell_of(config: ModelConfig) -> Cell:
     """The cell named model.cell. Raises CharlmError for an unknown name, or an option it does not support."""
     cell = CELLS.get(config.cell)
     if cell is None:
-        near = difflib.get_close_matches(config.cell, CELLS, 1, 0.5)
-        fix = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(CELLS)}"
-        raise CharlmError(f"model.cell={config.cell!r}: {fix}")
+        raise CharlmError(f"model.cell={config.cell!r}: {choice_advice(config.cell, list(CELLS))}")
     if config.weight_drop and cell.recurrent_weight is None:
         raise CharlmError(f"model.weight_drop={config.weight_drop}: not for cell {config.cell}; set it to 0")
     return cell
