@@ -160,8 +160,8 @@ class Vocab:
         if not self.can_encode(codes):
             at = int(np.argmax(self.tables[0][codes] == UNKNOWN))
             raise CharlmError(
-                f"{name_of(chr(codes[at]))} at position {at:,} is not in the closed vocabulary of {len(self)} "
-                f"symbols; vocab.unknown=bytes would spell it in bytes"
+                f"{name_of(chr(codes[at]))} at position {at:,} is not in the closed vocabulary of "
+                f"{len(self)} symbols; vocab.unknown=bytes would spell it in bytes"
             )
         symbols = self._symbols(codes)
         return symbols[symbols != UNKNOWN].astype(self.dtype)
