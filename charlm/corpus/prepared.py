@@ -101,13 +101,12 @@ class Corpus:
         info, sizes = self.info, ("characters", "bytes", "symbols")
         lines = [str(self.folder), f"  symbols      {len(self.vocab):,}: {self.vocab}"]
         lines.append(_wrapped("text", [f"{info[k]:,} {k}" for k in ("documents", "characters", "bytes")]))
-        coverage, fallback = f"{100 * info['coverage']:.6g} %", f"{100 * info['fallback_rate']:.3g} %"
+        coverage, fallback = 100 * info["coverage"], 100 * info["fallback_rate"]
         if not self.vocab.bytes_only:
-            lines.append(f"  coverage     {coverage} of the characters have a symbol of their own")
+            lines.append(f"  coverage     {coverage:.6g} % of the characters have a symbol of their own")
         if omitted := info["left_out_characters"]:
-            lines.append(
-                f"  left out     {omitted:,} characters, spelled in bytes: {fallback} of the symbols"
-            )
+            spelled = f"spelled in bytes: {fallback:.3g} % of the symbols"
+            lines.append(f"  left out     {omitted:,} characters, {spelled}")
         for title, key in (("most frequent", "most_frequent"), ("first left out", "first_left_out")):
             lines += [f"  {title}"] * bool(info[key])
             for code, times in info[key]:
