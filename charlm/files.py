@@ -117,3 +117,9 @@ class IdFile:
 
         low, high, _ = part.indices(self.length)
         return np.fromfile(self.path, self.dtype, high - low, offset=self.offset + low * self.dtype.itemsize)
+
+    def blocks(self, low: int = 0, high: int | None = None) -> Iterator[np.ndarray]:
+        """The ids from low up to high (None: to the end), at most 2^22 at a time."""
+        high = self.length if high is None else high
+        for start in range(low, high, 1 << 22):
+            yield self[start : min(start + (1 << 22), high)]

@@ -5,6 +5,7 @@ Rows stay in Arrow's buffers: none becomes a Python string.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -20,10 +21,8 @@ from charlm.corpus.readers import Reader
 class TextBatch:
     """Consecutive rows, or a slice of one long row.
 
-    utf8: uint8[n]. offsets: int64[rows + 1], where the rows are in utf8. ends: bool[rows], True for the last
-    row of a document. begins: the first row is the first of its document. document: number of that document
-    in the split. first: number of the first row in the split. skipped: bytes of the first row that were in
-    earlier batches.
+    utf8: uint8[n]. offsets: int64[rows + 1], where the rows are in utf8. ends, begins, document, first: see
+    Piece. skipped: bytes of the first row that were in earlier batches.
     """
 
     utf8: np.ndarray
@@ -78,8 +77,7 @@ class TextSource:
                     skip, rows = max(low - row, 0), len(ends)
                     stop = None if high is None else max(high - row, 0)
                     row += rows
-                    ends = ends[skip:stop]
-                    if not len(ends):
+                    if not len(ends := ends[skip:stop]):
                         continue
                     size = size * len(ends) // rows
                     self.pieces.append(Piece(reader, part, skip, ends, first, size, self.documents, begins))
@@ -115,8 +113,7 @@ class TextSource:
     def limit(self, documents: int | None, characters: int | None, by_bytes: bool) -> None:
         """Keep so many documents, then so many characters (bytes if by_bytes); None for all."""
         if documents is not None and documents < self.documents:
-            ended = [piece.document + int(np.count_nonzero(piece.ends)) for piece in self.pieces]
-            i = next(i for i, n in enumerate(ended) if n >= documents)
+            i = bisect_left([piece.document for piece in self.pieces], documents) - 1
             piece = self.pieces[i]
             self._stop(i, int(np.flatnonzero(piece.ends)[documents - piece.document - 1]) + 1)
         if characters is None:
@@ -125,16 +122,15 @@ class TextSource:
         for i, piece in enumerate(self.pieces):
             for batch in self.batches(piece, whole_characters=not by_bytes):
                 low, high = batch.offsets[0], batch.offsets[-1]
-                begins = np.ones(high - low, bool) if by_bytes else batch.utf8[low:high] & 0xC0 != 0x80
-                reached = np.cumsum(begins)
-                if high > low and reached[-1] >= left:
-                    last = low + np.searchsorted(reached, left)  # first byte of the last character
-                    row = int(np.searchsorted(batch.offsets, last, side="right")) - 1
-                    stop = min(low + np.searchsorted(reached, left + 1), batch.offsets[row + 1])
+                begins = by_bytes | (batch.utf8[low:high] & 0xC0 != 0x80)
+                starts = np.append(low + np.flatnonzero(begins), high)  # of the characters; the end
+                if len(starts) > left:
+                    row = int(np.searchsorted(batch.offsets, starts[left - 1], side="right")) - 1
+                    stop = min(starts[left], batch.offsets[row + 1])
                     cut = int(stop - batch.offsets[row]) + (batch.skipped if row == 0 else 0)
                     self._stop(i, batch.first + row - piece.first + 1, cut)
                     return
-                left -= int(reached[-1]) if high > low else 0
+                left -= len(starts) - 1
 
     def _stop(self, i: int, rows: int, cut: int | None = None) -> None:
         """End the text, and its last document, after so many rows of piece i."""

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,50 +17,44 @@ import numpy as np
 from charlm.corpus.layout import Layout
 from charlm.files import IdFile, replace
 
-BLOCK = 8 << 20  # bytes that are hashed or copied at a time
 SYNC_EVERY = 0.25  # seconds between two points from which a killed build resumes
 
 
 class IdWriter:
     """Writes consecutive pieces of the arrays, as .npy files, in any order and from any thread.
 
-    Written, not memory-mapped: dirty pages of a mapping would count as resident. done: pieces that an earlier
-    process has safely written.
+    done: pieces that an earlier process has safely written.
     """
 
     def __init__(self, layout: Layout, pieces: range, folder: Path, suffix: str, progress: Path):
-        """suffix: follows the split in the names of the files. progress: file with the number of pieces that
-        are safely on the disk.
+        """suffix: follows the split in the names of the files. progress: the file of pieces_written.
 
         Raises OSError when the disk has too little room.
         """
         self.layout, self.pieces, self.progress, self.dtype = layout, pieces, progress, layout.vocab.dtype
         self.paths = {split: folder / f"{split}{suffix}.npy" for split in layout.histograms}
-        self.hashed = {split: layout.filled(split, pieces.start - 1) for split in layout.histograms}
-        symbols = {s: layout.filled(s, pieces.stop - 1) - first for s, first in self.hashed.items()}
+        self.firsts = {split: layout.filled(split, pieces.start - 1) for split in self.paths}
+        symbols = {s: layout.filled(s, pieces.stop - 1) - first for s, first in self.firsts.items()}
         self.done = pieces_written(progress) if all(path.exists() for path in self.paths.values()) else 0
         need, free = sum(symbols.values()) * self.dtype.itemsize, shutil.disk_usage(folder).free
         if not self.done and need > free:
             message = f"{os.strerror(errno.ENOSPC)}: {need / 1e9:.3g} GB are needed, {free / 1e9:.3g} GB free"
             raise OSError(errno.ENOSPC, message)
-        self.files, self.origins = (
-            {},
-            {},
-        )  # origins: offset in the file at which symbol 0 of the split would be
+        self.files, self.arrays = {}, {}  # to write to, to read from
         for split, path in self.paths.items():
             self.files[split] = open(path, "rb+" if self.done else "wb+", 0)  # noqa: SIM115
             if not self.done:
                 write_header(self.files[split], symbols[split], self.dtype)
-            self.origins[split] = IdFile(path).offset - self.hashed[split] * self.dtype.itemsize
-        self.hashes = {split: sha256() for split in layout.histograms}
-        # Syncs in the background while more is encoded, so that little is left to wait for at the end.
+            self.arrays[split] = IdFile(path)
+        self.hashed = dict.fromkeys(self.paths, 0)  # symbols
+        self.hashes = {split: sha256() for split in self.paths}
+        # Syncs while more is encoded, so that little is left to wait for at the end.
         self._pool = ThreadPoolExecutor(1)
-        self._syncing, self._next_sync = Future(), time.monotonic() + SYNC_EVERY
-        self._syncing.set_result(None)
+        self._syncing, self._next_sync = self._pool.submit(int), time.monotonic() + SYNC_EVERY
 
     def write(self, split: str, position: int, ids: np.ndarray) -> None:
         """Write ids to their place in a split."""
-        offset = self.origins[split] + position * self.dtype.itemsize
+        offset = self.arrays[split].offset + (position - self.firsts[split]) * self.dtype.itemsize
         rest = memoryview(ids).cast("B")
         while rest:
             size = os.pwrite(self.files[split].fileno(), rest, offset)
@@ -68,13 +62,11 @@ class IdWriter:
 
     def advance(self, number: int) -> None:
         """Hash the pieces up to this one, all of which are written."""
-        for split, file in self.files.items():
-            filled = self.layout.filled(split, number)
-            while self.hashed[split] < filled:
-                count = min(filled - self.hashed[split], BLOCK // self.dtype.itemsize)
-                offset = self.origins[split] + self.hashed[split] * self.dtype.itemsize
-                self.hashes[split].update(os.pread(file.fileno(), count * self.dtype.itemsize, offset))
-                self.hashed[split] += count
+        for split, array in self.arrays.items():
+            filled = self.layout.filled(split, number) - self.firsts[split]
+            for block in array.blocks(self.hashed[split], filled):
+                self.hashes[split].update(block)
+            self.hashed[split] = filled
         if time.monotonic() > self._next_sync and self._syncing.done():
             self._syncing.result()  # raises the error of a disk that failed
             self._syncing = self._pool.submit(self._sync, number - self.pieces.start + 1)
@@ -105,7 +97,7 @@ class IdWriter:
 
 
 def pieces_written(progress: Path) -> int:
-    """The number in a progress file; 0 where there is none."""
+    """The number of pieces that are safely on the disk, of a progress file; 0 where there is none."""
     return json.loads(progress.read_text())["pieces"] if progress.exists() else 0
 
 
@@ -116,8 +108,7 @@ def join(folder: Path, split: str, parts: Sequence[int]) -> str:
     with open(folder / f"{split}.npy", "wb") as file:
         write_header(file, sum(map(len, sources)), sources[0].dtype)
         for source in sources:
-            for low in range(0, len(source), BLOCK):
-                block = source[low : low + BLOCK]
+            for block in source.blocks():
                 digest.update(block)
                 file.write(block)
         file.flush()

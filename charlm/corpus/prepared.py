@@ -88,8 +88,8 @@ class Corpus:
         for split, expected in self.splits.items():
             self[split]  # checks the length
             ids, sha256 = IdFile(self.folder / f"{split}.npy"), hashlib.sha256()
-            for low in range(0, len(ids), 1 << 22):
-                sha256.update(ids[low : low + (1 << 22)])
+            for block in ids.blocks():
+                sha256.update(block)
             if sha256.hexdigest() != expected["sha256"]:
                 raise CharlmError(
                     f"{ids.path}: sha256 {sha256.hexdigest()[:12]}… instead of {expected['sha256'][:12]}… of "
@@ -101,13 +101,12 @@ class Corpus:
         info, sizes = self.info, ("characters", "bytes", "symbols")
         lines = [str(self.folder), f"  symbols      {len(self.vocab):,}: {self.vocab}"]
         lines.append(_wrapped("text", [f"{info[k]:,} {k}" for k in ("documents", "characters", "bytes")]))
-        coverage, fallback = f"{100 * info['coverage']:.6g} %", f"{100 * info['fallback_rate']:.3g} %"
+        coverage, fallback = 100 * info["coverage"], 100 * info["fallback_rate"]
         if not self.vocab.bytes_only:
-            lines.append(f"  coverage     {coverage} of the characters have a symbol of their own")
-        if left_out := info["left_out_characters"]:
-            lines.append(
-                f"  left out     {left_out:,} characters, spelled in bytes: {fallback} of the symbols"
-            )
+            lines.append(f"  coverage     {coverage:.6g} % of the characters have a symbol of their own")
+        if omitted := info["left_out_characters"]:
+            spelled = f"spelled in bytes: {fallback:.3g} % of the symbols"
+            lines.append(f"  left out     {omitted:,} characters, {spelled}")
         for title, key in (("most frequent", "most_frequent"), ("first left out", "first_left_out")):
             lines += [f"  {title}"] * bool(info[key])
             for code, times in info[key]:
@@ -181,8 +180,7 @@ def prepare(config: Config) -> Corpus:
 
 
 def merge(config: Config, shards: int) -> Corpus | None:
-    """Bring together what the shards did. After counting: choose the vocabulary, and return None. After
-    encoding: join the arrays, and return the corpus.
+    """When all shards have counted: choose the vocabulary. When all have encoded: return the joined corpus.
 
     Raises CharlmError naming the shards that are not done.
     """
@@ -203,10 +201,8 @@ def _prepare(config: Config, shards: int | None = None) -> Corpus | None:
 
 
 def prepare_shard(config: Config, shard: int, shards: int) -> str:
-    """Do the share of shard `shard` (from 0) of `shards`, which may run on different machines, at the same
-    time: count its pieces; or, after merge(), encode them. Returns a message.
-
-    Raises CharlmError as prepare does.
+    """Count the pieces of shard `shard` (from 0) of `shards`; or, after merge(), encode them. Shards may run
+    at the same time, on different machines. Returns a message. Raises CharlmError as prepare does.
     """
     folder = folder_of(config)
     if os.path.isdir(folder):
@@ -223,8 +219,7 @@ def prepare_shard(config: Config, shard: int, shards: int) -> str:
 
 
 def verify(config: Config) -> Corpus:
-    """Compare the prepared corpus of a config with its checksums, then with its source, which is read and
-    encoded again.
+    """Compare the corpus of a config with its checksums, then with its source, read and encoded again.
 
     Raises CharlmError when they differ, or when there is no such corpus.
     """
@@ -237,15 +232,15 @@ def verify(config: Config) -> Corpus:
     corpus.verify()
     from charlm.corpus.build import Build
 
-    scratch, cached = None, config.data.source in ("json", "csv")
-    if cached:
+    cache = None
+    if config.data.source in ("json", "csv"):
         # datasets would find older Arrow files by size and time of change: make new ones, on the same disk.
         # Text and parquet are read in place; downloads have checksums.
-        from datasets.config import HF_DATASETS_CACHE as scratch
+        from datasets.config import HF_DATASETS_CACHE as cache
 
-        Path(scratch).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="charlm-verify-", dir=scratch) as scratch:
-        Build(config, folder, cache=scratch if cached else None).compare(corpus, Path(scratch))
+        Path(cache).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="charlm-verify-", dir=cache) as scratch:
+        Build(config, folder, cache=cache and scratch).compare(corpus, Path(scratch))
     return corpus
 
 
@@ -265,8 +260,7 @@ def wait_for(config: Config) -> Corpus:
 
 @contextmanager
 def _locked(folder: Path, suffix: str = "") -> Iterator[None]:
-    """Hold the lock of a folder, which one process at a time has. Raises CharlmError, with the fix, for an
-    error of the disk."""
+    """Hold the lock of a folder. Raises CharlmError, with the fix, for an error of the disk."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = folder.with_name(f".{folder.name}{suffix}.lock")
@@ -274,9 +268,7 @@ def _locked(folder: Path, suffix: str = "") -> Iterator[None]:
             try:
                 yield
             finally:
-                lock.unlink(
-                    missing_ok=True
-                )  # while it is held: a waiting process checks that it still exists
+                lock.unlink(missing_ok=True)  # while held: a waiting process checks that it exists
     except OSError as error:
         raise CharlmError(
             f"{folder}: cannot be written ({error.strerror or error}). Name another data.dir, or free some "

@@ -26,15 +26,13 @@ _CONTINUATION = bytes(range(0x80, 0xC0))  # bytes of UTF-8 after the first one o
 
 
 class Reader:
-    """One or more files. name: in errors."""
+    """One or more files. name: in errors.
+
+    parts(): of every part, what read() takes; bool[rows], which rows end a document; bytes of text.
+    read(part): its texts, string or binary, in order.
+    """
 
     name: str
-
-    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
-        """Of every part: what read() takes; bool[rows], which rows end a document; bytes of text."""
-
-    def read(self, part) -> Iterator[pa.Array]:
-        """The texts of a part, string or binary, in order."""
 
 
 class Literal(Reader):
@@ -190,7 +188,6 @@ class TextFiles(Reader):
                 start = span.low + sum(len(line.as_buffer()) + 1 for line in lines[:row])
                 return f"{span.path}: byte {start + byte:,}"
             row -= len(lines)
-        raise AssertionError("the part has no such row")
 
 
 def _grouped(items: Iterable[tuple[object, int, int]]) -> Iterator[tuple[list, int, int]]:

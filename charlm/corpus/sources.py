@@ -44,11 +44,8 @@ def stdlib_files() -> list[Path]:
     """
     root = Path(sysconfig.get_path("stdlib"))
     skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-    files = [
-        path
-        for path in root.rglob("*.py")
-        if not skip & set(path.relative_to(root).parts) and not path.name.startswith("_sysconfigdata")
-    ]
+    skip |= {path.name for path in root.glob("_sysconfigdata*")}  # of the machine that built this Python
+    files = [path for path in root.rglob("*.py") if not skip & set(path.relative_to(root).parts)]
     if not files:
         raise CharlmError(
             f"data.source=stdlib: no Python source under {root}; this Python came without it: name other text"
@@ -72,11 +69,11 @@ def local_files(data: DataConfig) -> list[Path]:
         matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
         if not matches:
             raise CharlmError(f"data.data_files={pattern!r}: no such file (looked in {Path.cwd()})")
-        files = [Path(match) for match in matches if Path(match).is_file()]
-        if len(files) < len(matches) and not glob.has_magic(pattern):
-            raise CharlmError(f"data.data_files={pattern!r} is a folder: name files, as in {pattern}/*")
+        files = [path for path in map(Path, matches) if path.is_file()]
         if not files:
-            raise CharlmError(f"data.data_files={pattern!r} matches only folders: name files")
+            raise CharlmError(
+                f"data.data_files={pattern!r} matches only folders: name files, as in {pattern}/*"
+            )
         found += files
     return found
 
@@ -146,16 +143,12 @@ def _readers(data: DataConfig, cache: str | None) -> dict[str, list]:
 
 
 def _files(builder, streaming: bool = False) -> dict[str, list[str]]:
-    """The files that a builder of `datasets` would read for every split: URLs if streaming, else local files,
-    those in archives extracted to its cache."""
+    """The files of every split of a builder: URLs if streaming, else local files, extracted from archives."""
     import datasets
 
-    options = {
-        "base_path": builder.base_path,
-        "dataset_name": builder.dataset_name,
-        "download_config": datasets.DownloadConfig(token=builder.token),
-    }
-    manager = (datasets.StreamingDownloadManager if streaming else datasets.DownloadManager)(**options)
+    kind = datasets.StreamingDownloadManager if streaming else datasets.DownloadManager
+    download = datasets.DownloadConfig(token=builder.token)
+    manager = kind(builder.dataset_name, base_path=builder.base_path, download_config=download)
     found = {}
     for split in builder._split_generators(manager):
         parts = split.gen_kwargs.get("files_iterables") or [split.gen_kwargs["files"]]
@@ -191,34 +184,30 @@ def _selected(data: DataConfig, readers: dict[str, list], name: str) -> TextSour
 
     if name in readers:
         return TextSource((readers[name], 0, None))
-    rows = {
-        n: sum(len(ends) for f in files for _, ends, _ in f.parts())
-        for n, files in readers.items()
-        if n in name
-    }
+    rows = {}
+    for split in (split for split in readers if split in name):
+        rows[split] = sum(len(ends) for reader in readers[split] for _, ends, _ in reader.parts())
     try:
         parts = ReadInstruction.from_spec(name).to_absolute(rows)
     except (ValueError, AssertionError) as error:
-        raise CharlmError(
-            f"{data.source} has no split {name!r} (splits: {', '.join(readers)}): {error}"
-        ) from error
+        splits = ", ".join(readers)
+        raise CharlmError(f"{data.source} has no split {name!r} (splits: {splits}): {error}") from error
     return TextSource(*((readers[part.splitname], part.from_, part.to) for part in parts))
 
 
 def read_error(error: BaseException, data: DataConfig, file: str = "") -> CharlmError:
     """An error of `datasets`, Arrow or the disk in the terms of the config. file: the one being read."""
     text = describe(data) + (f", {file}" if file else "")
-    cause = error
-    while True:
+    causes = [error]
+    while cause := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(cause)
+    for cause in causes:
         if isinstance(cause, CharlmError):
             return cause
         if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
             from datasets.config import HF_DATASETS_CACHE as cache
 
             return CharlmError(f"{text}: no space left for the cache of datasets in {cache}; set HF_HOME")
-        if not (deeper := cause.__cause__ or cause.__context__):
-            break
-        cause = deeper
     message = " ".join(str(error).split()) or type(error).__name__
     if "corresponds to no data" in message:
         return CharlmError(f"{text}: the text is empty")
@@ -230,6 +219,5 @@ def read_error(error: BaseException, data: DataConfig, file: str = "") -> Charlm
             f"without one open the prepared corpus in data.dir (HF_HUB_OFFLINE=1 spares them the wait)"
         )
     first = " ".join(str(cause).split())
-    return Unreadable(
-        f"{text}: datasets cannot read it: {message}" + (f" ({first})" if first not in message else "")
-    )
+    message += f" ({first})" if first not in message else ""
+    return Unreadable(f"{text}: datasets cannot read it: {message}")

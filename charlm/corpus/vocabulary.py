@@ -30,6 +30,7 @@ END = 0x110000  # the code of the end of a document: one past the last code poin
 UNKNOWN = 0xFFFF  # in lookup tables: no symbol
 MAX_SIZE = 0xFFFF  # ids are stored in 16 bits, and one value is UNKNOWN
 FORMAT = {"format": "charlm vocabulary", "version": 1}
+FIELDS = ("unknown", "end_of_document", "byte_symbols", "characters")  # of Vocab, in vocab.json
 
 # The bytes of UTF-8 beyond ASCII: continuation 80–BF, lead C2–F4 (The Unicode Standard, table 3-7).
 _BEYOND_ASCII = (*range(0x80, 0xC0), *range(0xC2, 0xF5))
@@ -140,8 +141,7 @@ class Vocab:
 
     @cached_property
     def tables(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of codes, uint16[END + 1], and of bytes, uint16[256]; UNKNOWN where there is none. An ASCII
-        code without a symbol of its own has the id of its byte."""
+        """Ids of codes, uint16[END + 1], and of bytes, uint16[256]; UNKNOWN where there is none."""
         of_byte = np.full(256, UNKNOWN, np.uint16)
         of_byte[list(self.byte_symbols)] = len(self.characters) + np.arange(len(self.byte_symbols))
         of_code = np.full(END + 1, UNKNOWN, np.uint16)
@@ -157,28 +157,26 @@ class Vocab:
 
         Raises CharlmError for a character outside a closed vocabulary, with its position in codes.
         """
-        ids = self.tables[0][codes]
-        missing = np.flatnonzero(ids == UNKNOWN)
-        if not missing.size:
-            return ids.astype(self.dtype)
-        if self.unknown == "error":
-            name = name_of(chr(codes[missing[0]]))
+        if not self.can_encode(codes):
+            at = int(np.argmax(self.tables[0][codes] == UNKNOWN))
             raise CharlmError(
-                f"{name} at position {missing[0]:,} is not in the closed vocabulary of {len(self)} symbols; "
-                f"vocab.unknown=bytes would spell it in bytes"
+                f"{name_of(chr(codes[at]))} at position {at:,} is not in the closed vocabulary of "
+                f"{len(self)} symbols; vocab.unknown=bytes would spell it in bytes"
             )
-        symbols = np.full((len(codes), 4), UNKNOWN, np.uint16)
-        symbols[:, 0] = ids
-        symbols[missing] = self._spelled(codes[missing])
+        symbols = self._symbols(codes)
         return symbols[symbols != UNKNOWN].astype(self.dtype)
 
-    def _spelled(self, codes: np.ndarray) -> np.ndarray:
-        """uint16[n, 4]: the symbols of the UTF-8 bytes of code points, then UNKNOWN."""
-        codes = codes.astype("<u4")
-        utf8 = np.frombuffer(codes.tobytes().decode("utf-32-le").encode("utf-8"), np.uint8)
-        length = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
-        symbols = np.full((len(codes), 4), UNKNOWN, np.uint16)
-        symbols[np.arange(4) < length[:, None]] = self.tables[1][utf8]
+    def _symbols(self, codes: np.ndarray) -> np.ndarray:
+        """uint16[n, 1 or 4]: the symbol of each code, or those of its UTF-8 bytes; UNKNOWN in the rest."""
+        symbols = self.tables[0][codes][:, None]
+        missing = np.flatnonzero(symbols == UNKNOWN)
+        if missing.size:
+            codes = codes[missing].astype("<u4")
+            utf8 = np.frombuffer(codes.tobytes().decode("utf-32-le").encode("utf-8"), np.uint8)
+            length = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
+            symbols = np.pad(symbols, ((0, 0), (0, 3)), constant_values=UNKNOWN)
+            rows, columns = np.nonzero(np.arange(4) < length[:, None])
+            symbols[missing[rows], columns] = self.tables[1][utf8]
         return symbols
 
     def holds(self, codes: np.ndarray) -> np.ndarray:
@@ -191,13 +189,9 @@ class Vocab:
 
     def histogram(self, codes: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """int64[V]: how often each symbol occurs, if codes (uint32[n]) occur counts (int64[n]) times."""
-        histogram = np.zeros(len(self), np.int64)
-        ids = self.tables[0][codes]
-        single = ids != UNKNOWN
-        np.add.at(histogram, ids[single], counts[single])
-        spelled = self._spelled(codes[~single])
-        used = spelled != UNKNOWN
-        np.add.at(histogram, spelled[used], counts[~single].repeat(used.sum(1)))
+        histogram, symbols = np.zeros(len(self), np.int64), self._symbols(codes)
+        used = symbols != UNKNOWN
+        np.add.at(histogram, symbols[used], counts.repeat(used.sum(1)))
         return histogram
 
     def encode(self, text: str | bytes) -> np.ndarray:
@@ -230,9 +224,7 @@ class Vocab:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text that ids spell; bytes that are not UTF-8 become U+FFFD."""
-        if self.end_of_document:  # which also ends the bytes of a character
-            return "".join(map(self.stream(), [*map(int, ids), None]))
-        return self.decode_bytes(ids).decode("utf-8", "replace")
+        return "".join(map(self.stream(), [*map(int, ids), None]))
 
     def stream(self, end: str = ""):
         """A function from an id to the text that it completes: '' until all bytes of a character are there.
@@ -267,21 +259,14 @@ class Vocab:
 
     def to_dict(self) -> dict:
         """The content of vocab.json."""
-        return {
-            **FORMAT,
-            "size": len(self),
-            "unknown": self.unknown,
-            "end_of_document": self.end_of_document,
-            "byte_symbols": list(self.byte_symbols),
-            "characters": list(self.characters),
-        }
+        return FORMAT | {"size": len(self)} | {name: getattr(self, name) for name in FIELDS}
 
     @classmethod
     def from_dict(cls, tree: dict) -> Vocab:
         """The inverse of to_dict. Raises CharlmError for another format or version."""
         if not isinstance(tree, dict) or {k: tree.get(k) for k in FORMAT} != FORMAT:
             raise CharlmError(f"not a {FORMAT['format']} of version {FORMAT['version']}")
-        vocab = cls(**{k: tree[k] for k in ("characters", "byte_symbols", "unknown", "end_of_document")})
+        vocab = cls(**{name: tree[name] for name in FIELDS})
         if len(vocab) != tree["size"]:
             raise CharlmError(f"the vocabulary has size {tree['size']} but lists {len(vocab)} symbols")
         return vocab

@@ -411,7 +411,7 @@ def test_a_source_that_changed_between_shards_is_refused(tmp_path, monkeypatch):
 # Imports and loading compiled code take longer than these builds: one process does them, and forks.
 FORKS = """
 import json, os, sys, traceback
-import charlm.commands.cli, charlm.commands.prepare, charlm.corpus.build
+import charlm.commands.cli, charlm.commands.train, charlm.corpus.build
 from charlm.config.parse import from_dict
 from charlm.corpus.prepared import prepare, prepare_shard
 from corpus_helpers import limited

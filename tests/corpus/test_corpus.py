@@ -726,7 +726,7 @@ CHILD = """
 import json, os, signal, sys
 import charlm.corpus.readers
 import charlm.corpus.batches
-from charlm.config.fields import CharlmError
+from charlm.errors import CharlmError
 from charlm.config.parse import from_dict
 from charlm.corpus.prepared import prepare
 charlm.corpus.readers.BATCH = 50_000  # so that a pass takes a while
@@ -806,7 +806,7 @@ def test_a_process_ended_in_the_middle_leaves_no_corpus_and_the_next_run_works(t
         ("missing.txt", "no such file"),
         ("*.text", "no such file"),
         ("in/*", "matches only folders"),
-        ("in", "is a folder: name files, as in {}/*"),
+        ("in", "matches only folders: name files, as in {}/*"),
     ],
 )
 def test_patterns_that_match_no_file(tmp_path, source, pattern, reason):
