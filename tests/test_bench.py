@@ -104,10 +104,10 @@ def test_scaling_measures_one_process_and_two(tmp_path):
 
 
 def test_what_is_expected_of_gpus_is_computed_from_what_it_says(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(BENCH.parent)
-    import bench_gpus
+    monkeypatch.syspath_prepend(BENCH.parent / "bench")
+    import gpus as expected
 
-    rows = bench_gpus.rows()
+    rows = expected.rows()
     assert [(r["config"], r["gpus"], r["lanes_per_gpu"]) for r in rows] == [
         (name, gpus, lanes)
         for name, batch in (("wikipedia-simple", 256), ("wikipedia-en", 1024))
@@ -118,16 +118,14 @@ def test_what_is_expected_of_gpus_is_computed_from_what_it_says(monkeypatch, cap
     multiplied = 4 * 2048 * (256 + 5 * 2048) + 2048 * 2048
     assert one["parameters"] == multiplied + 2048 * 256 + 3 * 2 * 4 * 2048 + 2048
     assert one["gradient_bytes"] == 4 * one["parameters"] and one["all_reduce_s"] == 0
-    assert one["products_s"] == pytest.approx(
-        6 * multiplied * 1024 * 256 / (bench_gpus.USED * bench_gpus.PEAK)
-    )
+    assert one["products_s"] == pytest.approx(6 * multiplied * 1024 * 256 / (expected.USED * expected.PEAK))
     assert one["hours"] == pytest.approx(200_000 * one["products_s"] / 3600)
     for r in rows:
         seconds = max(r["products_s"], r["recurrence_s"]) + r["all_reduce_s"]
         bptt = 128 if r["config"] == "wikipedia-simple" else 256
         assert r["characters_per_second"] == pytest.approx(r["gpus"] * r["lanes_per_gpu"] * bptt / seconds)
         assert r["computed"] and 0.9 < r["times_one"] <= r["gpus"]  # too few lanes each gain nothing
-    bench_gpus.print_table(rows)
+    expected.print_table(rows)
     told = capsys.readouterr().out
     assert told.startswith("computed, not measured") and max(map(len, told.splitlines())) <= 104
 
