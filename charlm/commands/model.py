@@ -97,19 +97,13 @@ def _figures_text(name: str, figures: dict) -> str:
         )
 
     lanes = "1 lane" if figures["lanes"] == 1 else f"{figures['lanes']} lanes"
-    lines = [
-        line(name, figures),
-        f"over {figures['characters']:,} characters, {figures['bytes']:,} bytes "
-        f"({lanes}, {figures['context']} characters of warm-up context)",
-        f"({FIGURES})",
-    ]
+    protocol = f"({lanes}, {figures['context']} characters of warm-up context)"
+    counts = f"over {figures['characters']:,} characters, {figures['bytes']:,} bytes {protocol}"
+    lines = [line(name, figures), counts, f"({FIGURES})"]
     if "dynamic" in figures:
         of = figures["dynamic"]
-        lines += [
-            line("dynamic", of),
-            f"a step at rate {of['rate']:g} after every {of['window']} characters, "
-            f"decay {of['decay']:g} to the trained weights",
-        ]
+        step = f"a step at rate {of['rate']:g} after every {of['window']} characters"
+        lines += [line("dynamic", of), f"{step}, decay {of['decay']:g} to the trained weights"]
     if "by_context" in figures:
         from charlm.evaluation.by_context import table
 

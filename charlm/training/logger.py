@@ -25,8 +25,7 @@ from charlm.files import replace
 def read_records(lines: Iterable[bytes]) -> Iterator[dict]:
     """The records in lines of metrics.jsonl, each with an int "step" and a float "time".
 
-    Whatever is not a record is skipped: a last line without its newline, which is half written, or a line
-    of something else.
+    Other lines are skipped, and a last line without its newline, which is half written.
     """
     for line in lines:
         try:
@@ -96,11 +95,8 @@ class Logger:
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=hidden)
 
     def _to_wandb(self, number: int, record: dict) -> None:
-        """Record n is step n at wandb too, so that no restart loses or doubles one.
-
-        Online, wandb returns how many it has. An offline run always starts at 0, so all records are logged to
-        it again: the newest offline run holds the whole curve, and the earlier ones are removed in close().
-        """
+        """Record n is step n at wandb, so that no restart loses or doubles one. An offline run gets all records
+        again: the newest one holds the whole curve, and close() removes the earlier ones."""
         if self.run is not None and number >= self.logged:
             values = {name: value for name, value in record.items() if name != "time"}
             with self._wandb_may_fail():

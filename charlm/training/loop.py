@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
 
 import torch
 from accelerate.utils import broadcast, gather_object
@@ -21,7 +20,7 @@ from charlm.sampling.generate import generate
 from charlm.terminal import visible
 from charlm.training.optimizer import learning_rate, set_learning_rate
 from charlm.training.resume import resume_or_start, save_checkpoint, secure_best
-from charlm.training.run import Run, State, Summary
+from charlm.training.run import Clock, Run, State, Summary
 from charlm.training.setup import Setup, set_up
 from charlm.training.signals import Stop
 
@@ -104,7 +103,7 @@ def log_figures(run: Run, setup: Setup, norm: Tensor) -> None:
     if run.clock.checkpoint_seconds:  # that training waited for checkpoints
         figures["checkpoint_seconds"] = round(run.clock.checkpoint_seconds, 3)
     run.logger.training(state.step, figures, seconds_left=(train.steps - state.step) / pace)
-    run.clock.restart()
+    run.clock = Clock()
 
 
 def validate(run: Run, setup: Setup) -> None:
@@ -133,16 +132,12 @@ def draw_sample(run: Run, setup: Setup, model: CharLM, name: str | None = None) 
         return ""
     step = run.state.step
     with run.clock.paused():
-        options = asdict(run.config.sample)
-        del options["every"]
+        options = {name: value for name, value in vars(run.config.sample).items() if name != "every"}
         text = options["prompt"] + generate(model, setup.corpus.vocab, end="\n", **options)
         path = run.dir / "samples" / f"{name or f'step-{step:08d}'}.txt"
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
-        if name is None:
-            run.logger.figures(step, {"sample": text})
-        else:
-            run.logger.summary({"sample": text})
+        run.logger.summary({"sample": text}) if name else run.logger.figures(step, {"sample": text})
         run.say(f"--- sample, {name or f'step {step}'} ---\n{visible(text)}\n---")
     return text
 

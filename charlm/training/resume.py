@@ -18,16 +18,7 @@ from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.files import replace
 from charlm.model.pretrained import load_weights, read_best, weights_of
-from charlm.training.checkpoint import (
-    DamagedCheckpoint,
-    evaluated_model,
-    folder_of,
-    load_checkpoint,
-    load_newest,
-    load_optimizer,
-    optimizer_tensors,
-    write_checkpoint,
-)
+from charlm.training import checkpoint
 from charlm.training.lanes import Position
 from charlm.training.run import Run, State
 from charlm.training.setup import Setup
@@ -54,7 +45,7 @@ def save_checkpoint(run: Run, setup: Setup, *, wait: bool = False) -> None:
                 best_step = run.state.best["step"] if run.state.best else None
                 options = {"keep": run.config.checkpoint.keep, "best_step": best_step}
                 content = (run.state.step, facts, tensors, setup.corpus.vocab)
-                run.write_in_background(write_checkpoint, run.dir, *content, **options)
+                run.write_in_background(checkpoint.write_checkpoint, run.dir, *content, **options)
             run.write_status("running")
         if wait:
             run.wait_for_writes()
@@ -71,7 +62,7 @@ def _state_of(run: Run, setup: Setup) -> tuple[dict, dict[str, dict[str, Tensor]
         losses = accelerator.gather(torch.stack(state.losses)[None]).cpu()
     tensors = {
         "model": weights_of(setup.model),
-        "optimizer": optimizer_tensors(setup.model, setup.optimizer),
+        "optimizer": checkpoint.optimizer_tensors(setup.model, setup.optimizer),
         "carry": {str(i): _all_lanes(run, c) for i, c in enumerate(carry)},
         "losses": {"losses": losses},
         "random": _random_states(run),
@@ -127,7 +118,7 @@ def resume_or_start(run: Run, setup: Setup) -> State:
     with warnings.catch_warnings():
         if not run.main:  # the main process warns for all
             warnings.simplefilter("ignore", CharlmWarning)
-        loaded = load_newest(run.dir, gather_object, here)
+        loaded = checkpoint.load_newest(run.dir, gather_object, here)
     if loaded is not None:
         facts, tensors, vocab = loaded
         _check_same(run, setup.corpus, facts, vocab)
@@ -151,7 +142,7 @@ def _restore(run: Run, setup: Setup, facts: dict, tensors: dict[str, dict[str, T
     load_weights(setup.model, tensors["model"], f"the checkpoint of step {facts['step']}")
     if setup.average is not None:
         load_weights(setup.average.model, tensors["average"], f"the average of step {facts['step']}")
-    load_optimizer(setup.model, setup.optimizer, tensors["optimizer"])
+    checkpoint.load_optimizer(setup.model, setup.optimizer, tensors["optimizer"])
     state.step = state.saved = facts["step"]
     state.position = Position(*facts["position"])
     state.evaluated, state.best, state.run_id = facts["evaluated"], facts["best"], facts["run_id"]
@@ -229,10 +220,10 @@ def secure_best(run: Run, setup: Setup) -> None:
 def _restore_best(run: Run, best: dict) -> bool:
     """Write model/ from the checkpoint of the best step; False where that is gone or damaged."""
     try:
-        facts, tensors, vocab = load_checkpoint(folder_of(run.dir, best["step"]))
-    except DamagedCheckpoint:
+        facts, tensors, vocab = checkpoint.load_checkpoint(checkpoint.folder_of(run.dir, best["step"]))
+    except checkpoint.DamagedCheckpoint:
         return False
     with torch.random.fork_rng(devices=[]):  # the random state of the run has been restored by now
-        model = evaluated_model(facts, tensors, vocab)
+        model = checkpoint.evaluated_model(facts, tensors, vocab)
     model.save_pretrained(run.dir / "model", vocab, step=best["step"], validation=best)
     return True

@@ -80,9 +80,6 @@ class Clock:
     """
 
     def __init__(self):
-        self.restart()
-
-    def restart(self) -> None:
         self.steps, self.started = 0, time.perf_counter()
         self.paused_seconds = self.checkpoint_seconds = 0.0
 
@@ -143,7 +140,7 @@ class Run:
             f"{train.batch_size} lanes × {train.bptt} characters per step, "
             f"{setup.lanes.windows} steps per epoch; {self.world} process(es) on {self.device.type}"
         )
-        self.clock.restart()
+        self.clock = Clock()
 
     # in every step
 

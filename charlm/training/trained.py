@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, overload
 
 import torch
 
-from charlm.config.fields import Config, SampleConfig
+from charlm.config.fields import Config
 from charlm.config.parse import flatten, read_run_config
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError
@@ -62,7 +62,8 @@ class Trained(NamedTuple):
         vocabulary does not have.
         """
         count = 1 if num_samples is None else num_samples
-        pieces = stream_text(self.model, self.vocab, self._sampling(options), count)
+        sampling = dataclasses.replace(self.config.sample, **options)
+        pieces = stream_text(self.model, self.vocab, sampling, count)
         drawn = ["".join(sample) for sample in zip(*pieces, strict=True)]
         return drawn[0] if num_samples is None else drawn
 
@@ -71,11 +72,9 @@ class Trained(NamedTuple):
 
         Raises CharlmError as generate does, when the first piece is requested.
         """
-        pieces = stream_text(self.model, self.vocab, self._sampling(options))
+        sampling = dataclasses.replace(self.config.sample, **options)
+        pieces = stream_text(self.model, self.vocab, sampling)
         return (piece for (piece,) in pieces if piece)
-
-    def _sampling(self, options: Sampling) -> SampleConfig:
-        return dataclasses.replace(self.config.sample, **options)
 
     def score(self, text: str, context: str = "") -> Score:
         """The surprisal of every character of a text, and its figures: see Score."""
