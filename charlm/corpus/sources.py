@@ -199,7 +199,7 @@ def read_error(error: BaseException, data: DataConfig, file: str = "") -> Charlm
     """An error of `datasets`, Arrow or the disk in the terms of the config. file: the one being read."""
     text = describe(data) + (f", {file}" if file else "")
     causes = [error]
-    while cause := causes[-1].__cause__ or causes[-1].__context__:
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
         causes.append(cause)
     for cause in causes:
         if isinstance(cause, CharlmError):

@@ -241,8 +241,6 @@ class Vocab:
 
         return text_of
 
-    # units of the figures: characters and bytes
-
     @cached_property
     def characters_per_symbol(self) -> np.ndarray:
         """uint8[V]: 1 for characters and lead bytes, 0 for continuation bytes and the end of a document.
@@ -254,8 +252,6 @@ class Vocab:
     def bytes_per_symbol(self) -> np.ndarray:
         """uint8[V]: UTF-8 length; 0 for the end of a document."""
         return np.array([*map(len, self.spelling)], np.uint8)
-
-    # files
 
     def to_dict(self) -> dict:
         """The content of vocab.json."""
