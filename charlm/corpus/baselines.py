@@ -38,8 +38,7 @@ MAX_ORDER = 8
 def unigram(train_counts: np.ndarray, held_out_counts: np.ndarray, vocab: Vocab) -> dict[str, float]:
     """The score of the symbol frequencies of the training split, one added to each count.
 
-    train_counts, held_out_counts: int64[V], how often each symbol occurs. Returns nats_per_character, bpc
-    (bits per character) and bpb (bits per byte).
+    train_counts, held_out_counts: int64[V]. Returns nats_per_character, bpc and bpb (bits per byte).
     """
     probability = (train_counts + 1) / (train_counts.sum() + len(vocab))
     return _figures(-float(held_out_counts @ np.log(probability)), held_out_counts, vocab)

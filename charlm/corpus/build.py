@@ -44,16 +44,11 @@ class Build:
     """The work on one corpus, or one shard's share of it."""
 
     def __init__(
-        self,
-        config: Config,
-        folder: Path,
-        shard: int = 0,
-        shards: int | None = None,
-        cache: str | None = None,
+        self, config: Config, folder: Path, shard: int = 0, shards: int = 0, cache: str | None = None
     ):
-        """folder: the final one. shards: None for a process that does it all. cache: see open_sources."""
+        """folder: the final one. shards: 0 for a process that does it all. cache: see open_sources."""
         self.config, self.folder, self.shard, self.shards = config, folder, shard, shards
-        suffix = "partial" if shards is None else f"shards-{shards}"
+        suffix = f"shards-{shards}" if shards else "partial"
         self.partial = folder.with_name(f".{folder.name}.{suffix}")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.workers = config.data.workers or cores
@@ -78,11 +73,10 @@ class Build:
         found = path.read_text() if path.exists() else None
         if found == digest:
             return
-        if found is not None and self.shards is not None:
-            raise CharlmError(
-                f"{describe(self.config.data)} is not what another shard found: it changed, or differs "
-                f"between machines; delete {self.partial} and start again"
-            )
+        if found is not None and self.shards:
+            text = f"{describe(self.config.data)} is not what another shard found"
+            advice = f"delete {self.partial} and start again"
+            raise CharlmError(f"{text}: it changed, or differs between machines; {advice}")
         if self.partial.is_dir():
             shutil.rmtree(self.partial)
         self.partial.mkdir(exist_ok=True)
@@ -104,11 +98,11 @@ class Build:
         Returns the sha256 of the part of every split that was encoded."""
         if not self.laid_out:
             self.count()
-            if self.shards is not None:
+            if self.shards:
                 return None
             self.lay_out().save(self.partial)
         layout = Layout.load(self.partial)
-        suffix = "" if self.shards is None else f"-{self.shard}"
+        suffix = f"-{self.shard}" if self.shards else ""
         progress = self.partial / f"encoded-{self.shard}.json"
         with (
             self._timed("encode", resumed=pieces_written(progress) > 0),
@@ -120,11 +114,8 @@ class Build:
         return {split: digest.hexdigest() for split, digest in writer.hashes.items()}
 
     def merge(self) -> bool:
-        """Bring the shards together: choose the vocabulary when all have counted, join the arrays when all
-        have encoded. Returns True when the corpus is complete.
-
-        Raises CharlmError naming the shards that are not done.
-        """
+        """Choose the vocabulary when all shards have counted, join the arrays when all have encoded. Returns
+        True when the corpus is complete. Raises CharlmError naming the shards that are not done."""
         self.open()
         stage, missing = "encoded" if self.laid_out else "counted", []
         for i, share in enumerate(self.shares):
@@ -223,10 +214,8 @@ class Build:
             pass
 
     def finish(self, digests: dict[str, str] | None = None) -> None:
-        """Write corpus.json and rename the folder. digests: None joins what the shards wrote.
-
-        Raises CharlmError when the files of the text changed meanwhile.
-        """
+        """Write corpus.json and rename the folder. digests: None joins what the shards wrote. Raises
+        CharlmError when the files of the text changed meanwhile."""
         layout = Layout.load(self.partial)
         if not (self.partial / "corpus.json").exists():  # else an earlier process ended while it cleaned up
             if fingerprint(self.config) != self.folder.name.rsplit("-", 1)[1]:

@@ -55,10 +55,8 @@ class Text:
     """One source and the splits that are made of it."""
 
     def __init__(self, source: TextSource, config: Config, splits: list[str]):
-        """splits: their names; the first takes what the others leave.
-
-        Raises CharlmError for an empty text, and where there are too few documents to draw some for each.
-        """
+        """splits: their names; the first takes what the others leave. Raises CharlmError for an empty text
+        and for too few documents."""
         self.source, self.data, self.splits = source, config.data, splits
         self.raw = config.vocab.bytes_only  # codes are bytes
         self.end_of_document = config.vocab.end_of_document

@@ -21,16 +21,12 @@ SYNC_EVERY = 0.25  # seconds between two points from which a killed build resume
 
 
 class IdWriter:
-    """Writes consecutive pieces of the arrays, as .npy files, in any order and from any thread.
-
-    done: pieces that an earlier process has safely written.
-    """
+    """Writes consecutive pieces of the arrays, as .npy files, in any order and from any thread. done: pieces
+    that an earlier process has safely written."""
 
     def __init__(self, layout: Layout, pieces: range, folder: Path, suffix: str, progress: Path):
-        """suffix: follows the split in the names of the files. progress: the file of pieces_written.
-
-        Raises OSError when the disk has too little room.
-        """
+        """suffix: follows the split in the names of the files. progress: the file of pieces_written. Raises
+        OSError when the disk has too little room."""
         self.layout, self.pieces, self.progress, self.dtype = layout, pieces, progress, layout.vocab.dtype
         self.paths = {split: folder / f"{split}{suffix}.npy" for split in layout.histograms}
         self.firsts = {split: layout.filled(split, pieces.start - 1) for split in self.paths}
