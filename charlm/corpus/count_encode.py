@@ -87,7 +87,7 @@ class Text:
         for low in range(0, documents, step):  # memory for the held-out documents only
             block = np.arange(low, min(low + step, documents), dtype=np.uint64)
             least = np.sort(np.concatenate([least, _mix(block, self.data.seed)]))[: taken[-1]]
-        return least[np.array(taken) - 1]
+        return least[np.array(taken) - 1]  # exactly as many as wanted: the hash is one-to-one
 
     def route(self, rows: TextBatch) -> np.ndarray:
         """uint8[rows]: the stream of each row; held-out documents by a hash of seed and number."""

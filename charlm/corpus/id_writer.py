@@ -51,7 +51,7 @@ class IdWriter:
     def write(self, split: str, position: int, ids: np.ndarray) -> None:
         """Write ids to their place in a split."""
         offset = self.arrays[split].offset + (position - self.firsts[split]) * self.dtype.itemsize
-        rest = memoryview(ids).cast("B")
+        rest = memoryview(ids).cast("B")  # not through a mapping, whose dirty pages would count as resident
         while rest:
             size = os.pwrite(self.files[split].fileno(), rest, offset)
             rest, offset = rest[size:], offset + size

@@ -177,8 +177,8 @@ def prepare(config: Config) -> Corpus:
 
 
 def merge(config: Config, shards: int) -> Corpus | None:
-    """When all shards have counted: choose the vocabulary. When all have encoded: return the joined corpus.
-    Raises CharlmError naming the shards that are not done."""
+    """When all shards have counted: choose the vocabulary, return None. When all have encoded: join the
+    arrays, return the corpus. Raises CharlmError naming the shards that are not done."""
     return _prepare(config, shards)
 
 
