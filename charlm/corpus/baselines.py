@@ -38,8 +38,7 @@ MAX_ORDER = 8
 def unigram(train_counts: np.ndarray, held_out_counts: np.ndarray, vocab: Vocab) -> dict[str, float]:
     """The score of the symbol frequencies of the training split, one added to each count.
 
-    train_counts, held_out_counts: int64[V], how often each symbol occurs. Returns nats_per_character, bpc
-    (bits per character) and bpb (bits per byte).
+    train_counts, held_out_counts: int64[V]. Returns nats_per_character, bpc and bpb (bits per byte).
     """
     probability = (train_counts + 1) / (train_counts.sum() + len(vocab))
     return _figures(-float(held_out_counts @ np.log(probability)), held_out_counts, vocab)
@@ -94,21 +93,15 @@ def xz(held_out: np.ndarray, vocab: Vocab) -> dict[str, int | float]:
     """
     held_out = held_out[:HELD_OUT_SYMBOLS]
     text = vocab.decode_bytes(held_out)
-    bits = 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
-    counts = np.bincount(held_out, minlength=len(vocab))
-    return {"held_out_bytes": len(text), **_figures(bits * math.log(2), counts, vocab)}
+    nats = 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) * math.log(2)
+    return {"held_out_bytes": len(text), **_figures(nats, np.bincount(held_out, minlength=len(vocab)), vocab)}
 
 
 def _figures(nats: float, counts: np.ndarray, vocab: Vocab) -> dict[str, float]:
     """Averages of a sum of nats over the symbols that occur so often (int64[V])."""
-    characters = int(counts @ vocab.characters_per_symbol)
-    size = int(counts @ vocab.bytes_per_symbol)
-    per_character = nats / max(characters, 1)
-    return {
-        "nats_per_character": per_character,
-        "bpc": per_character / math.log(2),
-        "bpb": nats / max(size, 1) / math.log(2),
-    }
+    per_character = nats / max(int(counts @ vocab.characters_per_symbol), 1)
+    bpb = nats / max(int(counts @ vocab.bytes_per_symbol), 1) / math.log(2)
+    return {"nats_per_character": per_character, "bpc": per_character / math.log(2), "bpb": bpb}
 
 
 def _blocks(train: np.ndarray) -> list[np.ndarray]:
@@ -144,10 +137,7 @@ def _score(text, start, positions, bounds, size, p):
 
 @compiled
 def _refine(text, start, positions, bounds, back, size, most):
-    """Split each group by the symbol `back` places back, into at most `most` groups with held-out text.
-
-    Returns the new positions and bounds.
-    """
+    """Split each group by the symbol `back` places back, into at most `most` groups with held-out text."""
     group_of = np.full(size + 1, -1)  # of a symbol; all -1 again after every group. The border has none.
     new_positions, new_bounds = np.empty_like(positions), np.zeros(most + 1, np.int64)
     groups = filled = 0

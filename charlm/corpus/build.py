@@ -31,7 +31,7 @@ import numpy as np
 from charlm import __version__
 from charlm.config.fields import Config
 from charlm.corpus import baselines
-from charlm.corpus.count_encode import Tally, Text, in_order
+from charlm.corpus.count_encode import Text, in_order
 from charlm.corpus.id_writer import IdWriter, join, pieces_written
 from charlm.corpus.layout import Layout, lay_out
 from charlm.corpus.prepared import FORMAT, SPLITS, Corpus, fingerprint, fingerprinted
@@ -44,16 +44,11 @@ class Build:
     """The work on one corpus, or one shard's share of it."""
 
     def __init__(
-        self,
-        config: Config,
-        folder: Path,
-        shard: int = 0,
-        shards: int | None = None,
-        cache: str | None = None,
+        self, config: Config, folder: Path, shard: int = 0, shards: int = 0, cache: str | None = None
     ):
-        """folder: the final one. shards: None for a process that does it all. cache: see open_sources."""
+        """folder: the final one. shards: 0 for a process that does it all. cache: see open_sources."""
         self.config, self.folder, self.shard, self.shards = config, folder, shard, shards
-        suffix = "partial" if shards is None else f"shards-{shards}"
+        suffix = f"shards-{shards}" if shards else "partial"
         self.partial = folder.with_name(f".{folder.name}.{suffix}")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.workers = config.data.workers or cores
@@ -71,19 +66,17 @@ class Build:
         self.share = self.shares[shard]
 
     def open(self) -> None:
-        """Make the temporary folder, delete one that was made from another text. Raises CharlmError if that
-        was by another shard."""
+        """Make the temporary folder; delete one of another text, or raise CharlmError if shards share it."""
         plan = [[p.reader.name, p.first, p.rows, p.size, p.document, p.cut] for _, p in self.pieces]
         digest = sha256(json.dumps(plan).encode()).hexdigest()
         path = self.partial / "plan.txt"
         found = path.read_text() if path.exists() else None
         if found == digest:
             return
-        if found is not None and self.shards is not None:
-            raise CharlmError(
-                f"{describe(self.config.data)} is not what another shard found: it changed, or differs "
-                f"between machines; delete {self.partial} and start again"
-            )
+        if found is not None and self.shards:
+            text = f"{describe(self.config.data)} is not what another shard found"
+            advice = f"delete {self.partial} and start again"
+            raise CharlmError(f"{text}: it changed, or differs between machines; {advice}")
         if self.partial.is_dir():
             shutil.rmtree(self.partial)
         self.partial.mkdir(exist_ok=True)
@@ -94,25 +87,22 @@ class Build:
         self.open()
         try:
             self.finish(self.step())
-        except Unreadable:
-            raise  # it may be readable next time
-        except CharlmError:
-            shutil.rmtree(self.partial, ignore_errors=True)  # useless: the text or the config must change
+        except CharlmError as error:
+            if not isinstance(error, Unreadable):  # useless: the text or the config must change
+                shutil.rmtree(self.partial, ignore_errors=True)
             raise
         return True
 
     def step(self) -> dict[str, str] | None:
         """Count the pieces of this shard; or, once the layout exists, encode them. A process alone does both.
-
-        Returns the sha256 of the part of every split that was encoded.
-        """
+        Returns the sha256 of the part of every split that was encoded."""
         if not self.laid_out:
             self.count()
-            if self.shards is not None:
+            if self.shards:
                 return None
             self.lay_out().save(self.partial)
         layout = Layout.load(self.partial)
-        suffix = "" if self.shards is None else f"-{self.shard}"
+        suffix = f"-{self.shard}" if self.shards else ""
         progress = self.partial / f"encoded-{self.shard}.json"
         with (
             self._timed("encode", resumed=pieces_written(progress) > 0),
@@ -124,11 +114,8 @@ class Build:
         return {split: digest.hexdigest() for split, digest in writer.hashes.items()}
 
     def merge(self) -> bool:
-        """Bring the shards together: choose the vocabulary when all have counted, join the arrays when all
-        have encoded. Returns True when the corpus is complete.
-
-        Raises CharlmError naming the shards that are not done.
-        """
+        """Choose the vocabulary when all shards have counted, join the arrays when all have encoded. Returns
+        True when the corpus is complete. Raises CharlmError naming the shards that are not done."""
         self.open()
         stage, missing = "encoded" if self.laid_out else "counted", []
         for i, share in enumerate(self.shares):
@@ -173,12 +160,8 @@ class Build:
 
     def lay_out(self) -> Layout:
         """The layout that follows from the tallies of all shards."""
-
-        def tallies() -> Iterator[Tally]:
-            for shard in range(len(self.shares)):
-                yield from map(Tally, Journal.read(self.partial / f"counts-{shard}.log"))
-
-        return lay_out(self.texts, tallies, self.config)
+        journals = [self.partial / f"counts-{shard}.log" for shard in range(len(self.shares))]
+        return lay_out(self.texts, journals, self.config)
 
     def encode(self, layout: Layout, title: str, done: int, write: Callable) -> Iterator[int]:
         """Encode the pieces of this shard but for the first `done`. Yields the number of each, in order.
@@ -200,22 +183,18 @@ class Build:
                         write(split, int(a - low), ids[a - first : b - first])
                 at[stream] = stop
             if not np.array_equal(at, end):
-                raise CharlmError(
-                    f"{describe(self.config.data)}: {piece.reader.name} changed while it was read; try again"
-                )
+                text = f"{describe(self.config.data)}: {piece.reader.name}"
+                raise CharlmError(f"{text} changed while it was read; try again")
             return number
 
         return in_order(title, work, self._sizes(done), self.workers)
 
     def compare(self, corpus: Corpus, partial: Path) -> None:
-        """Count all pieces, in the empty folder partial, and encode them. Raises CharlmError where the corpus
-        holds something else."""
+        """Count and encode all pieces, in the empty folder partial. Raises CharlmError if corpus differs."""
 
         def changed(difference: str) -> CharlmError:
-            return CharlmError(
-                f"{describe(self.config.data)} is not what {self.folder} was made of: {difference}; delete "
-                f"that folder to prepare again"
-            )
+            text = f"{describe(self.config.data)} is not what {self.folder} was made of"
+            return CharlmError(f"{text}: {difference}; delete that folder to prepare again")
 
         def compare(split: str, position: int, ids: np.ndarray) -> None:
             stored = corpus[split][position : position + len(ids)]
@@ -235,10 +214,8 @@ class Build:
             pass
 
     def finish(self, digests: dict[str, str] | None = None) -> None:
-        """Write corpus.json and rename the folder. digests: None joins what the shards wrote.
-
-        Raises CharlmError when the files of the text changed meanwhile.
-        """
+        """Write corpus.json and rename the folder. digests: None joins what the shards wrote. Raises
+        CharlmError when the files of the text changed meanwhile."""
         layout = Layout.load(self.partial)
         if not (self.partial / "corpus.json").exists():  # else an earlier process ended while it cleaned up
             if fingerprint(self.config) != self.folder.name.rsplit("-", 1)[1]:
@@ -260,18 +237,17 @@ class Build:
     def _describe(self, layout: Layout, digests: dict[str, str]) -> dict:
         """The content of corpus.json, in addition to FORMAT."""
         config, vocab, histograms = self.config, layout.vocab, layout.histograms
-        sizes = {split: layout.size(split) for split in layout.histograms}
+        sizes = {split: layout.size(split) for split in histograms}
         total = {k: sum(size[k] for size in sizes.values()) for k in ("characters", "bytes", "symbols")}
         figures = {}
         if "validation" in sizes:
-            with self._timed("floors"):
-                train, validation = (IdFile(self.partial / f"{s}.npy") for s in ("train", "validation"))
-                # Not in this thread: a signal would interrupt compiled code.
-                with ThreadPoolExecutor(2) as pool:
-                    ngram = pool.submit(baselines.ngram, train, validation, vocab)
-                    xz = pool.submit(baselines.xz, validation, vocab)
-                    unigram = baselines.unigram(histograms["train"], histograms["validation"], vocab)
-                    figures = {"unigram": unigram, "ngram": ngram.result(), "xz": xz.result()}
+            train, validation = (IdFile(self.partial / f"{s}.npy") for s in ("train", "validation"))
+            # Not in this thread: a signal would interrupt compiled code.
+            with self._timed("floors"), ThreadPoolExecutor(2) as pool:
+                ngram = pool.submit(baselines.ngram, train, validation, vocab)
+                xz = pool.submit(baselines.xz, validation, vocab)
+                unigram = baselines.unigram(histograms["train"], histograms["validation"], vocab)
+                figures = {"unigram": unigram, "ngram": ngram.result(), "xz": xz.result()}
         spelled = slice(len(vocab.characters), len(vocab.characters) + len(vocab.byte_symbols))
         fallback = sum(int(h[spelled].sum()) for h in histograms.values())
         return {

@@ -55,18 +55,16 @@ class Text:
     """One source and the splits that are made of it."""
 
     def __init__(self, source: TextSource, config: Config, splits: list[str]):
-        """splits: their names; the first takes what the others leave.
-
-        Raises CharlmError for an empty text, and where there are too few documents to draw some for each.
-        """
+        """splits: their names; the first takes what the others leave. Raises CharlmError for an empty text
+        and for too few documents."""
         self.source, self.data, self.splits = source, config.data, splits
-        self.bytes_only = config.vocab.bytes_only
+        self.raw = config.vocab.bytes_only  # codes are bytes
         self.end_of_document = config.vocab.end_of_document
         if self.end_of_document:  # glue: uint32[g], codes after every document or else between documents
             self.glue = np.array([END], np.uint32)
         else:
             separator = np.frombuffer(config.data.separator.encode("utf-8"), np.uint8)
-            self.glue = (separator if self.bytes_only else codes_of(separator)).astype(np.uint32)
+            self.glue = (separator if self.raw else codes_of(separator)).astype(np.uint32)
         self.contiguous = config.data.split_by == "character" and len(splits) > 1
         self.streams = 1 if self.contiguous else len(splits)
         if self.streams > 1:
@@ -74,8 +72,7 @@ class Text:
         self._scratch = threading.local()
 
     def _draw(self) -> np.ndarray:
-        """uint64[held-out splits]: the greatest hash of a document in each. They take the documents of least
-        hash, exactly as many as wanted: the hash is one-to-one."""
+        """uint64[held-out splits]: the greatest hash of a document in each. The least hashes are drawn."""
         documents, taken = self.source.documents, []
         if not sum(piece.size for piece in self.source.pieces):  # no row, or files without a byte
             raise CharlmError(f"{describe(self.data)}: the text is empty")
@@ -90,7 +87,7 @@ class Text:
         for low in range(0, documents, step):  # memory for the held-out documents only
             block = np.arange(low, min(low + step, documents), dtype=np.uint64)
             least = np.sort(np.concatenate([least, _mix(block, self.data.seed)]))[: taken[-1]]
-        return least[np.array(taken) - 1]
+        return least[np.array(taken) - 1]  # exactly as many as wanted: the hash is one-to-one
 
     def route(self, rows: TextBatch) -> np.ndarray:
         """uint8[rows]: the stream of each row; held-out documents by a hash of seed and number."""
@@ -102,7 +99,7 @@ class Text:
     def batches(self, piece: Piece) -> Iterator[TextBatch]:
         """The rows of a piece. Raises CharlmError when they cannot be read."""
         try:
-            yield from self.source.batches(piece, whole_characters=not self.bytes_only)
+            yield from self.source.batches(piece, whole_characters=not self.raw)
         except Exception as error:  # of Arrow, of the disk, of the network
             raise read_error(error, self.data, piece.reader.name) from error
 
@@ -117,9 +114,7 @@ class Text:
         begun, ended = np.zeros(self.streams, np.int64), np.zeros(self.streams, np.int64)
         for rows in self.batches(piece):
             route = self.route(rows)
-            bad = kernels.count(
-                rows.utf8, rows.offsets, route, self.bytes_only, counts, ascii_counts, touched
-            )
+            bad = kernels.count(rows.utf8, rows.offsets, route, self.raw, counts, ascii_counts, touched)
             if bad >= 0:
                 raise self._not_utf8(rows, bad, piece)
             begins = np.concatenate([[rows.begins], rows.ends[:-1]])
@@ -155,7 +150,7 @@ class Text:
                 out = self._scratch.out = np.empty(room.sum(), vocab.dtype)
             position = starts.copy()
             bad = kernels.encode(
-                *(rows.utf8, rows.offsets, rows.ends, rows.begins, route, self.bytes_only),
+                *(rows.utf8, rows.offsets, rows.ends, rows.begins, route, self.raw),
                 *(ids, spelling, glue, self.end_of_document, begun, out, position),
             )
             if bad >= 0:
@@ -164,14 +159,13 @@ class Text:
                 yield int(stream), out[starts[stream] : position[stream]]
 
     def borders(self, length: int) -> list[int]:
-        """Where each of the contiguous parts of a text of so many codes begins. Fractions are taken exactly
-        as written."""
+        """Where the contiguous parts of a text of so many codes begin. Fractions are exact, as written."""
         shares = [Fraction(str(getattr(self.data, split))) for split in self.splits[1:]]
         return [0, *(math.floor(length * (1 - sum(shares[i:]))) for i in range(len(shares)))]
 
     def _not_utf8(self, rows: TextBatch, bad: int, piece: Piece) -> CharlmError:
         try:
-            rows.utf8[rows.offsets[bad] : rows.offsets[bad + 1]].tobytes().decode("utf-8")
+            codes_of(rows.utf8[rows.offsets[bad] : rows.offsets[bad + 1]])
         except UnicodeDecodeError as error:
             byte = error.start + (rows.skipped if bad == 0 else 0)
             place = f"{describe(self.data)}: {piece.reader.name}: row {rows.first + bad:,}, byte {byte:,}"
@@ -179,11 +173,8 @@ class Text:
                 row = piece.skip + rows.first + bad - piece.first
                 value = rows.utf8[rows.offsets[bad] + error.start]
                 place = f"{piece.reader.place_of(piece.part, row, byte)} (0x{value:02X})"
-            return CharlmError(
-                f"{place} is not UTF-8 ({error.reason}); convert the text, or read it as "
-                f"bytes with vocab.bytes_only=true"
-            )
-        raise AssertionError("kernels and Python disagree about UTF-8")
+            advice = "convert the text, or read it as bytes with vocab.bytes_only=true"
+            return CharlmError(f"{place} is not UTF-8 ({error.reason}); {advice}")
 
 
 def in_order(title: str, work: Callable[[int], Any], sizes: dict[int, int], workers: int) -> Iterator[Any]:

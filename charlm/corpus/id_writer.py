@@ -21,16 +21,12 @@ SYNC_EVERY = 0.25  # seconds between two points from which a killed build resume
 
 
 class IdWriter:
-    """Writes consecutive pieces of the arrays, as .npy files, in any order and from any thread.
-
-    done: pieces that an earlier process has safely written.
-    """
+    """Writes consecutive pieces of the arrays, as .npy files, in any order and from any thread. done: pieces
+    that an earlier process has safely written."""
 
     def __init__(self, layout: Layout, pieces: range, folder: Path, suffix: str, progress: Path):
-        """suffix: follows the split in the names of the files. progress: the file of pieces_written.
-
-        Raises OSError when the disk has too little room.
-        """
+        """suffix: follows the split in the names of the files. progress: the file of pieces_written. Raises
+        OSError when the disk has too little room."""
         self.layout, self.pieces, self.progress, self.dtype = layout, pieces, progress, layout.vocab.dtype
         self.paths = {split: folder / f"{split}{suffix}.npy" for split in layout.histograms}
         self.firsts = {split: layout.filled(split, pieces.start - 1) for split in self.paths}
@@ -55,7 +51,7 @@ class IdWriter:
     def write(self, split: str, position: int, ids: np.ndarray) -> None:
         """Write ids to their place in a split."""
         offset = self.arrays[split].offset + (position - self.firsts[split]) * self.dtype.itemsize
-        rest = memoryview(ids).cast("B")
+        rest = memoryview(ids).cast("B")  # not through a mapping, whose dirty pages would count as resident
         while rest:
             size = os.pwrite(self.files[split].fileno(), rest, offset)
             rest, offset = rest[size:], offset + size

@@ -30,8 +30,8 @@ _SINGLY = np.uint64(128)  # bytes read one by one where some are not ASCII, unti
 
 @_inlined
 def _decode(utf8, i, stop):
-    """(code point, length in bytes) of the character at i; (0, 0) if it is not UTF-8. Unrolled: a loop over
-    the bytes is half as fast for Cyrillic."""
+    """(code point, length in bytes) of the character at i; (0, 0) if it is not UTF-8."""
+    # Unrolled: a loop over the bytes is half as fast for Cyrillic.
     bad = np.uint64(0), np.uint64(0)
     b = np.uint64(utf8[i])
     if b < 0x80:

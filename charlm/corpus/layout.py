@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from charlm.corpus.count_encode import Tally, Text
 from charlm.corpus.sources import describe
 from charlm.corpus.vocabulary import END, Vocab, codes_of, name_of
 from charlm.errors import CharlmError
-from charlm.files import replace
+from charlm.files import Journal, replace
 
 SHOWN = 8  # characters that a report names
 _JSON = "told"  # the name in layout.npz of what is not an array
@@ -49,8 +49,8 @@ class Layout:
         histogram = self.histograms[split]
         documents = {"documents": self.documents[split]} if split in self.documents else {}
         return documents | {
-            "characters": int(histogram @ self.vocab.characters_per_symbol.astype(np.int64)),
-            "bytes": int(histogram @ self.vocab.bytes_per_symbol.astype(np.int64)),
+            "characters": int(histogram @ self.vocab.characters_per_symbol),
+            "bytes": int(histogram @ self.vocab.bytes_per_symbol),
             "symbols": int(histogram.sum()),
         }
 
@@ -59,9 +59,8 @@ class Layout:
         (text, stream, _, low, high) = next(r for r in self.ranges if r[2] == split)
         first, stop = self.pieces[text]
         last = min(number, stop - 1)
-        if last < first:
-            return 0
-        return int(np.clip(self.starts[last, stream] + self.lengths[last, stream], low, high)) - low
+        end = self.starts[last, stream] + self.lengths[last, stream] if last >= first else 0
+        return int(np.clip(end, low, high)) - low
 
     def save(self, folder: Path) -> None:
         """Write vocab.json, then layout.npz, which exists only when both are whole."""
@@ -83,12 +82,15 @@ class Layout:
         return cls(Vocab.load(folder), histograms=histograms, **arrays, **values)
 
 
-def lay_out(texts: list[Text], tallies: Callable[[], Iterator[Tally]], config: Config) -> Layout:
-    """Choose the vocabulary and place the pieces. tallies: of all pieces of all texts in order, once per
-    call.
+def lay_out(texts: list[Text], journals: list[Path], config: Config) -> Layout:
+    """Choose the vocabulary and place the pieces. journals: the tallies of all pieces of all texts, in order.
 
     Raises CharlmError for text that is empty, too short for its splits, or outside a closed vocabulary.
     """
+
+    def tallies() -> Iterator[Tally]:
+        return map(Tally, chain.from_iterable(map(Journal.read, journals)))
+
     stops = np.cumsum([0, *(len(text.source.pieces) for text in texts)]).tolist()
     spans = list(map(list, pairwise(stops)))  # [first, stop] of the pieces of every text
     owners = [text for text in texts for _ in text.source.pieces]
@@ -149,10 +151,9 @@ def lay_out(texts: list[Text], tallies: Callable[[], Iterator[Tally]], config: C
     for split in layout.histograms:
         size = layout.size(split)
         if size["symbols"] < 2 or not size["characters"]:
-            raise CharlmError(
-                f"{describe(config.data)}: the {split} split would hold {size['symbols']} symbols; "
-                f"read more text, or change data.{split if split != 'train' else 'validation'}"
-            )
+            advice = f"read more text, or change data.{split if split != 'train' else 'validation'}"
+            held = f"the {split} split would hold {size['symbols']} symbols"
+            raise CharlmError(f"{describe(config.data)}: {held}; {advice}")
     return layout
 
 
@@ -175,8 +176,7 @@ def _histograms(encoded: Iterator[tuple[int, np.ndarray]], borders: list[int], v
 
 
 def _first_outside(counted: Iterable[tuple[Text, Piece, Tally, int]], vocab: Vocab) -> str:
-    """The first character that the vocabulary lacks and its place, or else the separator. counted: text,
-    piece, its tally, characters before it."""
+    """The first character that the vocabulary lacks, or the separator. counted: with characters before."""
     for text, piece, tally, before in counted:
         if not vocab.can_encode(tally.codes):
             for rows in text.batches(piece):

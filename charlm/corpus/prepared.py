@@ -65,10 +65,8 @@ class Corpus:
             self[split]
 
     def __getitem__(self, split: str) -> np.ndarray:
-        """The ids of a split: uint8[n] or uint16[n], memory-mapped.
-
-        Raises CharlmError for a split the corpus does not have, or whose file is damaged.
-        """
+        """The ids of a split: uint8[n] or uint16[n], memory-mapped. Raises CharlmError for a split that the
+        corpus does not have, or whose file is damaged."""
         if split not in self.splits:
             raise CharlmError(f"{self.folder} has no split {split!r} (it has {', '.join(self.splits)})")
         path, symbols = self.folder / f"{split}.npy", self.splits[split]["symbols"]
@@ -171,23 +169,20 @@ def folder_of(config: Config) -> Path:
 
 
 def prepare(config: Config) -> Corpus:
-    """The prepared corpus of a config: found, or built.
+    """The prepared corpus of a config: found, or built. A build that was killed is resumed by the next.
 
-    Raises CharlmError for text that cannot be read or encoded, and for a disk that cannot be written. A build
-    that was killed is resumed by the next.
+    Raises CharlmError for text that cannot be read or encoded, and for a disk that cannot be written.
     """
     return _prepare(config)
 
 
 def merge(config: Config, shards: int) -> Corpus | None:
-    """When all shards have counted: choose the vocabulary. When all have encoded: return the joined corpus.
-
-    Raises CharlmError naming the shards that are not done.
-    """
+    """When all shards have counted: choose the vocabulary, return None. When all have encoded: join the
+    arrays, return the corpus. Raises CharlmError naming the shards that are not done."""
     return _prepare(config, shards)
 
 
-def _prepare(config: Config, shards: int | None = None) -> Corpus | None:
+def _prepare(config: Config, shards: int = 0) -> Corpus | None:
     folder = folder_of(config)
     if not os.path.isdir(folder):
         with _locked(folder):
@@ -220,9 +215,7 @@ def prepare_shard(config: Config, shard: int, shards: int) -> str:
 
 def verify(config: Config) -> Corpus:
     """Compare the corpus of a config with its checksums, then with its source, read and encoded again.
-
-    Raises CharlmError when they differ, or when there is no such corpus.
-    """
+    Raises CharlmError when they differ, or when there is no such corpus."""
     folder = folder_of(config)
     if not os.path.isdir(folder):
         raise CharlmError(
@@ -245,10 +238,8 @@ def verify(config: Config) -> Corpus:
 
 
 def wait_for(config: Config) -> Corpus:
-    """The corpus of a config that another process is preparing.
-
-    Polls the disk instead of waiting in a collective call, which would time out on a large corpus.
-    """
+    """The corpus of a config that another process is preparing. Polls the disk: a collective call would time
+    out on a large corpus."""
     folder = folder_of(config)
     for polls in count():
         if os.path.isdir(folder):

@@ -136,10 +136,8 @@ class ByteRange:
 
 
 class TextFiles(Reader):
-    """Local text files, to the byte; a part is a list of byte ranges. document: 'file' or 'line'.
-
-    The text builder of `datasets` would turn every line ending into \\n, and hold a long file in memory.
-    """
+    """Local text files, to the byte; a part is a list of byte ranges. document: 'file' or 'line'. (`datasets`
+    would turn every line ending into \\n, and hold a long file in memory.)"""
 
     def __init__(self, paths: list[str], document: str):
         self.paths, self.by_line = paths, document == "line"

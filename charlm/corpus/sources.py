@@ -38,26 +38,20 @@ def describe(data: DataConfig) -> str:
 
 
 def stdlib_files() -> list[Path]:
-    """The source files of this Python's standard library, without its tests, sorted.
-
-    Raises CharlmError for a Python that has none.
-    """
+    """The source files of this Python's standard library, without its tests, sorted. Raises CharlmError if
+    it has none."""
     root = Path(sysconfig.get_path("stdlib"))
     skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     skip |= {path.name for path in root.glob("_sysconfigdata*")}  # of the machine that built this Python
     files = [path for path in root.rglob("*.py") if not skip & set(path.relative_to(root).parts)]
     if not files:
-        raise CharlmError(
-            f"data.source=stdlib: no Python source under {root}; this Python came without it: name other text"
-        )
+        raise CharlmError(f"data.source=stdlib: this Python has no source under {root}: name other text")
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
 def local_files(data: DataConfig) -> list[Path]:
-    """The local files of a config: of data_files, or of stdlib; URLs are skipped.
-
-    Raises CharlmError for a path or glob that matches no file.
-    """
+    """The local files of a config: of data_files, or of stdlib; URLs are skipped. Raises CharlmError for a
+    path or glob that matches no file."""
     if data.source == "stdlib":
         return stdlib_files()
     groups = data.data_files.values() if isinstance(data.data_files, dict) else [data.data_files]
@@ -130,9 +124,8 @@ def _readers(data: DataConfig, cache: str | None) -> dict[str, list]:
     if isinstance(builder, Parquet):
         return {name: [*map(parquet, files)] for name, files in _files(builder, data.streaming).items()}
     if data.streaming:
-        raise CharlmError(
-            f"data.streaming=True: {describe(data)} is not made of parquet files; set data.streaming=false"
-        )
+        text = f"{describe(data)} is not made of parquet files"
+        raise CharlmError(f"data.streaming=True: {text}; set data.streaming=false")
     if data.source == "text":
         return {name: [TextFiles(files, data.document)] for name, files in _files(builder).items()}
     builder.download_and_prepare()
@@ -199,7 +192,7 @@ def read_error(error: BaseException, data: DataConfig, file: str = "") -> Charlm
     """An error of `datasets`, Arrow or the disk in the terms of the config. file: the one being read."""
     text = describe(data) + (f", {file}" if file else "")
     causes = [error]
-    while cause := causes[-1].__cause__ or causes[-1].__context__:
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
         causes.append(cause)
     for cause in causes:
         if isinstance(cause, CharlmError):

@@ -43,10 +43,8 @@ def name_of(character: str) -> str:
 
 
 def codes_of(utf8: np.ndarray) -> np.ndarray:
-    """Code points of UTF-8 (uint8[n]): utf8 itself if all of it is ASCII, else uint32[characters].
-
-    Raises UnicodeDecodeError, with the byte offset, if it is not UTF-8.
-    """
+    """Code points of UTF-8 (uint8[n]): utf8 itself if all of it is ASCII, else uint32[characters]. Raises
+    UnicodeDecodeError, with the byte offset, if it is not UTF-8."""
     if utf8.size == 0 or utf8.max() < 0x80:
         return utf8
     return np.frombuffer(str(utf8.data, "utf-8").encode("utf-32-le"), np.uint32)
@@ -153,10 +151,8 @@ class Vocab:
         return of_code, of_byte
 
     def encode_codes(self, codes: np.ndarray) -> np.ndarray:
-        """Ids of codes. codes: uint8[n] or uint32[n]. Returns dtype[m], m ≥ n.
-
-        Raises CharlmError for a character outside a closed vocabulary, with its position in codes.
-        """
+        """Ids of codes. codes: uint8[n] or uint32[n]. Returns dtype[m], m ≥ n. Raises CharlmError for a
+        character outside a closed vocabulary, with its position in codes."""
         if not self.can_encode(codes):
             at = int(np.argmax(self.tables[0][codes] == UNKNOWN))
             raise CharlmError(
@@ -227,10 +223,8 @@ class Vocab:
         return "".join(map(self.stream(), [*map(int, ids), None]))
 
     def stream(self, end: str = ""):
-        """A function from an id to the text that it completes: '' until all bytes of a character are there.
-
-        For None it returns the rest. end: the text of the end-of-document symbol.
-        """
+        """A function from an id to the text that it completes: '' until all bytes of a character are there,
+        the rest for None. end: the text of the end-of-document symbol."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
         def text_of(symbol: int | None) -> str:
@@ -241,12 +235,9 @@ class Vocab:
 
         return text_of
 
-    # units of the figures: characters and bytes
-
     @cached_property
     def characters_per_symbol(self) -> np.ndarray:
-        """uint8[V]: 1 for characters and lead bytes, 0 for continuation bytes and the end of a document.
-        In a bytes-only vocabulary every byte counts as a character."""
+        """uint8[V]: 1 for characters, lead bytes and all bytes of a bytes-only vocabulary, else 0."""
         of_bytes = [1 if self.bytes_only else int(not 0x80 <= b < 0xC0) for b in self.byte_symbols]
         return np.array([1] * len(self.characters) + of_bytes + [0] * self.end_of_document, np.uint8)
 
@@ -254,8 +245,6 @@ class Vocab:
     def bytes_per_symbol(self) -> np.ndarray:
         """uint8[V]: UTF-8 length; 0 for the end of a document."""
         return np.array([*map(len, self.spelling)], np.uint8)
-
-    # files
 
     def to_dict(self) -> dict:
         """The content of vocab.json."""
