@@ -220,6 +220,8 @@ class Vocab:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text that ids spell; bytes that are not UTF-8 become U+FFFD."""
+        if self.end is None:  # five times as fast
+            return self.decode_bytes(ids).decode("utf-8", "replace")
         return "".join(map(self.stream(), [*map(int, ids), None]))
 
     def stream(self, end: str = ""):

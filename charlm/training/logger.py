@@ -95,8 +95,8 @@ class Logger:
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=hidden)
 
     def _to_wandb(self, number: int, record: dict) -> None:
-        """Record n is step n at wandb, so that no restart loses or doubles one. An offline run gets all records
-        again: the newest one holds the whole curve, and close() removes the earlier ones."""
+        """Record n is step n at wandb, so that no restart loses or doubles one. An offline run gets all
+        records again: the newest one holds the whole curve, and close() removes the earlier ones."""
         if self.run is not None and number >= self.logged:
             values = {name: value for name, value in record.items() if name != "time"}
             with self._wandb_may_fail():
