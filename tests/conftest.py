@@ -37,6 +37,17 @@ settings.register_profile("thorough", settings.get_profile("quick"), max_example
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
+# Files whose tests start many processes come first, so that no worker is left with one of them at the end.
+LONGEST = ("test_distributed", "test_faults", "test_logger", "test_build", "test_loop", "test_corpus")
+LONGEST += ("test_resume", "test_doctor", "test_bench", "test_warm", "test_cli", "test_step")
+
+
+def pytest_collection_modifyitems(items):
+    """A stable order: the files of LONGEST, then the others."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """A failed test may leave a training behind, which would slow all tests after it down: end it.

@@ -153,13 +153,7 @@ def test_more_processes_than_lanes_are_refused(tmp_path):
     assert not steps_of(config.run_dir)
 
 
-def test_gradients_in_bf16_are_for_gpus(tmp_path):
-    plain, bf16 = small(tmp_path / "plain"), small(tmp_path / "bf16", train={"gradients": "bf16"})
-    told = "train.gradients=bf16 is for GPUs: these CPUs average gradients in fp32"
-    assert told in train_on(2, bf16) and told not in train_on(2, plain)
-    assert_same_state(plain.run_dir, bf16.run_dir)
-    hooks = [gradient_exchange(gradients).comm_hook.value for gradients in ("fp32", "bf16")]
-    assert hooks == ["no", "bf16"]
+BF16_GRADIENTS = "train.gradients=bf16 is for GPUs: these CPUs average gradients in fp32"
 
 
 @pytest.fixture(scope="module")
@@ -167,11 +161,19 @@ def two_views(tmp_path_factory):
     """A run of two processes with checkpoints at 4, 8 and 12, and its whole continuation to 16."""
     root = tmp_path_factory.mktemp("views")
     config = small(root / "run", checkpoint={"every": 4, "keep": 9})
-    train_on(2, config)
+    assert BF16_GRADIENTS not in train_on(2, config)
     shutil.copytree(config.run_dir, root / "whole")
     whole = small(root / "whole", train={"steps": 16}, checkpoint={"every": 4, "keep": 9})
     train_on(2, whole)
     return config, whole
+
+
+def test_gradients_in_bf16_are_for_gpus(two_views, tmp_path):
+    plain, bf16 = two_views[0], small(tmp_path / "bf16", train={"gradients": "bf16"})
+    assert BF16_GRADIENTS in train_on(2, bf16)
+    assert_same_state(plain.run_dir, bf16.run_dir)
+    hooks = [gradient_exchange(gradients).comm_hook.value for gradients in ("fp32", "bf16")]
+    assert hooks == ["no", "bf16"]
 
 
 def test_all_go_on_from_one_checkpoint_though_one_sees_the_newest_torn(two_views, tmp_path):
