@@ -53,7 +53,7 @@ def port():
 # a rank is killed
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_when_a_process_is_killed_the_others_end_and_say_so(tmp_path, port, victim):
     config = small(tmp_path / "run", **BUSY | {"train": {"steps": 100_000, "bptt": 24}})
     processes = ranks_of(config, port)

@@ -240,6 +240,7 @@ def test_offline_a_run_that_was_killed_is_one_curve(tmp_path):
     assert told["exit"] == 0
 
 
+@pytest.mark.slow
 def test_an_offline_run_that_is_synced_again_after_another_restart_is_one_curve(tmp_path):
     """Synced while it waits in the queue, and again when it is done: what is there is not doubled."""
     config = small(tmp_path / "run", train={"steps": 9}, evaluate={"every": 3}, log={"wandb": "offline"})
