@@ -410,7 +410,7 @@ def test_a_source_that_changed_between_shards_is_refused(tmp_path, monkeypatch):
 
 # Imports and loading compiled code take longer than these builds: one process does them, and forks.
 FORKS = """
-import json, os, sys, traceback
+import json, os, sys, threading, traceback
 import charlm.commands.cli, charlm.commands.train, charlm.corpus.build
 from charlm.config.parse import from_dict
 from charlm.corpus.prepared import prepare, prepare_shard
@@ -418,6 +418,7 @@ from corpus_helpers import limited
 from tqdm import tqdm
 
 tqdm.monitor_interval = 0  # no thread
+tqdm.set_lock(threading.RLock())  # the default is shared by forks: a kill would block the others
 text = {"source": "literal", "text": "hello" * 9, "split_by": "character", "validation": 0.2, "test": 0}
 prepare(from_dict({"data": {**text, "dir": sys.argv[1]}}))
 charlm.corpus.readers.PIECE, charlm.corpus.readers.BATCH = 1 << 10, 1 << 9
