@@ -169,7 +169,8 @@ def two_views(tmp_path_factory):
 
 
 def test_gradients_in_bf16_are_for_gpus(two_views, tmp_path):
-    plain, bf16 = two_views[0], small(tmp_path / "bf16", train={"gradients": "bf16"})
+    options = {"train": {"gradients": "bf16"}, "checkpoint": {"every": 4, "keep": 9}}
+    plain, bf16 = two_views[0], small(tmp_path / "bf16", **options)
     assert BF16_GRADIENTS in train_on(2, bf16)
     assert_same_state(plain.run_dir, bf16.run_dir)
     hooks = [gradient_exchange(gradients).comm_hook.value for gradients in ("fp32", "bf16")]
