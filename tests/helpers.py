@@ -124,7 +124,7 @@ sys.exit(any([os.wait()[1] for _ in range(processes)]))
 def train_on(processes: int, config, last: str = "", code: int = 0, name: str = "train") -> str:
     """Train (or another command) on several processes; returns what they print, errors too.
 
-    last: more words for the last one. Forked from one that has imported torch, which takes longer than all else.
+    last: more words for the last one. Forked from one that has imported torch, which takes them longer.
     """
     line = [sys.executable, "-c", RANKS, str(processes), last, name, "--config", str(config_file(config))]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "timeout": 1200}
