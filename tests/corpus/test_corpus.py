@@ -727,9 +727,6 @@ def test_a_leftover_of_a_crash_is_ignored_and_cleaned(tmp_path):
 def child(forks, made: Config, before: str = "") -> Fork:
     """A process that does something before it prepares."""
     tree, size = json.loads(tree_of(made)), readers.PIECE
-    code = (
-        f"charlm.corpus.readers.PIECE, charlm.corpus.readers.BATCH = {size}, 50_000  # a pass takes a while"
-    )
     return forks.start(f"""{before}
 charlm.corpus.readers.PIECE, charlm.corpus.readers.BATCH = {size}, 50_000  # so that a pass takes a while
 try:
