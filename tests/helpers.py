@@ -115,18 +115,18 @@ os.environ |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER
 for rank in range(processes):
     if os.fork() == 0:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        main(["train", *words, *(last if rank + 1 == processes else [])])
+        main([*words, *(last if rank + 1 == processes else [])])
         os._exit(0)
 sys.exit(any([os.wait()[1] for _ in range(processes)]))
 """
 
 
-def train_on(processes: int, config, last: str = "", code: int = 0) -> str:
-    """Train on several processes; returns what they print, errors too. last: more words for the last one.
+def train_on(processes: int, config, last: str = "", code: int = 0, name: str = "train") -> str:
+    """Train (or another command) on several processes; returns what they print, errors too.
 
-    Forked from one that has imported torch, which takes them longer than the training.
+    last: more words for the last one. Forked from one that has imported torch, which takes them longer.
     """
-    line = [sys.executable, "-c", RANKS, str(processes), last, "--config", str(config_file(config))]
+    line = [sys.executable, "-c", RANKS, str(processes), last, name, "--config", str(config_file(config))]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "timeout": 1200}
     ran = subprocess.run(line, env=environment(), **options)
     assert ran.returncode == code, ran.stdout

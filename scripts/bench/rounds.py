@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 V = 96  # symbols: printable ASCII and newline
 E = 64  # embedding
+PRODUCT = 1024  # rows and columns of the matrices whose product is a CPU's peak
 TEXTBOOK, STEP, WHOLE, LIMIT = "textbook", "step", "charlm", "limit"
 Way = Callable[[], float]  # runs a little, returns units per second
 
@@ -66,7 +67,7 @@ def timed(run: Callable[[], object], units: int) -> float:
 
 def matmul_peak(dtype: torch.dtype = torch.float32) -> float:
     """FLOP/s of a large product, the best of three."""
-    size, times = (8192, 10) if device().type == "cuda" else (1024, 8)
+    size, times = (8192, 10) if device().type == "cuda" else (PRODUCT, 8)
     a, b, out = (torch.randn(size, size, dtype=dtype, device=device()) for _ in range(3))
 
     def run() -> None:
