@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from helpers import ROOT, small
 
 from charlm.config.fields import OptimConfig
-from charlm.config.parse import parse, to_yaml
+from charlm.config.parse import to_yaml
 from charlm.corpus.prepared import prepare
 from charlm.training.loop import train_step
 from charlm.training.optimizer import learning_rate
@@ -179,9 +179,8 @@ def test_shipped_lists_can_be_run():
     for path in (ROOT / "scripts" / "bench" / "ways").glob("*.txt"):
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
         ways = [quality.parse_way(line, ["--config", "wikipedia-simple"], args) for line in lines]
-        assert len({way.name for way in ways}) == len(ways) > 5
-        assert {way.kind for way in ways} == set(quality.KINDS)
-        assert parse(["--config", "wikipedia-simple"]).train.precision == "bf16"
+        assert len({way.name for way in ways}) == len(ways) > 1
+        assert {way.config.train.precision for way in ways} == {"bf16"}
 
 
 @pytest.mark.parametrize(
