@@ -153,7 +153,7 @@ def test_what_is_expected_of_gpus_is_computed_from_what_it_says(here, capsys):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["trian"], "bench.py trian: name one of the commands prepare, train, evaluate, sample, scaling"),
+        (["trian"], "bench.py trian: name one of the commands prepare, train, evaluate, sample, quality"),
         (["train", "--sizes", "8x16"], "8x16: 3 numbers with x between them"),
         (["sample", "--sizes", "0x1"], "0: must be 1 or more"),
         (["prepare", "--only", "nothing"], "--only 'nothing': in the name of no way"),
