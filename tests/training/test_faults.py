@@ -150,7 +150,13 @@ train(load_config(sys.argv[1]), quiet=True, watch=watch)
 """
 
 
-@pytest.mark.parametrize("step", [7, 11], ids=["in a step", "while a checkpoint waits for the disk"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(7, id="in a step", marks=pytest.mark.slow),
+        pytest.param(11, id="while a checkpoint waits for the disk"),
+    ],
+)
 def test_a_second_ctrl_c_leaves_at_once_and_harms_nothing(tmp_path, step):
     config = small(tmp_path / "run", checkpoint={"every": 5})
     words = [sys.executable, "-c", TWICE, str(config_file(config)), str(step)]
@@ -247,7 +253,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path):
     variables |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     process = start_anew(config, **variables)
     for shift in ("-10y", "+10y", None):
-        at = logged(config.run_dir) + 60
+        at = logged(config.run_dir) + 20
         wait_until(lambda at=at: logged(config.run_dir) >= at, process)
         if shift:
             clock.write_text(shift)
