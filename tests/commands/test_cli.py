@@ -433,6 +433,18 @@ def test_evaluate_dynamic_prints_the_plain_figure_and_beside_it_the_one_of_adapt
     assert files_of(f"{finished.run_dir}/model") == weights
 
 
+def test_evaluate_dynamic_in_lanes_prints_its_protocol(run, finished):
+    words = (finished.run_dir, "--dynamic", "--dynamic_lanes", "3", "--dynamic_window", "8", "--context", "6")
+    printed, figures = run("evaluate", *words), evaluated(run, *words)
+    adapted = figures.pop("dynamic")
+    assert figures == evaluated(run, finished.run_dir, "--lanes", "3", "--context", "6")
+    assert (adapted["lanes"], adapted["window"]) == (3, 8)
+    protocol, *_, how, shared = printed.splitlines()[1:]
+    assert "(3 lanes, 6 characters of warm-up context)" in protocol
+    assert how.startswith(f"a step at rate {adapted['rate']:g} after every 8 characters of each of 3 lanes, ")
+    assert "the other lanes" in shared
+
+
 def test_evaluate_by_context_shows_the_rows_that_json_holds(run, finished):
     words = (finished.run_dir, "--by_context", "--max_characters", "100")
     printed, figures = run("evaluate", *words), evaluated(run, *words)
@@ -447,9 +459,11 @@ def test_evaluate_by_context_shows_the_rows_that_json_holds(run, finished):
     ("words", "expected"),
     [
         (["--dynamic", "--lanes", "4"], "--dynamic reads the text in one lane"),
+        (["--dynamic", "--context", "4"], "without a context, or in --dynamic_lanes N"),
+        (["--dynamic", "--dynamic_lanes", "0"], "--dynamic_lanes 0: must be 1 or more"),
         (["--dynamic", "--dynamic_rate", "-1"], "--dynamic_rate -1.0: must be 0 or more, such as "),
         (["--dynamic", "--dynamic_decay", "2"], "--dynamic_decay 2.0: must be from 0 to 1, such as "),
-        (["--dynamic_rate", "1e-3"], "--dynamic_rate and --dynamic_decay are for --dynamic: add it"),
+        (["--dynamic_rate", "1e-3"], "--dynamic_rate is for --dynamic: add it"),
         (["--dynamic", "--by_context"], "not allowed with argument --dynamic"),
         (["--max_characters", "1"], "--max_characters 1: must be 2 or more"),
         (["--lanes", "-3"], "evaluate.lanes=-3: must be 1 or more"),
