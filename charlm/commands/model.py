@@ -18,8 +18,14 @@ def _load(args: argparse.Namespace):
     run, config = run_of(args)
     from charlm.training.trained import load
 
-    trained = load(run, args.device)
+    precision = config.evaluate.precision if config and args.precision is None else args.precision
+    trained = load(run, args.device, precision)
     return trained._replace(config=config) if config else trained
+
+
+def _add_precision(parser: Parser) -> None:
+    about = "arithmetic on a GPU (default: evaluate.precision of the config)"
+    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help=about)
 
 
 def _given(args: argparse.Namespace, *names: str) -> dict:
@@ -29,6 +35,7 @@ def _given(args: argparse.Namespace, *names: str) -> dict:
 def evaluate(argv: list[str]) -> None:
     """Score held-out text."""
     parser = run_parser("evaluate", f"{TERMS} {FIGURES}.")
+    _add_precision(parser)
     parser.add_argument("--split", help="split of the run's corpus (default: test)")
     parser.add_argument("--text", metavar="FILE", help="a text file instead of a split")
     parser.add_argument("--lanes", type=int, help="lanes read in parallel; 1 is the exact single pass")
@@ -39,7 +46,9 @@ def evaluate(argv: list[str]) -> None:
     more.add_argument("--by_context", action="store_true", help="also the loss by distance from a reset")
     parser.add_argument("--dynamic_lanes", type=int, metavar="N", help="lanes of --dynamic (default: 1)")
     parser.add_argument("--dynamic_window", type=int, metavar="T", help="characters per step (default: 32)")
-    parser.add_argument("--dynamic_rate", type=float, metavar="R", help="step of --dynamic (default: 5e-4)")
+    parser.add_argument(
+        "--dynamic_rate", type=float, metavar="R", help="step of --dynamic (default: by lanes)"
+    )
     decay = "share of the way back to the trained weights per step of --dynamic (default: 1e-3)"
     parser.add_argument("--dynamic_decay", type=float, metavar="D", help=decay)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -119,6 +128,7 @@ def _figures_text(name: str, figures: dict) -> str:
 def sample(argv: list[str]) -> None:
     """Draw text from a model."""
     parser = run_parser("sample", "Options that are not given come from the config of the run.")
+    _add_precision(parser)
     parser.add_argument("--prompt", help="text that the sample continues")
     parser.add_argument("--length", type=int, help="symbols to draw")
     parser.add_argument("--temperature", type=float, help="divides the logits; 0 always takes the likeliest")
@@ -192,7 +202,7 @@ def export(argv: list[str]) -> None:
     from charlm.sharing import onnx
     from charlm.training.trained import load
 
-    model, vocab, _ = load(args.run, "cpu")
+    model, vocab, _ = load(args.run, "cpu", "fp32")
     difference = onnx.export(model, vocab, args.file)
     print(
         f"{args.file}: {args.file.stat().st_size:,} bytes, {len(vocab)} symbols; "

@@ -6,19 +6,20 @@ import json
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers import MIXED, charlm, command, config_file, environment, files_of, small
+from helpers import MIXED, changed, charlm, command, config_file, environment, files_of, small
 
 from charlm import __version__
 from charlm.commands import model as model_commands
 from charlm.commands.cli import COMMANDS, FIGURES, main
 from charlm.config.parse import from_dict, to_yaml
 from charlm.corpus.prepared import prepare
-from charlm.errors import CharlmError
+from charlm.errors import CharlmError, CharlmWarning
 from charlm.training.loop import train
 
 
@@ -562,6 +563,24 @@ def test_a_run_without_a_model_yet_samples_from_its_checkpoint(run, tmp_path):
     train(config, quiet=True)
     assert not (tmp_path / "run" / "model").exists()
     assert run("sample", config.run_dir, "--prompt", "The ", "--length", "5").startswith("The ")
+
+
+# precision
+
+
+@pytest.mark.parametrize("words", [("evaluate", "--max_characters", "99"), ("sample", "--length", "9")])
+def test_a_precision_for_gpus_changes_nothing_on_a_cpu_which_says_so(run, finished, tmp_path, words):
+    command, *options = *words, "--device", "cpu"
+    plain = run(command, finished.run_dir, *options)
+    told = "evaluate.precision=bf16 is for GPUs: this CPU computes in fp32"
+    with pytest.warns(CharlmWarning, match=told):
+        assert run(command, finished.run_dir, *options, "--precision", "bf16") == plain
+    other = tmp_path / "other.yaml"
+    other.write_text(to_yaml(changed(finished, evaluate={"precision": "bf16"})), encoding="utf-8")
+    with pytest.warns(CharlmWarning, match=told):
+        assert run(command, "--config", other, *options) == plain
+    with warnings.catch_warnings(action="error"):
+        assert run(command, "--config", other, *options, "--precision", "fp32") == plain
 
 
 # report
