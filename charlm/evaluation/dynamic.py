@@ -43,7 +43,6 @@ def evaluate_dynamic(
     config: EvaluateConfig,
     rate: float | None = None,
     decay: float = DECAY,
-    *,
     lanes: int = 1,
     window: int = WINDOW,
 ) -> dict:

@@ -112,6 +112,13 @@ def test_lanes_learn_from_each_other():
     assert gains[1] > gains[0] > 0
 
 
+@pytest.mark.parametrize(("lanes", "times"), [(1, 1), (4, 2), (16, 4), (64, 4)])
+def test_the_rate_that_is_not_given_grows_with_the_lanes(lanes, times):
+    result = evaluate_dynamic(make(LETTERS), LETTERS, RANDOM, settings_of(), lanes=lanes)["dynamic"]
+    assert result["lanes"] == {64: 56}.get(lanes, lanes), "168 targets, 3 for each of 56 lanes"
+    assert result["rate"] == times * RATE
+
+
 def test_one_lane_gives_the_figures_that_it_gave_before_there_were_lanes():
     """Noted with the version before, on the same machine type; other kernels differ in the last digits."""
     for cell, expected in BEFORE.items():
