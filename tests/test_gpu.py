@@ -9,7 +9,8 @@ from charlm import CharLM
 from charlm.config.fields import EvaluateConfig, ModelConfig, SampleConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.evaluation.by_context import by_context
-from charlm.evaluation.dynamic import evaluate_dynamic
+from charlm.evaluation.dynamic import _Adapting, adapted_nats, evaluate_dynamic
+from charlm.evaluation.evaluate import evaluate
 from charlm.model.device import set_float32_precision
 from charlm.sampling.generate import generate, generate_ids
 from charlm.training.lanes import Lanes, Position
@@ -17,6 +18,7 @@ from charlm.training.loop import train, train_step
 from charlm.training.run import State
 from charlm.training.setup import make_accelerator, set_up
 from charlm.training.step import fix_summation_order, gradient_exchange, records_steps
+from charlm.training.trained import load
 
 pytestmark = [
     pytest.mark.gpu,
@@ -268,3 +270,46 @@ def test_dynamic_evaluation_and_by_context_are_those_of_the_cpu(cell, dropout):
     assert gpu["dynamic"]["bpc"] == pytest.approx(cpu["dynamic"]["bpc"], rel=2e-2)
     assert gpu["dynamic"]["bpc"] < gpu["bpc"]
     assert rows[1] == pytest.approx(rows[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("lanes", [1, 5])
+def test_recorded_steps_of_dynamic_evaluation_are_the_plain_ones(monkeypatch, lanes, cell, dtype):
+    """With a last window that is shorter, and a last lane that is."""
+    vocab = Vocab("abcdefg", unknown="error")
+    torch.manual_seed(0)
+    model = CharLM(ModelConfig(cell=cell, embedding_size=8, hidden_size=16, num_layers=2), 7).cuda()
+    model.compute_dtype = dtype
+    ids = vocab.encode("abcdefgfeadbc" * 40)
+    options = (model, ids, 1e-3, 1e-2, lanes, 16, 11)
+    recorded = [nats.cpu() for nats in adapted_nats(*options)]
+    monkeypatch.setattr(
+        _Adapting,
+        "__call__",
+        lambda self, x, carry, y, reduction: self._step(x, y, *(carry or self.model.zeros(len(x)))),
+    )
+    plain = [nats.cpu() for nats in adapted_nats(*options)]
+    assert len(recorded) == len(plain) and recorded[-1].shape != recorded[0].shape
+    wide = 1e-3 if dtype == torch.float32 else 2e-2
+    for ours, theirs in zip(recorded, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=wide, atol=wide)
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "rms"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_a_trained_model_is_evaluated_and_sampled_in_every_precision(tmp_path, cell, norm):
+    config = changed(run(tmp_path, "run"), model={"cell": cell, "norm": norm})
+    train(config, quiet=True)
+    figures = {}
+    for precision in ("fp32", "tf32", "bf16"):
+        model, vocab, opened = load(config.run_dir, "cuda", precision)
+        assert opened.evaluate.precision == precision
+        assert model.compute_dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+        ids = vocab.encode("The quick brown fox. " * 50)
+        figures[precision] = evaluate(model, vocab, ids, EvaluateConfig())["bpc"]
+        texts = [generate(model, vocab, prompt="The ", length=length) for length in (5, 60)]
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+        assert len(texts[0]) >= 5 and len(texts[1]) >= 60
+    assert figures["bf16"] == pytest.approx(figures["fp32"], abs=0.01) and figures["bf16"] != figures["fp32"]
+    assert figures["tf32"] == pytest.approx(figures["fp32"], abs=0.01)

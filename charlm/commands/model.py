@@ -18,8 +18,14 @@ def _load(args: argparse.Namespace):
     run, config = run_of(args)
     from charlm.training.trained import load
 
-    trained = load(run, args.device)
+    precision = config.evaluate.precision if config and args.precision is None else args.precision
+    trained = load(run, args.device, precision)
     return trained._replace(config=config) if config else trained
+
+
+def _add_precision(parser: Parser) -> None:
+    about = "arithmetic on a GPU (default: evaluate.precision of the config)"
+    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help=about)
 
 
 def _given(args: argparse.Namespace, *names: str) -> dict:
@@ -29,6 +35,7 @@ def _given(args: argparse.Namespace, *names: str) -> dict:
 def evaluate(argv: list[str]) -> None:
     """Score held-out text."""
     parser = run_parser("evaluate", f"{TERMS} {FIGURES}.")
+    _add_precision(parser)
     parser.add_argument("--split", help="split of the run's corpus (default: test)")
     parser.add_argument("--text", metavar="FILE", help="a text file instead of a split")
     parser.add_argument("--lanes", type=int, help="lanes read in parallel; 1 is the exact single pass")
@@ -37,7 +44,11 @@ def evaluate(argv: list[str]) -> None:
     more = parser.add_mutually_exclusive_group()
     more.add_argument("--dynamic", action="store_true", help="also let the weights adapt to the text so far")
     more.add_argument("--by_context", action="store_true", help="also the loss by distance from a reset")
-    parser.add_argument("--dynamic_rate", type=float, metavar="R", help="step of --dynamic (default: 5e-4)")
+    parser.add_argument("--dynamic_lanes", type=int, metavar="N", help="lanes of --dynamic (default: 1)")
+    parser.add_argument("--dynamic_window", type=int, metavar="T", help="characters per step (default: 32)")
+    parser.add_argument(
+        "--dynamic_rate", type=float, metavar="R", help="step of --dynamic (default: by lanes)"
+    )
     decay = "share of the way back to the trained weights per step of --dynamic (default: 1e-3)"
     parser.add_argument("--dynamic_decay", type=float, metavar="D", help=decay)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -46,10 +57,12 @@ def evaluate(argv: list[str]) -> None:
         raise UsageError("name --split or --text, not both")
     if args.max_characters is not None and args.max_characters < 2:
         raise UsageError(f"--max_characters {args.max_characters}: must be 2 or more")
-    if not args.dynamic and _given(args, "dynamic_rate", "dynamic_decay"):
-        raise UsageError("--dynamic_rate and --dynamic_decay are for --dynamic: add it")
-    if args.dynamic and (args.lanes not in (None, 1) or args.context):
-        raise UsageError("--dynamic reads the text in one lane: leave --lanes and --context out")
+    names = ("rate", "decay", "lanes", "window")
+    adapting = {name: value for name in names if (value := getattr(args, f"dynamic_{name}")) is not None}
+    if adapting and not args.dynamic:
+        raise UsageError(f"--dynamic_{next(iter(adapting))} is for --dynamic: add it")
+    if args.dynamic and (args.lanes not in (None, 1) or (args.context and "lanes" not in adapting)):
+        raise UsageError("--dynamic reads the text in one lane, without a context, or in --dynamic_lanes N")
     model, vocab, config = _load(args)
     from charlm.evaluation import by_context, dynamic, evaluate
 
@@ -57,9 +70,7 @@ def evaluate(argv: list[str]) -> None:
     name, ids = _text(args, vocab, config)
     ids = ids[: args.max_characters]
     if args.dynamic:
-        rate = dynamic.RATE if args.dynamic_rate is None else args.dynamic_rate
-        decay = dynamic.DECAY if args.dynamic_decay is None else args.dynamic_decay
-        figures = dynamic.evaluate_dynamic(model, vocab, ids, settings, rate, decay)
+        figures = dynamic.evaluate_dynamic(model, vocab, ids, settings, **adapting)
     else:
         figures = evaluate.evaluate(model, vocab, ids, settings)
     if args.by_context:
@@ -103,7 +114,10 @@ def _figures_text(name: str, figures: dict) -> str:
     if "dynamic" in figures:
         of = figures["dynamic"]
         step = f"a step at rate {of['rate']:g} after every {of['window']} characters"
+        step += f" of each of {lanes}" if of["lanes"] > 1 else ""
         lines += [line("dynamic", of), f"{step}, decay {of['decay']:g} to the trained weights"]
+        if of["lanes"] > 1:
+            lines.append("(the weights of a lane have also seen what the other lanes have read)")
     if "by_context" in figures:
         from charlm.evaluation.by_context import table
 
@@ -114,6 +128,7 @@ def _figures_text(name: str, figures: dict) -> str:
 def sample(argv: list[str]) -> None:
     """Draw text from a model."""
     parser = run_parser("sample", "Options that are not given come from the config of the run.")
+    _add_precision(parser)
     parser.add_argument("--prompt", help="text that the sample continues")
     parser.add_argument("--length", type=int, help="symbols to draw")
     parser.add_argument("--temperature", type=float, help="divides the logits; 0 always takes the likeliest")
@@ -187,7 +202,7 @@ def export(argv: list[str]) -> None:
     from charlm.sharing import onnx
     from charlm.training.trained import load
 
-    model, vocab, _ = load(args.run, "cpu")
+    model, vocab, _ = load(args.run, "cpu", "fp32")
     difference = onnx.export(model, vocab, args.file)
     print(
         f"{args.file}: {args.file.stat().st_size:,} bytes, {len(vocab)} symbols; "

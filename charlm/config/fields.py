@@ -221,6 +221,9 @@ class EvaluateConfig(checks.Section):
     """Characters per forward call; does not affect the figures."""
     max_characters: checks.TwoOrMore | None = None
     """During training, evaluate only this many symbols from the start of the validation split."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Arithmetic on a GPU of charlm evaluate, charlm sample and charlm.load. Evaluations and samples during
+    training have that of train.precision. A CPU always computes in fp32, and says so."""
 
 
 @dataclass

@@ -1,12 +1,17 @@
 """Dynamic evaluation: the weights adapt to the text that has been read (Krause et al. 2018).
 
-The text is read in one lane, window by window. Each window is scored with the weights as they are; then they
-take one step down the gradient of its loss, and a small step back to the trained weights:
+The text is read window by window, in one lane as in the paper or in several side by side. A window of all
+lanes is scored with the weights as they are; then they take one step down the gradient of its mean loss, and
+a small step back to the trained weights:
 
     w ← w - rate · g / sqrt(mean of g²) ;   w ← w + decay · (trained w - w)
 
-So no figure depends on the text behind its window. The mean of g² runs over the windows read so far: the
-paper takes it over training text, which a model without its corpus does not have.
+So no figure depends on the window itself or on what its lane reads later. With several lanes the weights
+have seen the parts that the other lanes have read, also those behind this one in the text: another protocol,
+in which the number of lanes belongs to the figure. What warms up the carry of a lane changes no weight.
+
+The mean of g² runs over the windows read so far: the paper takes it over training text, which a model
+without its corpus does not have.
 """
 
 from __future__ import annotations
@@ -17,13 +22,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from charlm.config.fields import EvaluateConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
-from charlm.evaluation.evaluate import counts, evaluate, figures_of, windows
-from charlm.model.char_lm import CharLM
+from charlm.evaluation.evaluate import counts, evaluate, figures_of, lanes_of, targets_of, windows
+from charlm.model.char_lm import Carry, CharLM
+from charlm.model.device import keep_freed_memory, record_cuda_graph
 
 WINDOW = 32  # characters between two steps; shorter ones gain a little and take longer
 RATE, DECAY = 5e-4, 1e-3  # chosen on tiny Shakespeare's validation, see configs/LOG.md
@@ -31,41 +37,107 @@ MEMORY = 0.99  # of the running mean of squared gradients
 
 
 def evaluate_dynamic(
-    model: CharLM, vocab: Vocab, ids: np.ndarray, config: EvaluateConfig, rate: float, decay: float
+    model: CharLM,
+    vocab: Vocab,
+    ids: np.ndarray,
+    config: EvaluateConfig,
+    rate: float | None = None,
+    decay: float = DECAY,
+    lanes: int = 1,
+    window: int = WINDOW,
 ) -> dict:
-    """Score a model on a text, in one lane: with the weights as they are, and with weights that adapt.
+    """Score a model on a text: with the weights as they are, and with weights that adapt.
 
-    ids: uint8[n] or uint16[n]. rate: of a step, 0 or more. decay: share of the difference to the trained
-    weights that every step takes back, from 0 to 1. Of config only bptt is used.
-    Returns the figures of evaluate in one lane, and under "dynamic" those of adapting weights with the rate,
-    decay and window. The model is not changed: a copy adapts.
-    Raises CharlmError for a rate or decay out of range, and a text of fewer than 2 symbols.
+    ids: uint8[n] or uint16[n]. rate: of a step, 0 or more; None: default_rate(lanes). decay: share of the
+    difference to the trained weights that every step takes back, from 0 to 1. lanes: read side by side, at
+    most so many. window: characters of each lane between two steps. Of config, bptt is used, and context with
+    several lanes.
+    Returns the figures of evaluate in these lanes, and under "dynamic" those of adapting weights with the
+    lanes, rate, decay and window. The model is not changed: a copy adapts.
+    Raises CharlmError for an option out of range, and a text of fewer than 2 symbols.
     """
-    if not (rate >= 0 and math.isfinite(rate)):
+    for name, value in (("lanes", lanes), ("window", window)):
+        if value < 1:
+            raise CharlmError(f"--dynamic_{name} {value}: must be 1 or more")
+    if rate is not None and not (rate >= 0 and math.isfinite(rate)):
         raise CharlmError(f"--dynamic_rate {rate}: must be 0 or more, such as {RATE}")
     if not 0 <= decay <= 1:
         raise CharlmError(f"--dynamic_decay {decay}: must be from 0 to 1, such as {DECAY}")
-    plain = evaluate(model, vocab, ids, EvaluateConfig(lanes=1, context=0, bptt=config.bptt))
-    nats = math.fsum(window.sum(dtype=np.float64) for window in adapted_nats(model, ids, rate, decay))
-    figures = figures_of(nats, *counts(vocab, ids[1:]))
+    config = EvaluateConfig(lanes=lanes, context=config.context if lanes > 1 else 0, bptt=config.bptt)
+    plain = evaluate(model, vocab, ids, config)
+    rate = default_rate(plain["lanes"]) if rate is None else rate
+    total = torch.zeros((), dtype=torch.float64, device=model.device)
+    with keep_freed_memory(model.device):
+        for nats in adapted_nats(model, ids, rate, decay, lanes, window, config.context):
+            total += nats.double().sum()
+    figures = figures_of(total.item(), *counts(vocab, ids[1:]))
     adapted = {name: figures[name] for name in ("nats_per_character", "bpc", "bpb", "perplexity")}
-    return plain | {"dynamic": adapted | {"rate": rate, "decay": decay, "window": WINDOW}}
+    protocol = {"lanes": plain["lanes"], "window": window, "rate": rate, "decay": decay}
+    return plain | {"dynamic": adapted | protocol}
 
 
-@torch.enable_grad()
-def adapted_nats(model: CharLM, ids: np.ndarray, rate: float, decay: float) -> Iterator[np.ndarray]:
-    """The nats of the predictions of each window: float32[WINDOW], the last one perhaps shorter."""
-    adapted = copy.deepcopy(model).eval().to(model.device)  # lays the copied weights out for cuDNN
-    for module in adapted.modules():
-        if isinstance(module, nn.RNNBase):
-            module.train()  # cuDNN has a backward in training mode only; dropout lies outside of these layers
-    weights = list(adapted.parameters())
-    trained = [p.detach().clone() for p in weights]
-    optimizer = torch.optim.Adam(weights, rate, (0.0, MEMORY), fused=True)  # no momentum: the rule above
-    for _, nats in windows(adapted, ids, np.zeros(1, np.int64), len(ids) - 1, WINDOW):
-        optimizer.zero_grad()
-        nats.mean().backward()
-        yield nats.detach().cpu().numpy()[0]
-        optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(weights, trained, decay)
+def default_rate(lanes: int) -> float:
+    """RATE for one lane. Several take fewer steps along less noisy gradients: RATE · √lanes, and no more than
+    4 · RATE, which was best for 16 lanes and for 64, see configs/LOG.md."""
+    return RATE * min(math.sqrt(lanes), 4.0)
+
+
+@torch.no_grad()
+def adapted_nats(
+    model: CharLM,
+    ids: np.ndarray,
+    rate: float,
+    decay: float,
+    lanes: int = 1,
+    window: int = WINDOW,
+    context: int = 0,
+) -> Iterator[Tensor]:
+    """The nats of the predictions of each window: float32[N, window], the last one perhaps shorter."""
+    starts, length, context = lanes_of(targets_of(ids), lanes, context)
+    adapting = _Adapting(model, rate, decay)
+    yield from windows(adapting.model, ids, starts, length, window, context, adapting)
+
+
+class _Adapting:
+    """A copy of a model, called as the model is, whose weights take a step after each window.
+
+    A GPU records the first window with its step, and replays it for all of the same shape.
+    """
+
+    def __init__(self, model: CharLM, rate: float, decay: float):
+        self.model = copy.deepcopy(model).eval().to(model.device)  # lays the weights out for cuDNN
+        for module in self.model.modules():
+            if isinstance(module, nn.RNNBase):
+                module.train()  # cuDNN has a backward in training mode only; dropout lies outside
+        self.weights = list(self.model.parameters())
+        self.trained, self.decay = [p.detach().clone() for p in self.weights], decay
+        options = {"fused": True, "capturable": model.device.type == "cuda"}
+        self.optimizer = torch.optim.Adam(self.weights, rate, (0.0, MEMORY), **options)  # no momentum
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, x: Tensor, carry: Carry | None, y: Tensor, reduction: str) -> tuple[Tensor, Carry]:
+        """x, y: int64[N, T]. The carry is overwritten by the next call, the nats [N, T] are not."""
+        given = (x, y, *(carry or self.model.zeros(len(x))))
+        if x.is_cuda and self.graph is None:
+            self.inputs = [t.clone(memory_format=torch.contiguous_format) for t in given]
+            self.graph = record_cuda_graph(self._run, x.device)
+            torch._foreach_copy_(self.weights, self.trained)  # recording has taken steps
+            torch._foreach_zero_([t for state in self.optimizer.state.values() for t in state.values()])
+        if self.graph is None or x.shape != self.inputs[0].shape:
+            return self._step(*given)
+        torch._foreach_copy_(self.inputs, given)
+        self.graph.replay()
+        nats, carry = self.outputs
+        return nats.clone(), carry
+
+    def _run(self) -> None:
+        self.outputs = self._step(*self.inputs)
+
+    def _step(self, x: Tensor, y: Tensor, *carry: Tensor) -> tuple[Tensor, Carry]:
+        self.optimizer.zero_grad()  # to None: a recording then always writes the same tensors
+        with torch.enable_grad():
+            nats, carry = self.model(x, carry, y, "none")
+            (nats.sum() / (y >= 0).sum()).backward()
+        self.optimizer.step()
+        torch._foreach_lerp_(self.weights, self.trained, self.decay)
+        return nats.detach(), carry

@@ -22,6 +22,7 @@ from charlm.model.device import keep_freed_memory
 
 LN2 = math.log(2)
 WINDOW = 1024  # symbols per forward call of score; has no influence on the figures
+UNCOUNTED = -100  # target of a prediction that costs nothing: ignore_index of torch's cross-entropy
 
 
 def figures_of(nats: float, symbols: float, characters: float, size: float) -> dict[str, float]:
@@ -57,14 +58,21 @@ def targets_of(ids: np.ndarray) -> int:
 
 
 def windows(
-    model: CharLM, ids: np.ndarray, starts: np.ndarray, length: int, bptt: int, context: int = 0
-) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    model: CharLM,
+    ids: np.ndarray,
+    starts: np.ndarray,
+    length: int,
+    bptt: int,
+    context: int = 0,
+    read: Callable | None = None,
+) -> Iterator[torch.Tensor]:
     """Read lanes of a text window by window, the carry handed on from one to the next.
 
     starts: int64[N], where each lane begins. A lane reads `length` symbols and predicts the one behind each;
-    positions outside the text repeat its first or last symbol. Before that it reads the `context` symbols in
-    front of its start, but for a lane that starts the text, whose carry is zero.
-    Yields (positions of the symbols read int64[N, T], nats of the predictions float32[N, T]), T up to bptt.
+    what lies behind the end of the text costs 0. Before that it reads the `context` symbols in front of its
+    start, but for a lane that starts the text, whose carry is zero.
+    read: called in place of the model from the start on, as the model is: (ids, carry, targets, reduction).
+    Yields the nats of the predictions, float32[N, T], T up to bptt.
     """
     carry = None
     for low in chain(range(-context, 0, bptt), range(0, length, bptt)):
@@ -72,16 +80,19 @@ def windows(
             for state in carry:
                 state[:, starts == 0] = 0
         at = starts[:, None] + np.arange(low, min(low + bptt, length if low >= 0 else 0) + 1)
-        window = torch.from_numpy(ids[np.clip(at, 0, len(ids) - 1)].astype(np.int64)).to(model.device)
-        nats, carry = model(window[:, :-1], carry, window[:, 1:], reduction="none")
+        symbols = ids[np.clip(at, 0, len(ids) - 1)].astype(np.int64)
+        symbols[at >= len(ids)] = UNCOUNTED
+        window = torch.from_numpy(symbols).to(model.device)
+        reader = model if low < 0 or read is None else read
+        nats, carry = reader(window[:, :-1].clamp(min=0), carry, window[:, 1:], reduction="none")
         if low >= 0:
-            yield at[:, :-1], nats
+            yield nats
 
 
 def nats_of(model: CharLM, ids: np.ndarray, starts: np.ndarray, length: int, bptt: int) -> np.ndarray:
     """float32[N, length]: the nats of the predictions of lanes that each start from a carry of zeros."""
     lanes = windows(model, ids, starts, length, bptt)
-    return np.concatenate([nats.cpu().numpy() for _, nats in lanes], axis=1)  # sync
+    return np.concatenate([nats.cpu().numpy() for nats in lanes], axis=1)  # sync
 
 
 # evaluate() cuts the targets into lanes that are read side by side. Before its first counted target a lane
@@ -90,6 +101,14 @@ def nats_of(model: CharLM, ids: np.ndarray, starts: np.ndarray, length: int, bpt
 #     text      a b c d e f g h i j k l m            targets b … m
 #     lane 0    a→b b→c c→d d→e e→f f→g              starts the text: its carry is zero
 #     lane 1        (d→e e→f f→g) g→h h→i …  l→m     3 symbols of context, not counted
+
+
+def lanes_of(targets: int, lanes: int, context: int) -> tuple[np.ndarray, int, int]:
+    """The starts int64[N] of up to so many lanes, their length, of which the last lane's may lack some
+    targets, and the context in front of each; no lane is shorter than its context."""
+    length = -(-targets // max(1, min(lanes, targets // max(context, 1))))  # rounded up
+    starts = np.arange(0, targets, length)
+    return starts, length, min(context, length) if len(starts) > 1 else 0
 
 
 @torch.inference_mode()
@@ -110,17 +129,13 @@ def evaluate(
     Raises CharlmError for a text of fewer than 2 symbols.
     """
     targets = targets_of(ids)
-    lanes = max(1, min(config.lanes, targets // max(config.context, 1)))  # no lane shorter than its context
-    length = -(-targets // lanes)  # targets per lane, rounded up
-    lanes = -(-targets // length)
-    context = min(config.context, length) if lanes > 1 else 0
-    starts = length * np.arange(lanes)[lanes * rank // world : lanes * (rank + 1) // world]
+    starts, length, context = lanes_of(targets, config.lanes, config.context)
+    lanes = len(starts)
+    starts = starts[lanes * rank // world : lanes * (rank + 1) // world]
     sums = torch.zeros(4, dtype=torch.float64, device=model.device)
     if len(starts):
         with model.evaluating(), keep_freed_memory(model.device):
-            for at, nats in windows(model, ids, starts, length, config.bptt, context):
-                if at[-1, -1] >= targets:  # the last lanes may be shorter
-                    nats = nats.masked_fill(torch.from_numpy(at >= targets).to(model.device), 0)
+            for nats in windows(model, ids, starts, length, config.bptt, context):
                 sums[0] += nats.double().sum()
         counted = ids[starts[0] + 1 : min(starts[-1] + length, targets) + 1]
         sums[1:] = torch.tensor(counts(vocab, counted), dtype=torch.float64)

@@ -140,9 +140,9 @@ class CharLM(nn.Module):
     def step(self, ids: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
         """One symbol per lane, for sampling: ids int64[B], carry [L, B, H] → (logits [B, V], carry).
 
-        The same as forward on a window of one, in float32, without the set-up costs of a whole window.
+        The same as forward on a window of one, in the dtype of the weights, without its set-up costs.
         """
-        x = self.input(ids)  # [B, E]
+        x = self.input(ids).to(self.output.weight.dtype)  # [B, E]
         states = []
         for i, layer in enumerate(self.layers):
             inputs = self._normed(i, x) if i else x
@@ -152,8 +152,9 @@ class CharLM(nn.Module):
         return self.output(x), tuple(torch.stack(parts) for parts in zip(*states, strict=True))
 
     def _normed(self, i: int, x: Tensor) -> Tensor:
-        """The input of a layer but the first: x, normalised in float32."""
-        return x if self.config.norm == "none" else self.norms[i - 1](x.float()).to(x.dtype)
+        """The input of a layer but the first: x, normalised in the dtype of the norm's weights."""
+        norm = None if self.config.norm == "none" else self.norms[i - 1]
+        return x if norm is None else norm(x.to(norm.weight.dtype)).to(x.dtype)
 
     def _joined(self, x: Tensor, out: Tensor) -> Tensor:
         """A layer's output, with its input added where the widths are equal (residual)."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # options of mallopt, in glibc's malloc.h
 _depth = 0
@@ -53,6 +54,18 @@ def set_float32_precision(kind: str) -> None:
     """How a GPU multiplies float32: ieee, or tf32, torch's own default for recurrent layers."""
     torch.backends.cudnn.rnn.fp32_precision = kind
     torch.backends.cuda.matmul.fp32_precision = kind
+
+
+def set_precision(
+    model: nn.Module, precision: str, device: torch.device, name: str, say: Callable[[str], object]
+) -> None:
+    """What a model computes in on a GPU: fp32, tf32 or bf16 (fp16 is accelerate's). A CPU computes in fp32,
+    and says so, with the name of the option, if another one is set."""
+    if device.type == "cuda":
+        model.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        set_float32_precision("tf32" if precision == "tf32" else "ieee")
+    elif precision != "fp32":
+        say(f"{name}={precision} is for GPUs: this CPU computes in fp32")
 
 
 def record_cuda_graph(run: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGraph:

@@ -84,7 +84,7 @@ def read_run(source: str, device: str | None) -> RunContents:
         run.config = read_run_config(path)
         run.missing.append("Everything that needs a model: no weights yet, neither model/ nor a checkpoint.")
     else:
-        run.model, run.vocab, run.config = load(source, device)
+        run.model, run.vocab, run.config = load(source, device, "fp32")
     config_dir = run.run_dir or (path.parent if path.name == "model" else None)
     if config_dir is None or not (config_dir / "config.yaml").exists():
         run.missing.append("Corpus and baselines: without a config.yaml the corpus cannot be found.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator
 
@@ -76,10 +77,16 @@ def generate(model: CharLM, vocab: Vocab, end: str = "", **options) -> str:
 
 
 class ModelStepper:
-    """Stepper's interface on any device, by CharLM.step. record: a GPU replays the step as one launch."""
+    """Stepper's interface on any device, by CharLM.step, in the model's compute_dtype.
+
+    record: a GPU replays the step as one launch.
+    """
 
     @torch.inference_mode()
     def __init__(self, model: CharLM, carry: Carry, record: bool = False):
+        if model.compute_dtype != torch.float32:  # once, and not in every step
+            model = copy.deepcopy(model).to(model.compute_dtype)
+        carry = tuple(c.to(model.compute_dtype) for c in carry)
         self.model, self.carry = model, tuple(c.clone() for c in carry)
         self.ids = torch.zeros(carry[0].shape[1], dtype=torch.int64, device=carry[0].device)
         self.graph = record_cuda_graph(self._run, model.device) if record else None

@@ -12,7 +12,7 @@ from charlm.config.fields import Config
 from charlm.corpus.prepared import Corpus, prepare, wait_for
 from charlm.model.cells import cell_of
 from charlm.model.char_lm import CharLM
-from charlm.model.device import set_float32_precision
+from charlm.model.device import set_precision
 from charlm.training.lanes import Lanes
 from charlm.training.optimizer import AdamW, Average, make_optimizer
 from charlm.training.step import Step, gradient_exchange, records_steps
@@ -61,7 +61,9 @@ def set_up(config: Config, accelerator: Accelerator, say: Callable[[str], None])
     lanes = Lanes(corpus["train"], train.batch_size, train.bptt, **place)
     torch.manual_seed(train.seed)
     model = CharLM(config.model, len(corpus.vocab))
-    _set_precision(config, accelerator, model, say)
+    set_precision(model, train.precision, device, "train.precision", say)
+    if device.type == "cpu" and train.gradients != "fp32" and processes > 1:
+        say("train.gradients=bf16 is for GPUs: these CPUs average gradients in fp32")
     optimizer = make_optimizer(model.to(device), config.optim)
     average = Average(model, config.optim.average) if config.optim.average else None
     step = Step(config, accelerator, model, optimizer)
@@ -78,16 +80,3 @@ def threads_for(config: Config, processes: int) -> int:
     lanes = config.train.batch_size / config.train.accumulate / processes
     values = int(cell_of(config.model).gates * config.model.hidden_size * lanes)
     return min(max(values // VALUES_PER_THREAD, 1), torch.get_num_threads())
-
-
-def _set_precision(config: Config, accelerator: Accelerator, model: CharLM, say: Callable) -> None:
-    precision = config.train.precision
-    if accelerator.device.type == "cuda":
-        if precision == "bf16":
-            model.compute_dtype = torch.bfloat16
-        set_float32_precision("tf32" if precision == "tf32" else "ieee")
-        return
-    if precision != "fp32":
-        say(f"train.precision={precision} is for GPUs: this CPU computes in fp32")
-    if config.train.gradients != "fp32" and accelerator.num_processes > 1:
-        say("train.gradients=bf16 is for GPUs: these CPUs average gradients in fp32")

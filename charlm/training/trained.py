@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypedDict, overload
 
@@ -13,10 +15,10 @@ import torch
 from charlm.config.fields import Config
 from charlm.config.parse import flatten, read_run_config
 from charlm.corpus.vocabulary import Vocab, name_of
-from charlm.errors import CharlmError
+from charlm.errors import CharlmError, CharlmWarning
 from charlm.evaluation.evaluate import Score, score
 from charlm.model.char_lm import CharLM
-from charlm.model.device import set_float32_precision
+from charlm.model.device import set_precision
 from charlm.sampling.generate import stream_text
 from charlm.training.checkpoint import evaluated_model, load_newest
 
@@ -81,23 +83,34 @@ class Trained(NamedTuple):
         return score(self.model, self.vocab, text, context)
 
 
-def load(run: str | Path, device: str | torch.device | None = None) -> Trained:
+def load(run: str | Path, device: str | torch.device | None = None, precision: str | None = None) -> Trained:
     """Open a run directory, a model/ folder, or a model on the Hub, 'user/name'.
 
     Of a run directory these are the best weights so far (model/), or those of the newest checkpoint when no
     evaluation has chosen any. The config is the default one for a model without a run around it. The model is
     in evaluation mode.
-    device: such as 'cpu' or 'cuda:1'; None takes a GPU if there is one, which multiplies in true float32 from
-    here on (torch's own choice for recurrent layers is tf32).
-    Raises CharlmError when there is no model, or no such device.
+    device: such as 'cpu' or 'cuda:1'; None takes a GPU if there is one.
+    precision: of a GPU, 'fp32', 'tf32' or 'bf16'; None is evaluate.precision of the config. How a GPU
+    multiplies float32 holds for the whole process (torch's own choice for recurrent layers is tf32). A CPU
+    always computes in fp32, with a warning if another is set.
+    Raises CharlmError when there is no model, no such device or no such precision.
     """
+    trained = _opened(run, device)
+    if precision is not None:
+        evaluating = dataclasses.replace(trained.config.evaluate, precision=precision)
+        trained = trained._replace(config=dataclasses.replace(trained.config, evaluate=evaluating))
+    chosen = trained.config.evaluate.precision
+    say = partial(warnings.warn, category=CharlmWarning, stacklevel=3)
+    set_precision(trained.model, chosen, trained.model.device, "evaluate.precision", say)
+    return trained
+
+
+def _opened(run: str | Path, device: str | torch.device | None) -> Trained:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise CharlmError(f"device {device}: {str(error).splitlines()[0]}") from error
-    if torch.device(device).type == "cuda":
-        set_float32_precision("ieee")
     path, name = Path(run), str(run)
     if path.is_dir() and not (path / "config.json").exists():
         config = read_run_config(path)
@@ -132,7 +145,7 @@ def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
     symbol of a bytes-only vocabulary. Symbols that the other model lacks keep their fresh rows.
     Raises CharlmError when sizes differ, naming them, or no symbol is common.
     """
-    source, source_vocab, _ = load(where, "cpu")
+    source, source_vocab, _ = load(where, "cpu", "fp32")
     ours, theirs = flatten(model.config), flatten(source.config)
     differ = [
         f"model.{k} is {v!r}, there {theirs[k]!r}" for k, v in ours.items() if k in _SHAPE and v != theirs[k]

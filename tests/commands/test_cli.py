@@ -6,19 +6,20 @@ import json
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers import MIXED, charlm, command, config_file, environment, files_of, small
+from helpers import MIXED, changed, charlm, command, config_file, environment, files_of, small
 
 from charlm import __version__
 from charlm.commands import model as model_commands
 from charlm.commands.cli import COMMANDS, FIGURES, main
 from charlm.config.parse import from_dict, to_yaml
 from charlm.corpus.prepared import prepare
-from charlm.errors import CharlmError
+from charlm.errors import CharlmError, CharlmWarning
 from charlm.training.loop import train
 
 
@@ -451,6 +452,18 @@ def test_evaluate_dynamic_prints_the_plain_figure_and_beside_it_the_one_of_adapt
     assert files_of(f"{finished.run_dir}/model") == weights
 
 
+def test_evaluate_dynamic_in_lanes_prints_its_protocol(run, finished):
+    words = (finished.run_dir, "--dynamic", "--dynamic_lanes", "3", "--dynamic_window", "8", "--context", "6")
+    printed, figures = run("evaluate", *words), evaluated(run, *words)
+    adapted = figures.pop("dynamic")
+    assert figures == evaluated(run, finished.run_dir, "--lanes", "3", "--context", "6")
+    assert (adapted["lanes"], adapted["window"]) == (3, 8)
+    protocol, *_, how, shared = printed.splitlines()[1:]
+    assert "(3 lanes, 6 characters of warm-up context)" in protocol
+    assert how.startswith(f"a step at rate {adapted['rate']:g} after every 8 characters of each of 3 lanes, ")
+    assert "the other lanes" in shared
+
+
 def test_evaluate_by_context_shows_the_rows_that_json_holds(run, finished):
     words = (finished.run_dir, "--by_context", "--max_characters", "100")
     printed, figures = run("evaluate", *words), evaluated(run, *words)
@@ -465,9 +478,11 @@ def test_evaluate_by_context_shows_the_rows_that_json_holds(run, finished):
     ("words", "expected"),
     [
         (["--dynamic", "--lanes", "4"], "--dynamic reads the text in one lane"),
+        (["--dynamic", "--context", "4"], "without a context, or in --dynamic_lanes N"),
+        (["--dynamic", "--dynamic_lanes", "0"], "--dynamic_lanes 0: must be 1 or more"),
         (["--dynamic", "--dynamic_rate", "-1"], "--dynamic_rate -1.0: must be 0 or more, such as "),
         (["--dynamic", "--dynamic_decay", "2"], "--dynamic_decay 2.0: must be from 0 to 1, such as "),
-        (["--dynamic_rate", "1e-3"], "--dynamic_rate and --dynamic_decay are for --dynamic: add it"),
+        (["--dynamic_rate", "1e-3"], "--dynamic_rate is for --dynamic: add it"),
         (["--dynamic", "--by_context"], "not allowed with argument --dynamic"),
         (["--max_characters", "1"], "--max_characters 1: must be 2 or more"),
         (["--lanes", "-3"], "evaluate.lanes=-3: must be 1 or more"),
@@ -566,6 +581,24 @@ def test_a_run_without_a_model_yet_samples_from_its_checkpoint(run, tmp_path):
     train(config, quiet=True)
     assert not (tmp_path / "run" / "model").exists()
     assert run("sample", config.run_dir, "--prompt", "The ", "--length", "5").startswith("The ")
+
+
+# precision
+
+
+@pytest.mark.parametrize("words", [("evaluate", "--max_characters", "99"), ("sample", "--length", "9")])
+def test_a_precision_for_gpus_changes_nothing_on_a_cpu_which_says_so(run, finished, tmp_path, words):
+    command, *options = *words, "--device", "cpu"
+    plain = run(command, finished.run_dir, *options)
+    told = "evaluate.precision=bf16 is for GPUs: this CPU computes in fp32"
+    with pytest.warns(CharlmWarning, match=told):
+        assert run(command, finished.run_dir, *options, "--precision", "bf16") == plain
+    other = tmp_path / "other.yaml"
+    other.write_text(to_yaml(changed(finished, evaluate={"precision": "bf16"})), encoding="utf-8")
+    with pytest.warns(CharlmWarning, match=told):
+        assert run(command, "--config", other, *options) == plain
+    with warnings.catch_warnings(action="error"):
+        assert run(command, "--config", other, *options, "--precision", "fp32") == plain
 
 
 # report

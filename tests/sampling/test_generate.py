@@ -14,7 +14,7 @@ from charlm.config.fields import ModelConfig, SampleConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.model.char_lm import CharLM
-from charlm.sampling.generate import BLOCK, Sampler, generate, generate_ids
+from charlm.sampling.generate import BLOCK, ModelStepper, Sampler, generate, generate_ids
 
 LETTERS = Vocab("abcdefg", unknown="error")
 FALLBACK = Vocab("ab c", end_of_document=True)
@@ -452,3 +452,19 @@ def test_importing_it_does_not_import_the_compiler():
     """Training imports this module before its first step; numba is for the first sample."""
     code = "import sys, charlm.sampling.generate; assert 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"embedding": 0}, {"norm": "layer", "residual": True}, {"norm": "rms"}]
+)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_a_model_that_computes_in_bf16_takes_its_steps_in_bf16(cell, options):
+    """In rounded copies of the weights; on a CPU it is set by hand only."""
+    model, logits = make(cell=cell, **options), []
+    for model.compute_dtype in (torch.float32, torch.bfloat16):
+        stepper = ModelStepper(model, model.zeros(2))
+        logits.append(np.stack([stepper.step(np.array([1, 4]) + i).copy() for i in range(3)]))
+        assert all(state.dtype == model.compute_dtype for state in stepper.carry)
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+    np.testing.assert_allclose(logits[1], logits[0], atol=0.02 * np.abs(logits[0]).max())
+    assert not np.array_equal(*logits)

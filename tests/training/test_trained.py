@@ -1,15 +1,17 @@
 """charlm.load: a run, a folder, a hub id, and what one does with it from Python."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import MIXED, small
+from helpers import MIXED, changed, small
 
 import charlm
 from charlm.config.fields import EvaluateConfig
-from charlm.errors import CharlmError
+from charlm.config.parse import to_yaml
+from charlm.errors import CharlmError, CharlmWarning
 from charlm.evaluation.evaluate import evaluate
 from charlm.training.loop import train
 
@@ -43,6 +45,32 @@ def test_a_run_and_its_model_folder_are_the_same(run, trained):
     assert other.vocab == trained.vocab and other.config == trained.config
     assert not trained.model.training
     assert repr(trained) == f"Trained(lstm, 1 layer(s) of 12 units, {len(trained.vocab)} symbols)"
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_a_cpu_says_that_it_computes_in_fp32(run, trained, precision):
+    told = f"^evaluate.precision={precision} is for GPUs: this CPU computes in fp32$"
+    with pytest.warns(CharlmWarning, match=told) as warned:
+        other = charlm.load(run, "cpu", precision)
+    assert len(warned) == 1 and warned[0].filename == __file__
+    assert other.config.evaluate.precision == precision
+    assert other.score("The quick").bpc == trained.score("The quick").bpc
+    assert other.generate() == trained.generate()
+
+
+def test_the_precision_is_that_of_the_config_if_none_is_given(run, trained, tmp_path, recwarn):
+    shutil.copytree(run, tmp_path / "run")
+    config = changed(trained.config, evaluate={"precision": "bf16"})
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert charlm.load(tmp_path / "run", "cpu", "fp32").config.evaluate.precision == "fp32"
+    assert not recwarn.list
+    with pytest.warns(CharlmWarning, match="evaluate.precision=bf16 is for GPUs"):
+        charlm.load(tmp_path / "run", "cpu")
+
+
+def test_a_precision_that_cannot_be_is_named(run):
+    with pytest.raises(CharlmError, match=r"evaluate\.precision='fp61'"):
+        charlm.load(run, "cpu", "fp61")
 
 
 def test_what_is_not_given_comes_from_the_run(trained):
