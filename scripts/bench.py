@@ -4,6 +4,7 @@
   train      the textbook loop, charlm's step, the whole train(), and the peak of matrix products
   evaluate   scoring a text, beside the textbook loop and the matrix products
   sample     drawing text, beside the textbook loop and the matrix products
+  quality    equal seconds of training for a list of ways, each scored on the same test text
   scaling    one and two processes on this CPU, and what is to be expected of GPUs (computed)
 
 `COMMAND --help` tells its options. Compare the ratios, each of one run, rather than the speeds.
@@ -15,7 +16,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-COMMANDS = ("prepare", "train", "evaluate", "sample", "scaling")
+COMMANDS = ("prepare", "train", "evaluate", "sample", "quality", "scaling")
 
 
 def main(words: list[str]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import socket
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from forks import Fork
 
 from charlm.config.fields import Config
 from charlm.config.parse import from_dict, to_yaml
@@ -87,8 +89,20 @@ def config_file(config: Config) -> Path:
     return path
 
 
-def start(config: Config, **variables: str) -> subprocess.Popen:
+def forked(*words: str | Path) -> subprocess.CompletedProcess:
+    """The same as charlm(), sooner: no interpreter starts for it."""
+    process = Fork([*map(str, words)], environment(), apart=True)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def start(config: Config, **variables: str) -> Fork:
     """`charlm train` of a config, in the background; stdout and stderr together."""
+    return Fork(["train", "--config", str(config_file(config))], environment(**variables))
+
+
+def start_anew(config: Config, **variables: str) -> subprocess.Popen:
+    """The same in an interpreter of its own, as users do it."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
     words = command("train", "--config", config_file(config))
     return subprocess.Popen(words, env=environment(**variables), **options)
@@ -103,35 +117,30 @@ def launched(launcher: list[str], *words, **options) -> str:
     return ran.stdout
 
 
-RANKS = """
-import os, socket, sys
-from charlm.commands.cli import main
-import charlm.training.loop  # once for all
+def ranks_of(config: Config, processes: int = 2, last: str = "", name: str = "train") -> list[Fork]:
+    """`charlm train` (or another command) as so many ranks of one run; no launcher ends the others.
 
-processes, words, last = int(sys.argv[1]), sys.argv[3:], sys.argv[2].split()
-with socket.create_server(("127.0.0.1", 0)) as free:
-    port = free.getsockname()[1]
-os.environ |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-for rank in range(processes):
-    if os.fork() == 0:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        main(["train", *words, *(last if rank + 1 == processes else [])])
-        os._exit(0)
-sys.exit(any([os.wait()[1] for _ in range(processes)]))
-"""
-
-
-def train_on(processes: int, config, last: str = "", code: int = 0) -> str:
-    """Train on several processes; returns what they print, errors too. last: more words for the last one.
-
-    Forked from one that has imported torch, which takes them longer than the training.
+    last: more words for the last one.
     """
-    line = [sys.executable, "-c", RANKS, str(processes), last, "--config", str(config_file(config))]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "timeout": 1200}
-    ran = subprocess.run(line, env=environment(), **options)
-    assert ran.returncode == code, ran.stdout
-    assert code or f"{processes} process(es) on cpu" in ran.stdout
-    return ran.stdout
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        known = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    words = [name, "--config", str(config_file(config))]
+    more = [[]] * (processes - 1) + [last.split()]
+    known["WORLD_SIZE"] = str(processes)
+    envs = [environment(RANK=str(rank), LOCAL_RANK=str(rank), **known) for rank in range(processes)]
+    return [Fork(words + m, env) for m, env in zip(more, envs, strict=True)]
+
+
+def train_on(processes: int, config: Config, last: str = "", code: int = 0, name: str = "train") -> str:
+    """Train (or another command) on several processes; returns what they print, errors too.
+
+    last: more words for the last one.
+    """
+    ranks = ranks_of(config, processes, last, name)
+    said = "".join(rank.communicate()[0] for rank in ranks)
+    assert any(rank.returncode for rank in ranks) == code, said
+    assert code or f"{processes} process(es) on cpu" in said
+    return said
 
 
 def torchrun(processes: int, config) -> str:
@@ -142,7 +151,7 @@ def torchrun(processes: int, config) -> str:
     return told
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 600) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen | Fork, seconds: float = 600) -> None:
     """Look again and again; fail when the process ends first or time is over."""
     end = time.monotonic() + seconds
     while not condition():

@@ -15,12 +15,32 @@ def bench(*words) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600, env=environment())
 
 
-def rows_of(tmp_path, *words) -> tuple[list[dict], str]:
+@pytest.fixture
+def here(monkeypatch):
+    """main() of scripts/bench.py in this process, without modules whose names other scripts have."""
+    for name in ("train", "evaluate", "sample", "prepare"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "path", [str(BENCH.parent / "bench"), str(BENCH.parent), *sys.path])
+    import rounds
+    from bench import main
+
+    monkeypatch.setattr(rounds, "PRODUCT", 64)
+    yield main
+    for name in ("train", "evaluate", "sample", "prepare"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def rows_of(here, tmp_path, capsys):
+    return lambda *words: read_rows(here, tmp_path / "told.json", capsys, *map(str, words))
+
+
+def read_rows(main, path, capsys, *words) -> tuple[list[dict], str]:
     """The rows of its JSON, and what it prints; all of it fits in 100 columns."""
-    done = bench(*words, "--threads", 1, "--json", tmp_path / "told.json")
-    assert done.returncode == 0, done.stderr
-    assert max(map(len, done.stdout.splitlines())) <= 100
-    told = json.loads((tmp_path / "told.json").read_text())
+    main([*words, "--threads", "1", "--json", str(path)])
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 100
+    told = json.loads(path.read_text())
     assert told["command"] == words[0] and told["torch"] and told["device"]
     for row in told["rows"]:
         assert all(min(speeds) > 0 for speeds in row["rounds"].values())
@@ -33,14 +53,14 @@ def rows_of(tmp_path, *words) -> tuple[list[dict], str]:
             row["characters_per_second"]["charlm"] * row["flops_per_character"] / 1e9
         )
         assert set(row["memory_mb"]) >= {"textbook", "limit"}
-        assert row["name"] in done.stdout
-    assert told["device"] in done.stdout and f"torch {told['torch']}" in done.stdout
-    return told["rows"], done.stdout
+        assert row["name"] in out
+    assert told["device"] in out and f"torch {told['torch']}" in out
+    return told["rows"], out
 
 
-def test_sample_gives_a_row_for_every_size_and_a_table(tmp_path):
+def test_sample_gives_a_row_for_every_size_and_a_table(rows_of):
     words = ["--cells", "lstm", "gru", "--sizes", "8x1", "8x3", "--layers", 2, "--length", 5, "--rounds", 2]
-    rows, told = rows_of(tmp_path, "sample", *words)
+    rows, told = rows_of("sample", *words)
     assert [(r["cell"], r["layers"], r["hidden"], r["streams"]) for r in rows] == [
         (cell, 2, 8, streams) for cell in ("lstm", "gru") for streams in (1, 3)
     ]
@@ -48,9 +68,9 @@ def test_sample_gives_a_row_for_every_size_and_a_table(tmp_path):
     assert "gru 2 × 8, 3 at once" in told and "× textbook" in told
 
 
-def test_train_gives_a_row_for_every_size_and_a_table(tmp_path):
+def test_train_gives_a_row_for_every_size_and_a_table(rows_of):
     words = ["--cells", "rnn", "gru", "--sizes", "8x3x4", "--steps", 3, "--rounds", 2]
-    rows, told = rows_of(tmp_path, "train", *words)
+    rows, told = rows_of("train", *words)
     assert [(r["cell"], r["hidden"], r["lanes"], r["bptt"]) for r in rows] == [
         ("rnn", 8, 3, 4),
         ("gru", 8, 3, 4),
@@ -66,9 +86,9 @@ def test_train_gives_a_row_for_every_size_and_a_table(tmp_path):
     assert "rnn 1 × 8, 3 × 4" in told and "logging" in told
 
 
-def test_evaluate_gives_a_row_for_every_size_and_a_table(tmp_path):
+def test_evaluate_gives_a_row_for_every_size_and_a_table(rows_of):
     words = ["--cells", "lstm", "--layers", 1, 2, "--sizes", "8x3", "--length", 40, "--rounds", 2]
-    rows, told = rows_of(tmp_path, "evaluate", *words)
+    rows, told = rows_of("evaluate", *words)
     assert [(r["layers"], r["hidden"], r["lanes"], r["length"]) for r in rows] == [
         (1, 8, 3, 40),
         (2, 8, 3, 40),
@@ -103,8 +123,7 @@ def test_scaling_measures_one_process_and_two(tmp_path):
     assert row["times_one"] == row["characters_per_second"]["2"] / row["characters_per_second"]["1"]
 
 
-def test_what_is_expected_of_gpus_is_computed_from_what_it_says(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(BENCH.parent / "bench")
+def test_what_is_expected_of_gpus_is_computed_from_what_it_says(here, capsys):
     import gpus as expected
 
     rows = expected.rows()
@@ -134,17 +153,14 @@ def test_what_is_expected_of_gpus_is_computed_from_what_it_says(monkeypatch, cap
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["trian"], "bench.py trian: name one of the commands prepare, train, evaluate, sample, scaling"),
+        (["trian"], "bench.py trian: name one of the commands prepare, train, evaluate, sample, quality"),
         (["train", "--sizes", "8x16"], "8x16: 3 numbers with x between them"),
         (["sample", "--sizes", "0x1"], "0: must be 1 or more"),
         (["prepare", "--only", "nothing"], "--only 'nothing': in the name of no way"),
     ],
 )
-def test_wrong_words_are_named(words, told, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(BENCH.parent)
-    from bench import main
-
+def test_wrong_words_are_named(words, told, here, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(words)
+        here(words)
     assert ended.value.code != 0
     assert told in capsys.readouterr().err + str(ended.value.code)

@@ -98,6 +98,7 @@ BENCH_PREPARE = "test_bench.py::test_prepare_gives_a_row_for_every_way"
 BENCH_SAMPLE = "test_bench.py::test_sample_gives_a_row_for_every_size_and_a_table"
 BENCH_EVALUATE = "test_bench.py::test_evaluate_gives_a_row_for_every_size_and_a_table"
 BENCH_SCALING = "test_bench.py::test_scaling_measures_one_process_and_two"
+BENCH_QUALITY = "test_quality.py::test_every_way_gets_a_row_and_a_line_and_a_failure_stops_no_other"
 BENCH_TRAIN = "test_bench.py::test_train_gives_a_row_for_every_size_and_a_table"
 LAUNCHED = "training/test_distributed.py::test_accelerate_launch_from_the_folder_of_the_script"
 SMOKE = "slurm/test_slurm.py::test_hello_says_that_the_cluster_is_set_up_right"
@@ -124,6 +125,7 @@ THERE = {
     "bench.py sample": ("minutes", BENCH_SAMPLE),
     "bench.py train": ("minutes", BENCH_TRAIN),
     "bench.py evaluate": ("minutes", BENCH_EVALUATE),
+    "bench.py quality": ("minutes", BENCH_QUALITY),
     LAUNCH: ("a launcher", LAUNCHED),
     "nano slurm/cluster.sh": ("an editor", ""),
     "source slurm/cluster.sh": ("a cluster", SMOKE),

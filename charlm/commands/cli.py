@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -66,7 +67,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? instead of failing
     warnings.formatwarning = _format_warning
-    code, message = 0, ""
+    code, message, interrupts = 0, "", []
+
+    def interrupt(number, frame):
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         _function(words[0])(words[1:])
     except KeyboardInterrupt:
@@ -74,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `charlm sample … | head`
         sys.stderr.close()
     except Exception as error:
+        if interrupts:  # while numpy or torch is imported, Ctrl-C can end as any exception
+            _exit(130, "charlm: stopped by Ctrl-C")
         if debug:
             traceback.print_exception(error)
         if isinstance(error, CharlmError):
@@ -82,6 +92,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             first = (str(error).strip().splitlines() or ["without a message"])[0][:300]
             hint = "" if debug else "; run it again with --debug, or CHARLM_DEBUG=1, to see the traceback"
             code, message = 70, f"charlm: unexpected {type(error).__name__}: {first}{hint}"
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     _exit(code, message)
 
 
@@ -168,6 +181,8 @@ def run_of(args: argparse.Namespace) -> tuple[str, Config | None]:
     if (args.run is None) == (args.config is None):
         raise UsageError("name a run directory, or --config for its config")
     config = parse(["--config", args.config]) if args.config else None
+    if config and not os.path.isdir(config.run_dir):
+        raise CharlmError(f"{config.run_dir}: no run yet; charlm train --config {args.config}")
     return config.run_dir if config else args.run, config
 
 

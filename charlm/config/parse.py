@@ -66,7 +66,7 @@ def _read_yaml(name: str | Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CharlmError(f"{path}: cannot be read as YAML: {error}") from error
+        raise CharlmError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     _check_keys({} if tree is None else tree, Config(), str(path))
     return {section: value for section, value in (tree or {}).items() if value is not None}
 

@@ -63,7 +63,7 @@ def load_model(cls: type[CharLM], name: str | Path, device: str | torch.device =
         path = folder / "model.safetensors"
         weights = load_file(path)
     except Exception as error:
-        raise CharlmError(f"{path}: cannot be read: {error}") from error
+        raise CharlmError(f"{path}: cannot be read: {error}; train or download it again") from error
     load_weights(model, weights, path)
     vocab = model.vocab = Vocab.load(folder)
     if len(vocab) != model.vocab_size:

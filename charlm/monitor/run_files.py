@@ -132,7 +132,7 @@ class History:
         if self.state != "running" or not self.records:
             return 0.0
         silent = time.time() - self.records[-1]["time"]
-        return silent if silent > max(120, *(10 * seconds for _, seconds in self._gaps())) else 0.0
+        return silent if silent > max([120, *(10 * seconds for _, seconds in self._gaps())]) else 0.0
 
     def figures(self) -> dict:
         """All figures for a script; None for one that is missing."""

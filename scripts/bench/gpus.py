@@ -7,6 +7,8 @@ come at the end of the window, so that nothing hides their way.
 
 from __future__ import annotations
 
+import torch
+
 from charlm.config.fields import Config
 from charlm.config.parse import load_config
 
@@ -30,7 +32,8 @@ def sizes_of(config: Config) -> tuple[int, int]:
     """(weights that are multiplied, all parameters) of a config whose vocabulary is full."""
     from charlm import CharLM
 
-    model = CharLM(config.model, config.vocab.max_size)
+    with torch.device("meta"):  # shapes alone: the weights of the largest would take seconds to draw
+        model = CharLM(config.model, config.vocab.max_size)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     lookup = sizes.get("input.weight", 0)
     biases = sum(p.numel() for p in model.parameters() if p.ndim == 1)

@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 V = 96  # symbols: printable ASCII and newline
 E = 64  # embedding
+PRODUCT = 1024  # rows and columns of the matrices whose product is a CPU's peak
 TEXTBOOK, STEP, WHOLE, LIMIT = "textbook", "step", "charlm", "limit"
 Way = Callable[[], float]  # runs a little, returns units per second
 
@@ -28,12 +30,12 @@ Way = Callable[[], float]  # runs a little, returns units per second
 class Textbook(nn.Module):
     """The model as tutorials write it: embedding, one multi-layer module of torch's, linear."""
 
-    def __init__(self, cell: str, hidden: int, layers: int):
+    def __init__(self, cell: str, hidden: int, layers: int, symbols: int = V, embedding: int = E):
         super().__init__()
         kind = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[cell]
-        self.input = nn.Embedding(V, E)
-        self.net = kind(E, hidden, layers, batch_first=True)
-        self.output = nn.Linear(hidden, V)
+        self.input = nn.Embedding(symbols, embedding)
+        self.net = kind(embedding, hidden, layers, batch_first=True)
+        self.output = nn.Linear(hidden, symbols)
 
     def forward(self, ids: Tensor, carry=None) -> tuple[Tensor, object]:
         out, carry = self.net(self.input(ids), carry)
@@ -45,6 +47,7 @@ def matrices_of(model: nn.Module) -> list[Tensor]:
     return [p.detach() for name, p in model.named_parameters() if p.ndim == 2 and name != "input.weight"]
 
 
+@cache
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -66,7 +69,7 @@ def timed(run: Callable[[], object], units: int) -> float:
 
 def matmul_peak(dtype: torch.dtype = torch.float32) -> float:
     """FLOP/s of a large product, the best of three."""
-    size, times = (8192, 10) if device().type == "cuda" else (1024, 8)
+    size, times = (8192, 10) if device().type == "cuda" else (PRODUCT, 8)
     a, b, out = (torch.randn(size, size, dtype=dtype, device=device()) for _ in range(3))
 
     def run() -> None:

@@ -265,6 +265,24 @@ def test_ctrl_c_ends_sampling_with_130_after_what_was_streamed(finished):
     assert message == b"charlm: stopped by Ctrl-C\n"
 
 
+def test_ctrl_c_during_an_import_ends_with_130_whatever_the_import_raises():
+    """numpy, interrupted while it is imported, raises RecursionError or ImportError later."""
+    program = """
+import os, signal, time
+from charlm.commands import cli
+def importing(words):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(9)
+    except KeyboardInterrupt:
+        raise ImportError("half imported") from None
+cli._function = lambda name: importing
+cli.main(["hello"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment(), timeout=60)
+    assert (done.returncode, done.stderr) == (130, b"charlm: stopped by Ctrl-C\n")
+
+
 def test_a_reader_that_has_enough_is_no_error(finished):
     """charlm sample … | head -c 10"""
     words = command("sample", finished.run_dir, "--length", "20000")

@@ -1,15 +1,19 @@
 """What the tests of the corpus share: files, configs, and the contents of a prepared corpus."""
 
 import json
+import os
 import random
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import environment
 
 import charlm.corpus.readers
 from charlm.config.fields import Config
@@ -127,3 +131,93 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
 def arrow_files() -> list[Path]:
     """What `datasets` keeps in its cache, over all tests."""
     return sorted(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow"))
+
+
+# processes that prepare
+
+# Imports and loading compiled code take longer than these builds: one process does them, and forks.
+FORKS = """
+import json, os, sys, threading, traceback
+import charlm.commands.cli, charlm.commands.train, charlm.corpus.build
+from charlm.config.parse import from_dict
+from charlm.corpus.prepared import prepare, prepare_shard
+from charlm.errors import CharlmError
+from corpus_helpers import limited
+from tqdm import tqdm
+
+tqdm.monitor_interval = 0  # no thread
+tqdm.set_lock(threading.RLock())  # the default is shared by forks: a kill would block the others
+text = {"source": "literal", "text": "hello" * 9, "split_by": "character", "validation": 0.2, "test": 0}
+prepare(from_dict({"data": {**text, "dir": sys.argv[1]}}))
+charlm.corpus.readers.PIECE, charlm.corpus.readers.BATCH = 1 << 10, 1 << 9
+charlm.corpus.id_writer.SYNC_EVERY = 0.0
+for line in iter(sys.stdin.readline, ""):
+    request = json.loads(line)
+    if "wait" in request:
+        pid, status = os.waitpid(request["wait"], request["options"])
+        print(json.dumps(os.waitstatus_to_exitcode(status) if pid else None), flush=True)
+    elif pid := os.fork():
+        print(pid, flush=True)
+    else:
+        for stream in (1, 2):
+            os.dup2(os.open(f"{request['output']}.{stream}", os.O_CREAT | os.O_WRONLY), stream)
+        code = 1
+        try:
+            exec(request["code"])
+            code = 0
+        except SystemExit as end:
+            print(end.code, file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
+        finally:  # to end in order, with all these modules, would take seconds
+            sys.stdout.flush()
+            os._exit(code)
+"""
+
+
+class Forks:
+    """Starts processes that run some code, and prepare in many small pieces."""
+
+    def __init__(self, folder: Path):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+        line = [sys.executable, "-c", FORKS, str(folder)]
+        self.server = subprocess.Popen(line, env=environment(PYTHONPATH=path), **pipes)
+        self.folder, self.started = folder, []
+
+    def request(self, **content):
+        self.server.stdin.write(json.dumps(content) + "\n")
+        self.server.stdin.flush()
+        return json.loads(self.server.stdout.readline())
+
+    def start(self, code: str) -> "Fork":
+        self.started.append(Fork(self, code, self.folder / f"output-{len(self.started)}"))
+        return self.started[-1]
+
+    def prepare(self, made: Config, *shard: int) -> "Fork":
+        call = "prepare_shard" if shard else "prepare"
+        return self.start(f"{call}(from_dict({json.loads(tree_of(made))}), *{shard})")
+
+
+class Fork:
+    """One of these processes."""
+
+    def __init__(self, forks: Forks, code: str, files: Path):
+        self.forks, self.files, self.code = forks, files, None
+        self.pid = forks.request(code=code, output=str(files))
+
+    def wait(self, options: int = 0) -> int | None:
+        """Its exit code; -9 when it was killed; with os.WNOHANG None while it runs."""
+        if self.code is None:
+            self.code = self.forks.request(wait=self.pid, options=options)
+        return self.code
+
+    def kill(self) -> bool:
+        """kill -9. False when it was done before."""
+        if self.wait(os.WNOHANG) is None:
+            os.kill(self.pid, signal.SIGKILL)
+        return self.wait() == -signal.SIGKILL
+
+    def output(self) -> list[str]:
+        """stdout and stderr."""
+        return [Path(f"{self.files}.{stream}").read_text() for stream in (1, 2)]

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,11 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from corpus_helpers import (
+    Fork,
     bytes_of,
     config,
     folders,
     jsonl,
-    limited,
     parquet,
     refused,
     sha_of,
@@ -722,71 +723,42 @@ def test_a_leftover_of_a_crash_is_ignored_and_cleaned(tmp_path):
 
 # two processes, and the end of one
 
-CHILD = """
-import json, os, signal, sys
-import charlm.corpus.readers
-import charlm.corpus.batches
-from charlm.errors import CharlmError
-from charlm.config.parse import from_dict
-from charlm.corpus.prepared import prepare
-charlm.corpus.readers.BATCH = 50_000  # so that a pass takes a while
-if len(sys.argv) > 2:  # as an ordinary user
-    os.setgroups([])
-    os.setgid(int(sys.argv[2]))
-    os.setuid(int(sys.argv[2]))
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background would ignore it
-print("ready", flush=True)
-sys.stdin.readline()
+
+def child(forks, made: Config, before: str = "") -> Fork:
+    """A process that does something before it prepares."""
+    tree, size = json.loads(tree_of(made)), readers.PIECE
+    return forks.start(f"""{before}
+charlm.corpus.readers.PIECE, charlm.corpus.readers.BATCH = {size}, 50_000  # so that a pass takes a while
 try:
-    corpus = prepare(from_dict(json.loads(sys.argv[1])))
-    print(corpus.folder, flush=True)
+    print(prepare(from_dict({tree})).folder)
 except CharlmError as error:
-    print("refused:", error, flush=True)
-"""
+    print("refused:", error)
+""")
 
 
-def child(made: Config, *words: str, **options) -> subprocess.Popen:
-    """A process that waits for a line on its input, then prepares."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, "-c", CHILD, tree_of(made), *words], **pipes, **options)
-    return process
-
-
-def start(*processes: subprocess.Popen) -> None:
-    """Let them go at once, when all have imported what they need."""
-    for process in processes:
-        assert process.stdout.readline() == "ready\n", process.stderr.read()
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-
-
-def test_two_processes_at_once_get_the_same_folder(tmp_path):
+def test_two_processes_at_once_get_the_same_folder(tmp_path, forks):
     file = written(tmp_path / "a.txt", MIXED * 20_000)
     made = config(tmp_path, "text", data_files=file)
-    both = [child(made) for _ in range(2)]
-    start(*both)
-    ended = [process.communicate(timeout=300) for process in both]
-    assert [out.strip() for out, _ in ended] == [str(folder_of(made))] * 2, ended
+    both = [child(forks, made) for _ in range(2)]
+    ended = [(process.wait(), *process.output()) for process in both]
+    assert [out.strip() for _, out, _ in ended] == [str(folder_of(made))] * 2, ended
     assert folders(tmp_path) == [folder_of(made).name]
     Corpus(folder_of(made)).verify()
 
 
-def test_a_process_ended_in_the_middle_leaves_no_corpus_and_the_next_run_works(tmp_path):
+def test_a_process_ended_in_the_middle_leaves_no_corpus_and_the_next_run_works(tmp_path, forks):
     """By SIGTERM; test_build.py ends others with SIGKILL and SIGINT."""
     file = written(tmp_path / "a.txt", MIXED * 60_000)
     made = config(tmp_path, "text", data_files=file, split_by="character", validation=0.1)
     folder = folder_of(made)
     partial = folder.with_name(f".{folder.name}.partial")
-    process = child(made)
-    start(process)
+    process = child(forks, made)
     deadline = time.monotonic() + 300
     while not ((partial / "train.npy").exists() and (partial / "train.npy").stat().st_size > 1000):
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        assert process.wait(os.WNOHANG) is None and time.monotonic() < deadline, process.output()
         time.sleep(0.001)
-    process.terminate()
-    process.communicate(timeout=300)
-    assert process.returncode != 0
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait() != 0
     assert not folder.exists(), "the process was done before it was ended: make the file larger"
     assert (partial / "counts-0.log").exists(), "the next run counts again what was counted"
     again = prepare(made)
@@ -1002,27 +974,28 @@ def test_a_read_only_data_dir(tmp_path, mounted):
 
 
 @pytest.mark.parametrize("mode", [0o555, 0o000])
-def test_a_data_dir_of_someone_else(mode):
+def test_a_data_dir_of_someone_else(forks, mode):
     """As an ordinary user: root may write anywhere."""
     with tempfile.TemporaryDirectory() as folder:  # not below tmp_path, where only its owner may look
         os.chmod(folder, 0o755)
         made = config(Path(folder), "literal", text="hello")
         (Path(folder) / "data").mkdir()
         os.chmod(Path(folder) / "data", mode)
-        process = child(made, *(["65534"] if os.geteuid() == 0 else []))
-        out, err = process.communicate("go\n", timeout=300)
+        nobody = "os.setgroups([]); os.setgid(65534); os.setuid(65534)" if os.geteuid() == 0 else ""
+        process = child(forks, made, nobody)
+        process.wait()
         os.chmod(Path(folder) / "data", 0o755)
-        assert re.search(rf"refused: {folder}/data/\S+: cannot be written \(Permission denied\)", out), err[
-            -500:
-        ]
+        out, err = process.output()
+        assert re.search(rf"refused: {folder}/data/\S+: cannot be written \(Permission denied\)", out), err
 
 
-def test_a_disk_that_fills_up_while_datasets_caches(tmp_path):
+def test_a_disk_that_fills_up_while_datasets_caches(tmp_path, forks):
     file = jsonl(tmp_path / "a.jsonl", ["hello" * 20_000])  # text and parquet would be read where they are
     made = config(tmp_path, "json", data_files=file)
-    process = child(made, preexec_fn=limited(30_000))
-    out, err = process.communicate("go\n", timeout=300)
-    assert "refused: " in out and file in out and "File too large" in out, (out, err[-500:])
+    process = child(forks, made, "limited(30_000)()")
+    process.wait()
+    out, err = process.output()
+    assert "refused: " in out and file in out and "File too large" in out, (out, err)
     assert folders(tmp_path) == []
 
 

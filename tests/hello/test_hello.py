@@ -5,7 +5,6 @@ import io
 import json
 
 import pytest
-from helpers import charlm
 
 from charlm.commands.cli import main
 from charlm.config.parse import load_config
@@ -21,11 +20,12 @@ LINES = [
 ]
 
 
-def test_the_command_prints_exactly_the_ten_lines_and_leaves_nothing_behind(tmp_path):
-    ran = charlm("hello", cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout == "".join(line + "\n" for line in LINES)
-    assert "\r" not in ran.stderr and "rror" not in ran.stderr
+def test_the_command_prints_exactly_the_ten_lines_and_leaves_nothing_behind(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    main(["hello"])
+    out, err = capfd.readouterr()
+    assert out == "".join(line + "\n" for line in LINES)
+    assert "\r" not in err and "rror" not in err
     assert list(tmp_path.iterdir()) == []
 
 

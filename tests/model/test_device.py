@@ -20,34 +20,34 @@ def pages():
 def resident():  # MB
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20
 
-with keep_freed_memory(torch.device(sys.argv[1])):
-    with keep_freed_memory(torch.device(sys.argv[1])):
-        pages()
-    for _ in range(4):  # the heap finds its size
-        pages()
-    result = pages()
-    torch.ones(128 << 20)  # 512 MB
-    within = resident()
-print(result, within - resident())
+for device in ("cuda", "cpu"):
+    with keep_freed_memory(torch.device(device)):
+        with keep_freed_memory(torch.device(device)):
+            pages()
+        for _ in range(4):  # the heap finds its size
+            pages()
+        result = pages()
+        torch.ones(128 << 20)  # 512 MB
+        within = resident()
+    print(result, within - resident())
 """
 
 
-def counted(device: str) -> tuple[int, int]:
-    """Pages cleared for five blocks of 64 MB, when all is kept; MB given back after."""
-    line = [sys.executable, "-c", COUNT, device]
+@pytest.fixture(scope="module")
+def counted():
+    """Of both devices: pages cleared for five blocks of 64 MB, when all is kept; MB given back after."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("glibc's malloc")
+    line = [sys.executable, "-c", COUNT]
     ran = subprocess.run(line, capture_output=True, encoding="utf-8", env=environment(), timeout=600)
     assert ran.returncode == 0, ran.stderr
-    pages, given_back = map(int, ran.stdout.split())
-    return pages, given_back
+    return [tuple(map(int, line.split())) for line in ran.stdout.splitlines()]
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
-def test_memory_is_asked_for_once_while_it_is_kept_and_given_back_after():
-    pages, given_back = counted("cpu")
+def test_memory_is_asked_for_once_while_it_is_kept_and_given_back_after(counted):
+    pages, given_back = counted[1]
     assert pages < 50 and given_back > 400
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
-def test_beside_a_gpu_all_is_as_before():
-    pages, _ = counted("cuda")
-    assert pages >= 5 * 30  # 32 in a block, if pages are large
+def test_beside_a_gpu_all_is_as_before(counted):
+    assert counted[0][0] >= 5 * 30  # 32 in a block, if pages are large

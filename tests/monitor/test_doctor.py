@@ -4,8 +4,9 @@ import os
 import subprocess
 
 import pytest
-from helpers import MIXED, changed, charlm, config_file, environment, files_of, launched, small
+from helpers import MIXED, changed, config_file, files_of, small, train_on
 
+from charlm.commands.cli import main
 from charlm.commands.train import doctor as doctor_command
 from charlm.config.parse import to_yaml
 from charlm.corpus.prepared import folder_of, prepare
@@ -14,8 +15,19 @@ from charlm.monitor.doctor import cudnn_kernels
 from charlm.training.loop import train
 
 
-def doctor(config, *words, **options):
-    return charlm("doctor", "--config", config_file(config), *words, **options)
+@pytest.fixture
+def doctor(capsys):
+    """Examine a config in this process: (exit code, stdout)."""
+
+    def doctor(config, *words) -> tuple[int, str]:
+        code = 0
+        try:
+            main(["doctor", "--config", str(config_file(config)), *words])
+        except SystemExit as left:
+            code = left.code
+        return code, capsys.readouterr().out
+
+    return doctor
 
 
 @pytest.fixture
@@ -26,11 +38,11 @@ def config(tmp_path):
     return config
 
 
-def test_all_is_well(config, tmp_path):
+def test_all_is_well(doctor, config, tmp_path):
     before = files_of(tmp_path)
-    ran = doctor(config, "--hours", "1")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    lines = ran.stdout.splitlines()
+    code, told = doctor(config, "--hours", "1")
+    assert code == 0, told
+    lines = told.splitlines()
     found = {line.split()[1]: line for line in lines[:-1]}
     assert all(line.startswith("ok ") for line in lines[:-1])
     assert lines[-1] == "1 process(es): ready to train"
@@ -46,21 +58,21 @@ def test_all_is_well(config, tmp_path):
     assert after == before | {"runs/run.yaml": to_yaml(config).encode()}  # it leaves nothing behind
 
 
-def assert_bad(ran, name: str, told: str) -> None:
-    assert ran.returncode == 1, ran.stdout
-    assert "Traceback" not in ran.stderr
-    (bad,) = [line for line in ran.stdout.splitlines() if line.startswith("BAD")]
+def assert_bad(ran: tuple[int, str], name: str, told: str) -> None:
+    code, out = ran
+    assert code == 1, out
+    (bad,) = [line for line in out.splitlines() if line.startswith("BAD")]
     assert bad.split()[1] == name and told in bad
-    assert f"needs attention: {name}" in ran.stdout
+    assert f"needs attention: {name}" in out
 
 
-def test_a_corpus_that_is_not_prepared(tmp_path):
+def test_a_corpus_that_is_not_prepared(doctor, tmp_path):
     config = small(tmp_path / "run")
     assert_bad(doctor(config), "corpus", f"{folder_of(config)} is not prepared yet: charlm prepare")
     assert not folder_of(config).exists()
 
 
-def test_a_time_limit_that_is_too_short(config):
+def test_a_time_limit_that_is_too_short(doctor, config):
     assert_bad(doctor(config, "--hours=0.0000001"), "time", "a limit of 1e-07 h is too short")
 
 
@@ -69,12 +81,12 @@ def test_a_time_limit_that_makes_no_sense(config):
         doctor_command(["--config", str(config_file(config)), "--hours=-1"])
 
 
-def test_a_batch_that_the_text_is_too_short_for(config):
+def test_a_batch_that_the_text_is_too_short_for(doctor, config):
     ran = doctor(config, "--train.batch_size=100", "--train.bptt=100")
     assert_bad(ran, "config", "train.batch_size=100 lanes × train.bptt=100 need 10,001")
 
 
-def test_a_disk_without_room_for_the_checkpoints(tmp_path):
+def test_a_disk_without_room_for_the_checkpoints(doctor, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True)
@@ -88,11 +100,11 @@ def test_a_disk_without_room_for_the_checkpoints(tmp_path):
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_precision_on_a_cpu_is_told_as_it_is(config):
-    ran = doctor(config, "--train.precision=bf16")
-    assert ran.returncode == 0
-    assert "train.precision=bf16 is for GPUs: this CPU computes in fp32" in ran.stdout
-    assert "train.precision=bf16: recurrent layers compute in float32" in ran.stdout
+def test_precision_on_a_cpu_is_told_as_it_is(doctor, config):
+    code, told = doctor(config, "--train.precision=bf16")
+    assert code == 0
+    assert "train.precision=bf16 is for GPUs: this CPU computes in fp32" in told
+    assert "train.precision=bf16: recurrent layers compute in float32" in told
 
 
 @pytest.mark.parametrize(
@@ -124,31 +136,31 @@ def test_which_kernels_of_cudnn_are_told(tmp_path, model, precision, lanes, kern
     assert cudnn_kernels(config, lanes) == kernels
 
 
-def test_the_hub_is_told_as_the_environment_has_it(config):
-    ran = doctor(config, env=environment(HF_HUB_OFFLINE="0", HF_DATASETS_OFFLINE=None))
-    assert "online, if it can be reached" in ran.stdout
+def test_the_hub_is_told_as_the_environment_has_it(doctor, config, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.delenv("HF_DATASETS_OFFLINE")
+    assert "online, if it can be reached" in doctor(config)[1]
 
 
 def test_two_processes_are_examined_together(tmp_path):
     config = small(tmp_path / "run", train={"batch_size": 5})
     prepare(config)
-    words = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    told = launched(words, "-m", "charlm", "doctor", "--config", config_file(config))
-    assert "2 process(es) on cpu" in told and "5 in all, 2 or 3 per process" in told
+    told = train_on(2, config, name="doctor")
+    assert "5 in all, 2 or 3 per process" in told
     assert told.rstrip().endswith("2 process(es): ready to train")
     assert told.count("versions") == 1  # only the main process speaks
 
 
-def test_a_file_that_changed_is_another_corpus(tmp_path):
+def test_a_file_that_changed_is_another_corpus(doctor, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text(MIXED, encoding="utf-8")
     config = small(tmp_path / "run", data={"source": "text", "data_files": str(path)})
     prepare(config)
-    assert doctor(config).returncode == 0
+    assert doctor(config)[0] == 0
     os.utime(path, (1, 1))
     assert_bad(doctor(config), "corpus", "is not prepared yet")
 
 
-def test_a_run_that_is_under_way_needs_less_time(config):
+def test_a_run_that_is_under_way_needs_less_time(doctor, config):
     train(changed(config, train={"steps": 5}), quiet=True)
-    assert "7 of 12 steps take" in doctor(config).stdout
+    assert "7 of 12 steps take" in doctor(config)[1]

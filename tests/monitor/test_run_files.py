@@ -74,6 +74,8 @@ def test_the_time_left_does_not_count_a_pause_between_two_jobs(tmp_path):
     history = write(tmp_path, *records, status={"status": "running", "step": 0})
     assert history.seconds_left() == pytest.approx(3 * 21, abs=1e-3)
     assert history.seconds_silent() == 0
+    one = write(tmp_path, {"step": 5, "time": time.time(), "loss": 2.0}, status={"status": "running"})
+    assert one.seconds_silent() == 0  # no time between records yet
     assert write(tmp_path, *records, status={"status": "done", "step": 40}).seconds_left() == 0
     assert write(tmp_path, *records[:1], status={"status": "running", "step": 0}).seconds_left() is None
 

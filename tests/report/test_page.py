@@ -310,7 +310,7 @@ def test_text_that_cannot_be_read_is_refused(run, text, message, tmp_path):
 
 def test_a_page_that_cannot_be_written_raises(run, tmp_path):
     with pytest.raises(CharlmError, match="cannot be written"):
-        write_page(run.run_dir, tmp_path / "none" / "page.html", None, "cpu")
+        write_page(run.run_dir, tmp_path / "none" / "page.html", b"pass\n" * 9, "cpu")
 
 
 def test_without_matplotlib_the_error_names_the_package(run, monkeypatch):

@@ -4,7 +4,6 @@ import contextlib
 import glob
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,16 +12,18 @@ import pytest
 from helpers import (
     assert_same_state,
     changed,
-    charlm,
     config_file,
     environment,
     files_of,
+    forked,
     logged,
     losses,
     newest,
+    ranks_of,
     records,
     small,
     start,
+    start_anew,
     status,
     train_on,
     wait_until,
@@ -34,29 +35,13 @@ from charlm.training.loop import train
 BUSY = {"model": {"hidden_size": 48}, "train": {"steps": 400, "bptt": 24}, "checkpoint": {"every": 50}}
 
 
-def ranks_of(config, port: int, processes: int = 2) -> list[subprocess.Popen]:
-    """`charlm train` as so many ranks of one run, without a launcher that would end the others."""
-    words = [sys.executable, "-m", "charlm", "train", "--config", str(config_file(config))]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
-    known = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    envs = [environment(RANK=str(r), LOCAL_RANK=str(r), **known) for r in range(processes)]
-    return [subprocess.Popen(words, env=env, **options) for env in envs]
-
-
-@pytest.fixture
-def port():
-    """One that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return listening.getsockname()[1]
-
-
 # a rank is killed
 
 
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_when_a_process_is_killed_the_others_end_and_say_so(tmp_path, port, victim):
+def test_when_a_process_is_killed_the_others_end_and_say_so(tmp_path, victim):
     config = small(tmp_path / "run", **BUSY | {"train": {"steps": 100_000, "bptt": 24}})
-    processes = ranks_of(config, port)
+    processes = ranks_of(config)
     wait_until(lambda: logged(config.run_dir) >= 120 and steps_of(config.run_dir) != [], processes[0])
     processes[victim].kill()
     said, _ = processes[1 - victim].communicate(timeout=600)  # without a hang
@@ -77,11 +62,11 @@ def test_when_a_process_is_killed_the_others_end_and_say_so(tmp_path, port, vict
     assert losses(config.run_dir) == losses(whole.run_dir)
 
 
-def test_a_second_run_of_several_processes_in_one_directory_is_refused(tmp_path, port):
+def test_a_second_run_of_several_processes_in_one_directory_is_refused(tmp_path):
     config = small(tmp_path / "run", **BUSY | {"train": {"steps": 100_000, "bptt": 24}})
     first = start(config)
     wait_until(lambda: logged(config.run_dir) >= 10, first)
-    processes = ranks_of(config, port)
+    processes = ranks_of(config)
     said = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
     assert f"charlm: error: {config.run_dir}: another process is training there" in said[0]
@@ -118,7 +103,7 @@ def test_a_signal_in_the_seconds_before_the_first_step_is_heeded(tmp_path):
     """Before torch is imported, even: the run makes its first step, and leaves a checkpoint."""
     number = signal.SIGTERM
     config = small(tmp_path / "run")
-    process = start(config)
+    process = start_anew(config)
     wait_until(lambda: catches(process, number), process)
     assert "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text()
     process.send_signal(number)
@@ -128,9 +113,9 @@ def test_a_signal_in_the_seconds_before_the_first_step_is_heeded(tmp_path):
 
 
 @pytest.mark.parametrize("asked", [0, 1])
-def test_when_one_process_is_asked_to_stop_all_stop_at_the_same_step(tmp_path, port, asked):
+def test_when_one_process_is_asked_to_stop_all_stop_at_the_same_step(tmp_path, asked):
     config = small(tmp_path / "run", **BUSY | {"train": {"steps": 100_000, "bptt": 24}})
-    processes = ranks_of(config, port)
+    processes = ranks_of(config)
     wait_until(lambda: logged(config.run_dir) >= 30, processes[0])
     processes[asked].send_signal(signal.SIGUSR1)
     said = [process.communicate(timeout=600)[0] for process in processes]
@@ -165,7 +150,13 @@ train(load_config(sys.argv[1]), quiet=True, watch=watch)
 """
 
 
-@pytest.mark.parametrize("step", [7, 11], ids=["in a step", "while a checkpoint waits for the disk"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(7, id="in a step", marks=pytest.mark.slow),
+        pytest.param(11, id="while a checkpoint waits for the disk"),
+    ],
+)
 def test_a_second_ctrl_c_leaves_at_once_and_harms_nothing(tmp_path, step):
     config = small(tmp_path / "run", checkpoint={"every": 5})
     words = [sys.executable, "-c", TWICE, str(config_file(config)), str(step)]
@@ -205,11 +196,11 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", disk], check=True)
 
 
-def test_a_full_disk_ends_all_processes_and_the_last_checkpoint_is_whole(disk, tmp_path, port):
+def test_a_full_disk_ends_all_processes_and_the_last_checkpoint_is_whole(disk, tmp_path):
     options = BUSY | {"data": {"dir": str(tmp_path / "data")}, "log": {"every": 1000}}
     options["train"] = {"steps": 100_000, "bptt": 24}
     config = small(disk / "run", **options)
-    processes = ranks_of(config, port)
+    processes = ranks_of(config)
     wait_until(lambda: steps_of(config.run_dir) != [], processes[0])
     with open(disk / "ballast", "wb", buffering=0) as ballast:
         try:
@@ -234,7 +225,7 @@ def test_a_run_directory_on_a_disk_that_becomes_read_only_is_named(disk, tmp_pat
     train(config, quiet=True)
     before = files_of(disk)
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    ran = charlm("train", "--config", config_file(small(tmp_path / "else")), "--run_dir", config.run_dir)
+    ran = forked("train", "--config", config_file(small(tmp_path / "else")), "--run_dir", config.run_dir)
     assert ran.returncode == 1
     error = ran.stderr.splitlines()[-1]
     assert error.startswith(
@@ -260,9 +251,9 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path):
     clock.write_text("+0")
     variables = {"LD_PRELOAD": libfaketime(), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"}
     variables |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    process = start(config, **variables)
+    process = start_anew(config, **variables)
     for shift in ("-10y", "+10y", None):
-        at = logged(config.run_dir) + 60
+        at = logged(config.run_dir) + 20
         wait_until(lambda at=at: logged(config.run_dir) >= at, process)
         if shift:
             clock.write_text(shift)

@@ -25,6 +25,7 @@ from helpers import (
     records,
     small,
     start,
+    start_anew,
     status,
     wait_until,
     wandb_ended,
@@ -260,7 +261,7 @@ def test_an_offline_run_that_is_synced_again_after_another_restart_is_one_curve(
 def test_an_offline_run_that_ends_killed_holds_the_whole_curve_in_its_newest_part(tmp_path):
     """`wandb sync …/latest-run` is the one command that syncs afterwards, whatever happened."""
     config = small(tmp_path / "run", **BUSY)
-    process = start(config, WANDB_MODE="offline")
+    process = start_anew(config, WANDB_MODE="offline")
     wait_until(lambda: logged(config.run_dir) >= 60 and steps_of(config.run_dir) != [], process)
     process.kill()
     process.communicate()

@@ -16,11 +16,11 @@ from helpers import (
     MIXED,
     assert_same_state,
     changed,
-    charlm,
     command,
     config_file,
     environment,
     files_of,
+    forked,
     logged,
     losses,
     newest,
@@ -431,7 +431,7 @@ def test_a_second_process_is_refused_and_disturbs_nothing(tmp_path):
             while [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] != ["step-00000004"]:
                 time.sleep(0.01)  # it is written beside the training
             before = files_of(config.run_dir)
-            ran.append(charlm("train", "--config", config_file(config)))
+            ran.append(forked("train", "--config", config_file(config)))
             assert files_of(config.run_dir) == before
 
     assert train(config, quiet=True, watch=meanwhile).status == "done"

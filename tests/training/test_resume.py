@@ -9,9 +9,9 @@ from helpers import (
     MIXED,
     assert_same_state,
     changed,
-    charlm,
     config_file,
     files_of,
+    forked,
     logged,
     losses,
     newest,
@@ -209,7 +209,7 @@ def test_a_refusal_leaves_the_status_of_the_run_as_it_was(tmp_path):
 def test_all_that_differs_is_named_at_once_by_the_command(stopped):
     other = changed(stopped, model={"hidden_size": 20}, optim={"learning_rate": 0.5}, train={"steps": 99})
     path = config_file(other)
-    ran = charlm("train", "--config", path, "--data.seed=9", "--run_dir", stopped.run_dir)
+    ran = forked("train", "--config", path, "--data.seed=9", "--run_dir", stopped.run_dir)
     assert ran.returncode == 1 and "Traceback" not in ran.stderr
     (error,) = [line for line in ran.stderr.splitlines() if line.startswith("charlm: error:")]
     for told in (

@@ -13,7 +13,7 @@ from helpers import (
     losses,
     newest,
     small,
-    start,
+    start_anew,
     status,
     wait_until,
 )
@@ -44,7 +44,7 @@ def test_killed_fifty_times_a_run_ends_in_the_bits_of_one_that_was_not(tmp_path)
     draw, where, progress = random.Random(11), {"starting": 0, "saving": 0, "other": 0}, []
     for kill in range(KILLS):
         before, began = last_of(config.run_dir), time.monotonic()
-        process = start(config)
+        process = start_anew(config)
         if kill % 4 == 0:
             time.sleep(draw.uniform(0, 6))
         else:

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import MIXED, changed, charlm, config_file, environment, losses, newest, small, status
+from helpers import MIXED, changed, charlm, config_file, environment, forked, losses, newest, small, status
 
 from charlm.config.fields import ModelConfig
 from charlm.corpus.prepared import prepare
@@ -109,7 +109,7 @@ def test_a_run_starts_better_from_another_ones_weights(first, tmp_path, where):
     config = small(tmp_path / "run", train={"steps": 4})
     cold = train(changed(small(tmp_path / "cold"), train={"steps": 4}), quiet=True)
     source = first.run_dir if where == "run" else f"{first.run_dir}/model"
-    ran = charlm("train", "--config", config_file(config), "--train.init_from", source)
+    ran = forked("train", "--config", config_file(config), "--train.init_from", source)
     assert ran.returncode == 0, ran.stderr
     assert f"warm start from {source}: " in ran.stdout and "敏" in ran.stdout
     assert status(config.run_dir)["test"]["bpc"] < cold.test["bpc"] - 0.3
@@ -131,7 +131,7 @@ def test_a_model_of_the_hub_that_was_fetched_before_starts_a_run_without_network
     train(beside, quiet=True)
     assert losses(config.run_dir) == losses(beside.run_dir)
     other = small(tmp_path / "other", train={"init_from": "someone/else"})
-    ran = charlm("train", "--config", config_file(other), env=env)
+    ran = forked("train", "--config", config_file(other))
     assert ran.returncode == 1 and "Traceback" not in ran.stderr
     assert "charlm: error: someone/else: neither a folder nor a model on the Hub" in ran.stderr
 
