@@ -2,8 +2,8 @@
 
 Shapes: B lanes on this rank, T window, V vocabulary, E embedding (V when one-hot), H hidden, L layers.
 The *carry* is the recurrent state handed from one window to the next: a tuple of [L, B, H] tensors, (h,) for
-rnn and gru, (h, c) for lstm; None stands for zeros. With model.ngrams its last tensor, [1, B, n - 1], holds the
-symbols that the n-grams of the next window begin with.
+rnn and gru, (h, c) for lstm; None stands for zeros. With model.ngrams its last tensor, [1, B, n - 1], holds
+the symbols that the n-grams of the next window begin with.
 
 Windows are time-first in memory, as the kernels of the recurrent layers read them: [B, T, ·] below is a view.
 """
@@ -161,7 +161,7 @@ class CharLM(nn.Module):
         return self.output(x), tuple(torch.stack(parts) for parts in zip(*states, strict=True)) + last
 
     def _embedded(self, ids: Tensor, carry: Carry) -> tuple[Tensor, Carry, Carry]:
-        """ids [B, T] → (the input of the first layer [B, T, E], the states of layers, what the carry adds)."""
+        """ids [B, T] → (input of the first layer [B, T, E], carry of the layers, rest of the carry)."""
         x = self.input(ids.t())
         if self.ngrams is None:
             return x.transpose(0, 1), carry, ()

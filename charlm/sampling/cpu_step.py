@@ -117,7 +117,27 @@ def _sum_ngrams(ids, last, table, sums):
 
 
 @compiled
-def _step_alone(mode, ids, table, last, rows, sums, w_ngrams, w_in, b_in, w_hidden, b_hidden, w_out, b_out, h, c, x, y, bits, out):
+def _step_alone(
+    mode,
+    ids,
+    table,
+    last,
+    rows,
+    sums,
+    w_ngrams,
+    w_in,
+    b_in,
+    w_hidden,
+    b_hidden,
+    w_out,
+    b_out,
+    h,
+    c,
+    x,
+    y,
+    bits,
+    out,
+):
     """A whole step of one lane. w_in[L-1, H, G·H], b_in: of the layers but the first; out[V]: the logits."""
     x[:] = table[ids[0]]
     _sum_ngrams(ids, last, rows, sums)
@@ -178,7 +198,17 @@ class Stepper:
         self._ngrams = (last.long().numpy(), rows.numpy(), self.sums.numpy())
         weights = (self.w_ngrams, self.w_in, self.b_in, self.w_hidden, self.b_hidden, self.w_out, self.b_out)
         x, y, h, c, out = (t.numpy() for t in (self.x, self.y, self.h, self.c, self.logits))
-        self._alone = (self.table.numpy(), *self._ngrams, *(w.numpy() for w in weights), h[:, 0], c[:, 0], x[0], y[0], bits, out[0])
+        self._alone = (
+            self.table.numpy(),
+            *self._ngrams,
+            *(w.numpy() for w in weights),
+            h[:, 0],
+            c[:, 0],
+            x[0],
+            y[0],
+            bits,
+            out[0],
+        )
         self._layers = [(x, y, h[i], c[i], bits) for i in range(layers)]
 
     def step(self, ids: np.ndarray) -> np.ndarray:

@@ -12,7 +12,6 @@ from charlm.config.fields import OptimConfig
 from charlm.model.char_lm import CharLM
 from charlm.model.layers import NGrams
 
-
 ROW_RATE = 10  # times the learning rate: of the first update of a row
 
 
@@ -133,7 +132,7 @@ class AdamW(torch.optim.Optimizer):
 
 
 def averaged(model: CharLM) -> dict[str, nn.Parameter]:
-    """The parameters that an average is of, by name: all but the table of n-grams, of which few rows change."""
+    """The parameters that an average is of, by name: not the table of n-grams, whose rows change rarely."""
     return {name: p for name, p in model.named_parameters() if name != "ngrams.weight"}
 
 

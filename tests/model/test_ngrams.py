@@ -1,4 +1,4 @@
-"""model.ngrams: hashed embeddings of the last symbols, exact wherever a text is cut, and through a whole run."""
+"""model.ngrams: hashed embeddings of the last symbols, exact wherever a text is cut, in a whole run too."""
 
 import copy
 
@@ -90,7 +90,6 @@ def test_the_compiled_step_equals_the_model(cell, lanes):
     assert carry[-1][0, 0].tolist() == (IDS[0, 2:5] + 1).tolist()  # its own copy is what changes
 
 
-@torch.no_grad()
 def test_lanes_of_an_evaluation_agree_with_one_pass_where_the_context_is_as_long(tmp_path):
     model, vocab = load_run(tmp_path)
     ids = vocab.encode(MIXED)
@@ -211,5 +210,7 @@ def test_a_warm_start_copies_the_table_between_equal_vocabularies_only(tmp_path)
 
 @pytest.mark.parametrize("options", [{"ngrams": 1}, {"ngrams": 3, "embedding_size": 0}])
 def test_values_that_mean_nothing_are_refused(options):
-    with pytest.raises(CharlmError, match=r"model\.ngrams=\d: must be 0; or 2 or more, with an embedding_size"):
+    with pytest.raises(
+        CharlmError, match=r"model\.ngrams=\d: must be 0; or 2 or more, with an embedding_size"
+    ):
         ModelConfig(**options)
