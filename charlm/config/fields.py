@@ -92,6 +92,13 @@ class ModelConfig(checks.Section):
     """Nonlinearity of the rnn cell."""
     embedding_size: checks.Natural = 64
     """Width of the learned embedding; 0 for one-hot input."""
+    ngrams: checks.Natural = 0
+    """Add hashed embeddings of the last 2, 3, … up to this many symbols to the input, such as 5; 0 for none.
+    The model learns faster; its file grows by ngram_rows × ngram_size × 4 bytes."""
+    ngram_rows: checks.Positive = 65536
+    """Rows of the table of n-gram embeddings; n-grams with the same hash share a row."""
+    ngram_size: checks.Positive = 64
+    """Width of the n-gram embeddings."""
     hidden_size: checks.Positive = 256
     """Units per recurrent layer."""
     num_layers: checks.Positive = 1
@@ -130,6 +137,10 @@ class ModelConfig(checks.Section):
     def __post_init__(self):
         vars(self).update(self.not_given(checks.preset(self.size).get("model", {})))
         super().__post_init__()
+        allowed = self.ngrams == 0 or (self.ngrams > 1 and self.embedding_size)
+        checks.require(
+            allowed, "model.ngrams", self.ngrams, "must be 0; or 2 or more, with an embedding_size"
+        )
         advice = f"model.embedding_size={self.embedding_size} must equal model.hidden_size={self.hidden_size}"
         allowed = not self.tie_weights or self.embedding_size == self.hidden_size
         checks.require(allowed, "model.tie_weights", self.tie_weights, advice)

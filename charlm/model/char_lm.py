@@ -2,7 +2,8 @@
 
 Shapes: B lanes on this rank, T window, V vocabulary, E embedding (V when one-hot), H hidden, L layers.
 The *carry* is the recurrent state handed from one window to the next: a tuple of [L, B, H] tensors, (h,) for
-rnn and gru, (h, c) for lstm; None stands for zeros.
+rnn and gru, (h, c) for lstm; None stands for zeros. With model.ngrams its last tensor, [1, B, n - 1], holds
+the symbols that the n-grams of the next window begin with.
 
 Windows are time-first in memory, as the kernels of the recurrent layers read them: [B, T, ·] below is a view.
 """
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from charlm.config.fields import ModelConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.model.cells import Carry, cell_of, flatten_weights
-from charlm.model.layers import LockedDropout, RMSNorm, activation_penalty, cross_entropy
+from charlm.model.layers import LockedDropout, NGrams, RMSNorm, activation_penalty, cross_entropy
 from charlm.model.pretrained import load_model, save_model
 
 
@@ -47,6 +48,8 @@ class CharLM(nn.Module):
         self.compute_dtype = torch.float32  # bfloat16: low-precision copies of the weights, made in the graph
         E, H = config.embedding_size or vocab_size, config.hidden_size
         self.input = nn.Embedding(vocab_size, E) if config.embedding_size else OneHot(vocab_size)
+        self.ngrams = NGrams(config.ngrams, config.ngram_rows, config.ngram_size) if config.ngrams else None
+        E += config.ngram_size if config.ngrams else 0
         # One module per layer, dropout outside: cuDNN's own dropout has a random state that cannot be saved.
         self.layers = nn.ModuleList(self.cell.layer(H if i else E, config) for i in range(config.num_layers))
         self.output = nn.Linear(H, vocab_size)
@@ -90,10 +93,16 @@ class CharLM(nn.Module):
         finally:
             self.train(training)
 
+    @property
+    def states(self) -> tuple[str, ...]:
+        """Names of the tensors of the carry."""
+        return self.cell.states if self.ngrams is None else (*self.cell.states, "last")
+
     def zeros(self, lanes: int) -> Carry:
         """The carry at the start of a text: float32 [L, B, H] each."""
-        shape = (self.config.num_layers, lanes, self.config.hidden_size)
-        return tuple(torch.zeros(shape, device=self.device) for _ in self.cell.states)
+        shapes = {"last": (1, lanes, self.config.ngrams - 1)}
+        usual = (self.config.num_layers, lanes, self.config.hidden_size)
+        return tuple(torch.zeros(shapes.get(name, usual), device=self.device) for name in self.states)
 
     def forward(
         self, ids: Tensor, carry: Carry | None = None, targets: Tensor | None = None, reduction: str = "mean"
@@ -107,7 +116,7 @@ class CharLM(nn.Module):
         """
         if carry is None:
             carry = self.zeros(len(ids))
-        x = self.input(ids.t()).transpose(0, 1)  # [B, T, E]
+        x, carry, last = self._embedded(ids, carry)
         x = self.input_dropout(x.to(self.compute_dtype))
         drop = self.config.weight_drop if self.training else 0.0
         states, calls = [], [[layer] for layer in self.layers]
@@ -121,7 +130,7 @@ class CharLM(nn.Module):
             x = self._joined(x, out)  # [B, T, H]
             states.append(state)
         joined = states[0] if len(states) == 1 else map(torch.cat, zip(*states, strict=True))
-        carry = tuple(c.to(torch.float32) for c in joined)
+        carry = tuple(c.to(torch.float32) for c in joined) + last
         h, x = x, self.output_dropout(x)
         weight, bias = self.output.weight, self.output.bias
         if targets is None and x.dtype == weight.dtype:
@@ -142,14 +151,23 @@ class CharLM(nn.Module):
 
         The same as forward on a window of one, in the dtype of the weights, without its set-up costs.
         """
-        x = self.input(ids).to(self.output.weight.dtype)  # [B, E]
-        states = []
+        x, carry, last = self._embedded(ids[:, None], carry)
+        x, states = x[:, 0].to(self.output.weight.dtype), []  # [B, E]
         for i, layer in enumerate(self.layers):
             inputs = self._normed(i, x) if i else x
             out, state = self.cell.step(layer, inputs, tuple(c[i] for c in carry))
             states.append(state)
             x = self._joined(x, out)
-        return self.output(x), tuple(torch.stack(parts) for parts in zip(*states, strict=True))
+        return self.output(x), tuple(torch.stack(parts) for parts in zip(*states, strict=True)) + last
+
+    def _embedded(self, ids: Tensor, carry: Carry) -> tuple[Tensor, Carry, Carry]:
+        """ids [B, T] → (input of the first layer [B, T, E], carry of the layers, rest of the carry)."""
+        x = self.input(ids.t())
+        if self.ngrams is None:
+            return x.transpose(0, 1), carry, ()
+        *states, last = carry
+        ngrams, last = self.ngrams(ids.t(), last[0])
+        return torch.cat([x, ngrams], -1).transpose(0, 1), tuple(states), (last[None],)
 
     def _normed(self, i: int, x: Tensor) -> Tensor:
         """The input of a layer but the first: x, normalised in the dtype of the norm's weights."""

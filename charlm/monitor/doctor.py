@@ -24,6 +24,7 @@ from charlm.model.device import keep_freed_memory, peak_memory
 from charlm.training.checkpoint import steps_of
 from charlm.training.logger import wandb_mode
 from charlm.training.loop import train_step
+from charlm.training.optimizer import averaged
 from charlm.training.run import State
 from charlm.training.setup import Setup, make_accelerator, set_up, threads_for
 from charlm.training.step import records_steps
@@ -158,9 +159,10 @@ class Doctor:
 
     def disk(self, setup: Setup) -> None:
         """Room for the checkpoints (weights, moments, average): those kept, the best, one being written."""
-        carry = sum(state.numel() for state in setup.model.zeros(self.config.train.batch_size))
-        copies = 3 if setup.average is None else 4
-        bytes_each = 4 * (copies * sum(p.numel() for p in setup.model.parameters()) + carry)
+        tensors = [*setup.model.parameters(), *setup.model.zeros(self.config.train.batch_size)]
+        tensors += [] if setup.average is None else averaged(setup.average.model).values()
+        tensors += [t for state in setup.optimizer.state.values() for t in state.values()]
+        bytes_each = 4 * sum(t.numel() for t in tensors)
         folder = Path(self.config.run_dir).absolute()
         while not folder.exists():
             folder = folder.parent

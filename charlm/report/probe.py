@@ -99,7 +99,9 @@ def _read(model: CharLM, texts: np.ndarray, facts: np.ndarray) -> Probe:
             likeliest = np.argpartition(nats, top - 1)[:top]
             guesses[t + 1] = likeliest[np.argsort(nats[likeliest], kind="stable")]
             chances[t + 1] = np.exp(-nats[guesses[t + 1]])
-        cells = carry[-1].transpose(0, 1).reshape(count, size).float().cpu().numpy()  # [N, C], sync
+        cells = (
+            carry[len(model.cell.states) - 1].transpose(0, 1).reshape(count, size).float().cpu().numpy()
+        )  # [N, C], sync
         values[t] = cells[0]
         if t >= warm_up:
             (choosing if 2 * t < length + warm_up else scoring).add(facts[:, t], cells)

@@ -86,7 +86,8 @@ class ModelStepper:
     def __init__(self, model: CharLM, carry: Carry, record: bool = False):
         if model.compute_dtype != torch.float32:  # once, and not in every step
             model = copy.deepcopy(model).to(model.compute_dtype)
-        carry = tuple(c.to(model.compute_dtype) for c in carry)
+        states = len(model.cell.states)  # what else a carry holds keeps its dtype
+        carry = *(c.to(model.compute_dtype) for c in carry[:states]), *carry[states:]
         self.model, self.carry = model, tuple(c.clone() for c in carry)
         self.ids = torch.zeros(carry[0].shape[1], dtype=torch.int64, device=carry[0].device)
         self.graph = record_cuda_graph(self._run, model.device) if record else None

@@ -1,10 +1,11 @@
 """Export to ONNX: the model as a function of ids and carry, for serving without torch.
 
-    (ids, h[, c]) → (log_probabilities, next_h[, next_c])
+    (ids, h[, c][, last]) → (log_probabilities, next_h[, next_c][, next_last])
 
     ids                 int64   [batch, time]
     log_probabilities   float32 [batch, time, V]    ln p of what follows each symbol
     h, c, next_h, next_c  float32 [L, batch, H]     the carry (recurrent state), zeros at the start; c: lstm
+    last, next_last     float32 [1, batch, n - 1]   with model.ngrams=n: the last symbols, each plus 1
 
 batch and time are free; a server passes the carry on. The metadata holds vocab.json and the model's config.
 """
@@ -52,7 +53,7 @@ def export(model: CharLM, vocab: Vocab, path: str | Path) -> float:
         import onnxruntime
     except ImportError as error:
         raise CharlmError(f"ONNX needs a package: {error}; pip install onnx onnxruntime") from error
-    window, states = _Window(model).eval(), model.cell.states
+    window, states = _Window(model).eval(), model.states
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # about the older exporter, and about batches

@@ -10,6 +10,9 @@ from torch import nn
 
 from charlm.config.fields import OptimConfig
 from charlm.model.char_lm import CharLM
+from charlm.model.layers import NGrams
+
+ROW_RATE = 10  # times the learning rate: of the first update of a row
 
 
 def learning_rate(step: int, optim: OptimConfig, steps: int) -> float:
@@ -33,14 +36,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices that are multiplied decay; biases and the embedding do not. Without decay: one group."""
-    if not weight_decay:
-        return [{"params": list(model.parameters()), "weight_decay": 0.0}]
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    parameters = list(model.parameters())
-    decays = [p for p in parameters if p.ndim > 1 and id(p) not in embeddings]
-    others = [p for p in parameters if p.ndim <= 1 or id(p) in embeddings]
-    groups = [{"params": decays, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    """Matrices that are multiplied decay; biases and the embedding do not, and form one group without decay.
+
+    The table of n-grams is a group of its own.
+    """
+    kinds = (nn.Embedding, NGrams)
+    embeddings, tables = ({id(m.weight) for m in model.modules() if isinstance(m, k)} for k in kinds)
+    parts = {"decays": [], "others": [], "rows": []}
+    for p in model.parameters():
+        decays = weight_decay and p.ndim > 1 and id(p) not in embeddings
+        parts["rows" if id(p) in tables else "decays" if decays else "others"].append(p)
+    options = {"decays": {"weight_decay": weight_decay}, "others": {}, "rows": {"rows": True}}
+    groups = [{"params": parts[name], "weight_decay": 0.0} | options[name] for name in parts]
     return [group for group in groups if group["params"]]
 
 
@@ -84,6 +91,9 @@ class AdamW(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
+            if group.get("rows"):
+                self._update_rows(*parameters, group, overflow)
+                continue
             states = [self.state[p] or self._new_state(p) for p in parameters]
             moments, squares, steps = ([s[k] for s in states] for k in ("exp_avg", "exp_avg_sq", "step"))
             torch._foreach_add_(steps, 1)
@@ -95,11 +105,35 @@ class AdamW(torch.optim.Optimizer):
             if overflow is not None:
                 torch._foreach_sub_(steps, [overflow] * len(steps))
 
+    def _update_rows(self, p: torch.Tensor, group: dict, overflow: torch.Tensor | None) -> None:
+        """Adagrad (Duchi et al. 2011) with one sum of squares per row: rare n-grams learn as fast as frequent
+        ones, and what the rows of n-grams need in memory and in a checkpoint is little more than themselves.
+
+        p: [rows, size]. The gradient is sparse on a CPU; on a GPU the rows that were not read have zeros.
+        """
+        state, rows, grad = self.state[p], slice(None), p.grad
+        if not state:
+            state["sum"] = p.new_zeros(len(p))
+        if grad.is_sparse:
+            grad = grad.coalesce()
+            rows, grad = grad.indices()[0], grad.values()
+        if overflow is not None:
+            grad = torch.where(overflow > 0, 0, grad)
+        total = state["sum"][rows] + grad.square().mean(1)
+        state["sum"][rows] = total
+        scale = (total.sqrt() + group["eps"])[:, None]
+        p[rows] = torch.addcdiv(p[rows], grad, scale, value=-ROW_RATE * group["lr"])
+
     def _new_state(self, p: torch.Tensor) -> dict[str, torch.Tensor]:
         state = self.state[p]
         state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
         state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
         return state
+
+
+def averaged(model: CharLM) -> dict[str, nn.Parameter]:
+    """The parameters that an average is of, by name: not the table of n-grams, whose rows change rarely."""
+    return {name: p for name, p in model.named_parameters() if name != "ngrams.weight"}
 
 
 class Average:
@@ -115,16 +149,18 @@ class Average:
         self.decay = decay
         self.model = CharLM(model.config, model.vocab_size).to(model.device).eval()
         self.model.compute_dtype = model.compute_dtype
-        self._weights = [p.requires_grad_(False) for p in self.model.parameters()]
+        self._weights = [p.requires_grad_(False) for p in averaged(self.model).values()]
+        if model.ngrams is not None:
+            self.model.ngrams = model.ngrams
         self.begin(model)
 
     @torch.no_grad()
     def begin(self, model: CharLM) -> None:
         """Start again from the weights of a model."""
-        torch._foreach_copy_(self._weights, list(model.parameters()))
+        torch._foreach_copy_(self._weights, list(averaged(model).values()))
 
     @torch.no_grad()
     def update(self, model: CharLM, step: int) -> None:
         """Include the weights after a step; 1 is the first."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._weights, list(model.parameters()), 1 - decay)
+        torch._foreach_lerp_(self._weights, list(averaged(model).values()), 1 - decay)

@@ -69,6 +69,7 @@ def _state_of(run: Run, setup: Setup) -> tuple[dict, dict[str, dict[str, Tensor]
     }
     if setup.average is not None:
         tensors["average"] = weights_of(setup.average.model)
+        tensors["average"].pop("ngrams.weight", None)  # the model's own
     facts = {
         "step": state.step,
         "position": list(state.position),
@@ -141,7 +142,9 @@ def _restore(run: Run, setup: Setup, facts: dict, tensors: dict[str, dict[str, T
     state, rank = run.state, run.accelerator.process_index
     load_weights(setup.model, tensors["model"], f"the checkpoint of step {facts['step']}")
     if setup.average is not None:
-        load_weights(setup.average.model, tensors["average"], f"the average of step {facts['step']}")
+        load_weights(
+            setup.average.model, tensors["model"] | tensors["average"], f"the average of step {facts['step']}"
+        )
     checkpoint.load_optimizer(setup.model, setup.optimizer, tensors["optimizer"])
     state.step = state.saved = facts["step"]
     state.position = Position(*facts["position"])

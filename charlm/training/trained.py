@@ -134,7 +134,7 @@ def _opened(run: str | Path, device: str | torch.device | None) -> Trained:
 
 # Fields of the model on which the shapes and the meaning of its weights depend.
 _SHAPE = {"cell", "nonlinearity", "embedding_size", "hidden_size", "num_layers"}
-_SHAPE |= {"tie_weights", "norm", "residual"}
+_SHAPE |= {"ngrams", "ngram_rows", "ngram_size", "tie_weights", "norm", "residual"}
 
 
 def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
@@ -143,6 +143,7 @@ def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
     where: a run directory, a model folder or a hub id. Rows of embedding and output (or columns of the first
     layer, when the input is one-hot) go to the symbol that spells the same bytes: a character, or the byte
     symbol of a bytes-only vocabulary. Symbols that the other model lacks keep their fresh rows.
+    N-grams are only copied between equal vocabularies.
     Raises CharlmError when sizes differ, naming them, or no symbol is common.
     """
     source, source_vocab, _ = load(where, "cpu", "fp32")
@@ -163,6 +164,8 @@ def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
     with torch.no_grad():
         for name, p in model.named_parameters():
             values = weights[name].to(p.device)
+            if name == "ngrams.weight" and vocab != source_vocab:
+                continue  # its rows are those of other symbols
             if name in ("input.weight", "output.weight", "output.bias"):
                 p[rows.to(p.device)] = values[source_rows.to(p.device)]
             elif name == f"layers.0.{model.cell.input_weight}" and not model.config.embedding_size:
