@@ -6,12 +6,19 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from charlm.config import checks
+from charlm.errors import CharlmError
 
 BUILDERS = checks.BUILDERS
 WITHOUT_EFFECT = (  # on the corpus and on what a step computes; the fields set by model.size have one
     *("run_dir", "data.dir", "data.streaming", "data.workers", "model.size"),
     *("train.max_hours", "train.accumulate", "train.threads", "train.cuda_graph"),
 )
+
+LENGTH = {
+    "steps": 1000,
+    "minutes": None,
+    "epochs": None,
+}  # fields of train that give a length; their defaults
 
 
 @dataclass
@@ -141,7 +148,7 @@ class OptimConfig(checks.Section):
 
     name: Literal["adamw", "adam"] = "adamw"
     """Optimizer; adam has no weight decay."""
-    learning_rate: checks.Rate = 2e-3
+    learning_rate: checks.Finite = 2e-3
     """Highest learning rate. About 2 / hidden_size was best at batch size 16 (8e-3 for 256 units, 6e-3 for
     384 and 512). A batch n times as large allows up to sqrt(n) times that; more layers need less."""
     betas: checks.Decays = (0.9, 0.99)
@@ -155,10 +162,10 @@ class OptimConfig(checks.Section):
     """Steps over which the learning rate rises linearly from 0: 3 in 100 of a short run, 500 to 2,000 of a
     long one; more if the first steps make the loss jump."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up, towards final_ratio at train.steps."""
+    """How the learning rate falls after the warm-up, towards final_ratio at the last step."""
     final_ratio: checks.UpToOne = 0.02
     """Last learning rate as a share of the highest. Decaying to almost 0 by the last step matters more than
-    the shape of the schedule; a run cut short misses it: set train.steps to what there is time for."""
+    the shape of the schedule; a run cut short misses it: set train.minutes to the time there is."""
     clip: checks.AboveZero | None = 1.0
     """Maximum norm of the gradient; null for no clipping."""
     average: checks.BelowOne = 0.0
@@ -177,8 +184,16 @@ class OptimConfig(checks.Section):
 class TrainConfig(checks.Section):
     """The training run."""
 
-    steps: checks.Positive = 1000
-    """Total number of optimizer steps."""
+    steps: checks.Positive = LENGTH["steps"]
+    """Total number of optimizer steps. Give at most one of train.steps, train.minutes and train.epochs; one
+    on the command line overrides those of YAML files."""
+    minutes: checks.Finite | None = None
+    """Train for about this many minutes on this machine: the first 100 steps are timed, then the number of
+    steps is fixed, so that the learning rate falls in time. Evaluations, samples and checkpoints on the way
+    count; the preparation of the text and the final test do not. A resumed run keeps the number, and changes
+    it in proportion if train.minutes was changed."""
+    epochs: checks.Finite | None = None
+    """Read the training text this many times, such as 2 or 0.5: the number of steps follows from its size."""
     batch_size: checks.Positive = 64
     """Lanes over all processes. A lane is one contiguous stream of text: a row of the batch. On a CPU and a
     small text, 16 lanes learn more from the same characters than 32 or 64; a GPU needs hundreds."""
@@ -205,6 +220,12 @@ class TrainConfig(checks.Section):
     """Stop, with a checkpoint, after this many hours of this process."""
     init_from: str = ""
     """Initial weights: a run directory, model folder or Hub id, matched by character; empty: random."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        given = [f"train.{n}={getattr(self, n)}" for n, none in LENGTH.items() if getattr(self, n) != none]
+        if len(given) > 1:
+            raise CharlmError(f"{' and '.join(given)}: give one of steps, minutes and epochs")
 
 
 @dataclass

@@ -137,7 +137,8 @@ def test_when_one_process_is_asked_to_stop_all_stop_at_the_same_step(tmp_path, p
     assert [process.returncode for process in processes] == [0, 0], said
     reason = "SIGUSR1" if asked == 0 else "another process was asked to stop"
     step = steps_of(config.run_dir)[-1]
-    assert status(config.run_dir) == {"status": "interrupted", "step": step, "reason": reason}
+    told = {"status": "interrupted", "step": step, "steps": config.train.steps, "reason": reason}
+    assert status(config.run_dir) == told
     assert said[1] == ""
 
 
