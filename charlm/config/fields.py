@@ -6,19 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from charlm.config import checks
-from charlm.errors import CharlmError
 
 BUILDERS = checks.BUILDERS
 WITHOUT_EFFECT = (  # on the corpus and on what a step computes; the fields set by model.size have one
     *("run_dir", "data.dir", "data.streaming", "data.workers", "model.size"),
     *("train.max_hours", "train.accumulate", "train.threads", "train.cuda_graph"),
 )
-
-LENGTH = {
-    "steps": 1000,
-    "minutes": None,
-    "epochs": None,
-}  # fields of train that give a length; their defaults
 
 
 @dataclass
@@ -184,14 +177,13 @@ class OptimConfig(checks.Section):
 class TrainConfig(checks.Section):
     """The training run."""
 
-    steps: checks.Positive = LENGTH["steps"]
+    steps: checks.Positive = checks.LENGTH["steps"]
     """Total number of optimizer steps. Give at most one of train.steps, train.minutes and train.epochs; one
     on the command line overrides those of YAML files."""
     minutes: checks.Finite | None = None
-    """Train for about this many minutes on this machine: the first 100 steps are timed, then the number of
-    steps is fixed, so that the learning rate falls in time. Evaluations, samples and checkpoints on the way
-    count; the preparation of the text and the final test do not. A resumed run keeps the number, and changes
-    it in proportion if train.minutes was changed."""
+    """Train for this many minutes on this machine: the first 100 steps are timed, then the number of steps
+    is fixed. Evaluations, samples and checkpoints count; preparing the text and the final test do not. A
+    resumed run keeps the number, in proportion if train.minutes was changed."""
     epochs: checks.Finite | None = None
     """Read the training text this many times, such as 2 or 0.5: the number of steps follows from its size."""
     batch_size: checks.Positive = 64
@@ -220,12 +212,6 @@ class TrainConfig(checks.Section):
     """Stop, with a checkpoint, after this many hours of this process."""
     init_from: str = ""
     """Initial weights: a run directory, model folder or Hub id, matched by character; empty: random."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        given = [f"train.{n}={getattr(self, n)}" for n, none in LENGTH.items() if getattr(self, n) != none]
-        if len(given) > 1:
-            raise CharlmError(f"{' and '.join(given)}: give one of steps, minutes and epochs")
 
 
 @dataclass

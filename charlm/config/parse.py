@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from charlm.config.checks import choice_advice, preset
-from charlm.config.fields import LENGTH, Config
+from charlm.config.checks import LENGTH, choice_advice, preset
+from charlm.config.fields import Config
 from charlm.errors import CharlmError, UsageError
 
 

@@ -143,8 +143,7 @@ class Doctor:
         self.report("memory", f"{peak_memory(self.device) / 1e9:.2f} GB at most, per process")
         minutes, steps = config.train.minutes, setup.steps
         if minutes:
-            loaded = load_newest(config.run_dir)
-            steps = loaded and fixed_steps(config.train, loaded[0])
+            steps = fixed_steps(config.train, (load_newest(config.run_dir) or [{}])[0])
             steps = steps or max(int(60 * minutes / seconds), 1)
             self.report("minutes", f"train.minutes={minutes:g}: about {steps:,} steps on this machine")
         left = max(steps - max(steps_of(config.run_dir), default=0), 0)

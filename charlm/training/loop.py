@@ -117,8 +117,8 @@ class Measure:
         state.steps, pace = gather_object([(steps, pace)])[0]
         run.logger.bar.total = state.steps
         run.logger.figures(state.step, {"steps": state.steps, "seconds_per_step": round(pace, 6)})
-        minutes = f"train.minutes={run.config.train.minutes:g}"
-        run.say(f"{minutes}: {1000 * pace:,.1f} ms per step, so {state.steps:,} steps")
+        found = f"{1000 * pace:,.1f} ms per step, so {state.steps:,} steps"
+        run.say(f"train.minutes={limit / 60:g}: {found}")
         return True
 
     def pauses(self) -> tuple[float, float]:

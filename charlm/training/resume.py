@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from charlm.config.fields import LENGTH, WITHOUT_EFFECT, TrainConfig
+from charlm.config.checks import LENGTH
+from charlm.config.fields import WITHOUT_EFFECT, TrainConfig
 from charlm.config.parse import flatten, from_dict, to_yaml
 from charlm.corpus.prepared import Corpus
 from charlm.corpus.vocabulary import Vocab
@@ -144,8 +145,9 @@ def resume_or_start(run: Run, setup: Setup) -> State:
 
 def fixed_steps(train: TrainConfig, facts: dict) -> int | None:
     """The steps that train.minutes were when they were measured; in proportion, if it was changed since."""
-    steps, minutes = facts.get("steps"), facts["config"]["train"].get("minutes")
-    return max(round(steps * train.minutes / minutes), 1) if steps and minutes else None
+    steps = facts.get("steps")
+    minutes = steps and facts["config"]["train"]["minutes"]
+    return max(round(steps * train.minutes / minutes), 1) if minutes else None
 
 
 def _restore(run: Run, setup: Setup, facts: dict, tensors: dict[str, dict[str, Tensor]]) -> None:

@@ -97,7 +97,7 @@ def test_two_lengths_in_one_place_are_refused(tmp_path):
     assert both == f"train.steps=70 and train.minutes=3.0: {told}"
     assert refusal(None, "train.minutes=3", "train.epochs=2").endswith(told)
     with pytest.raises(CharlmError, match=r"train\.steps=9 and train\.epochs=2: give one"):
-        TrainConfig(steps=9, epochs=2)
+        Config(train=TrainConfig(steps=9, epochs=2))
     for key in ("minutes", "epochs"):
         for value in ("0", ".inf", "-1"):
             assert "must be above 0 and finite" in refusal(None, f"train.{key}={value}")

@@ -184,7 +184,8 @@ def test_a_second_ctrl_c_leaves_at_once_and_harms_nothing(tmp_path, step):
     _, error = process.communicate(timeout=600)
     assert process.returncode == -signal.SIGINT and error.rstrip().endswith("KeyboardInterrupt")
     told = status(config.run_dir)
-    assert told == {"status": "interrupted", "step": 7 if step == 7 else 12, "reason": "Ctrl-C, at once"}
+    at = {"step": 7 if step == 7 else 12, "steps": 12}
+    assert told == {"status": "interrupted", **at, "reason": "Ctrl-C, at once"}
     assert newest(config.run_dir)[0]["step"] == 5
     assert train(config, quiet=True).status == "done"
     train(small(tmp_path / "whole", checkpoint={"every": 5}), quiet=True)
