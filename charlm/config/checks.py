@@ -15,6 +15,7 @@ import yaml
 from charlm.errors import CharlmError
 
 BUILDERS = ("text", "json", "csv", "parquet")  # the builders of `datasets` that read files
+LENGTH = {"steps": 1000, "minutes": None, "epochs": None}  # of train, at most one is given; the defaults
 _type_hints = cache(get_type_hints)
 # Types of fields, with a test of their values and the advice where it fails:
 _BELOW_ONE = "must be at least 0 and below 1"
@@ -23,7 +24,7 @@ Positive = Annotated[int, (lambda x: x >= 1, "must be 1 or more")]
 TwoOrMore = Annotated[int, (lambda x: x >= 2, "must be 2 or more")]
 NonNegative = Annotated[float, (lambda x: x >= 0, "must be 0 or more")]
 AboveZero = Annotated[float, (lambda x: x > 0, "must be above 0")]
-Rate = Annotated[float, (lambda x: 0 < x < math.inf, "must be above 0 and finite")]
+Finite = Annotated[float, (lambda x: 0 < x < math.inf, "must be above 0 and finite")]
 BelowOne = Annotated[float, (lambda x: 0 <= x < 1, _BELOW_ONE)]
 UpToOne = Annotated[float, (lambda x: 0 <= x <= 1, "must be between 0 and 1")]
 Share = Annotated[float, (lambda x: 0 < x <= 1, "must be above 0 and at most 1")]
@@ -102,5 +103,8 @@ def check_together(config) -> None:
     if vocab.bytes_only:
         require(not vocab.characters, "vocab.characters", vocab.characters, "vocab.bytes_only has none")
         require(vocab.unknown == "bytes", "vocab.unknown", vocab.unknown, "vocab.bytes_only has every byte")
+    given = [f"train.{n}={getattr(train, n)}" for n, none in LENGTH.items() if getattr(train, n) != none]
+    if len(given) > 1:
+        raise CharlmError(f"{' and '.join(given)}: give one of steps, minutes and epochs")
     advice = f"must divide train.batch_size={train.batch_size}"
     require(train.batch_size % train.accumulate == 0, "train.accumulate", train.accumulate, advice)

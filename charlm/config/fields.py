@@ -31,7 +31,7 @@ class DataConfig(checks.Section):
     """Paths, globs or URLs of the files to read, or a mapping from split names to them if the splits are
     in different files. Archives are opened: https://host/a.zip, or one member: zip://name::https://host/a.zip."""
     text: str = ""
-    """The text itself, for source: literal."""
+    """The text, for source: literal."""
     text_column: str = "text"
     """Column that holds the text."""
     document: Literal["file", "line"] = "file"
@@ -39,8 +39,8 @@ class DataConfig(checks.Section):
     separator: str = "\n"
     """Text inserted between two documents if the vocabulary has no end-of-document symbol."""
     split_by: Literal["document", "character"] = "document"
-    """document: hold out a fraction of the documents, drawn at random with data.seed. character: cut the text
-    into three contiguous parts (train, validation, test), measured in bytes for a bytes-only vocabulary."""
+    """document: hold out documents drawn at random with data.seed. character: cut the text into three
+    contiguous parts (train, validation, test), measured in bytes for a bytes-only vocabulary."""
     validation: checks.HeldOut = 0.05
     """Fraction held out for validation, 0 for none; or the name of a split of the dataset."""
     test: checks.HeldOut = 0.05
@@ -68,8 +68,7 @@ class VocabConfig(checks.Section):
     bytes_only: bool = False
     """Use the 256 bytes as symbols and no characters; works for any file (the enwik8 convention)."""
     max_size: checks.Positive | None = None
-    """Largest number of symbols, including byte and end-of-document symbols. The most frequent characters
-    are kept, ties broken by code point; the others are spelled as their UTF-8 bytes."""
+    """Largest number of symbols, bytes included. The most frequent characters are kept."""
     coverage: checks.Share = 1.0
     """Keep only as many of the most frequent characters as are needed to cover this share of the text."""
     unknown: Literal["bytes", "error"] = "bytes"
@@ -83,9 +82,8 @@ class ModelConfig(checks.Section):
     """The network: input, recurrent layers, logits."""
 
     size: Literal["tiny", "small", "base", "large", "xl"] | None = None
-    """Preset for width, depth, batch size, learning rate and regularisation, from a trial to several GPUs;
-    null for none. Fields set in the same place (a YAML file, the command line, Python) override it; on the
-    command line it overrides the YAML files. --print_config shows the resulting values."""
+    """Preset for width, depth, batch size, learning rate and regularisation; --print_config shows the values.
+    Fields set in the same place (a YAML file, the command line, Python) override it."""
     cell: str = "lstm"
     """Recurrent cell: lstm, gru or rnn; charlm/model/cells.py lists them."""
     nonlinearity: Literal["tanh", "relu"] = "tanh"
@@ -110,13 +108,11 @@ class ModelConfig(checks.Section):
     output_dropout: checks.BelowOne | None = None
     """Dropout before the logits; null: same as model.dropout."""
     locked_dropout: bool = False
-    """Draw the dropped units once for each row of the batch and each window of train.bptt characters
-    (variational dropout, Gal & Ghahramani 2016), not again at every character."""
+    """Draw the dropped units once per lane and window (Gal & Ghahramani 2016), not at every character."""
     weight_drop: checks.BelowOne = 0.0
     """Share of the recurrent weights that are set to 0 for a window (DropConnect, Merity et al. 2018)."""
     activation_reg: checks.NonNegative = 0.0
-    """Weight of the mean square of the last layer's outputs, after dropout, in the objective (AR, Merity et
-    al. 2017), such as 2. The logged loss does not include it."""
+    """Weight of the mean square of the outputs (AR, Merity et al. 2017), such as 2; is not logged."""
     temporal_reg: checks.NonNegative = 0.0
     """The same for the change of these outputs from character to character (TAR, same paper), such as 1."""
     norm: Literal["none", "layer", "rms"] = "none"
@@ -152,7 +148,7 @@ class OptimConfig(checks.Section):
 
     name: Literal["adamw", "adam"] = "adamw"
     """Optimizer; adam has no weight decay."""
-    learning_rate: checks.Rate = 2e-3
+    learning_rate: checks.Finite = 2e-3
     """Highest learning rate. About 2 / hidden_size was best at batch size 16 (8e-3 for 256 units, 6e-3 for
     384 and 512). A batch n times as large allows up to sqrt(n) times that; more layers need less."""
     betas: checks.Decays = (0.9, 0.99)
@@ -160,16 +156,13 @@ class OptimConfig(checks.Section):
     eps: checks.AboveZero = 1e-8
     """Added to the denominator of the update."""
     weight_decay: checks.NonNegative = 0.0
-    """Decoupled weight decay of the weight matrices, but not of biases, norms and the embedding. 0.1 helps
-    if the text is read several times, 0.5 hurts."""
+    """Decoupled weight decay of the weight matrices. 0.1 helps if the text is read several times."""
     warmup_steps: checks.Natural = 0
-    """Steps over which the learning rate rises linearly from 0: 3 in 100 of a short run, 500 to 2,000 of a
-    long one; more if the first steps make the loss jump."""
+    """Steps in which the learning rate rises from 0: 3 in 100 of a short run, 500 to 2,000 of a long one."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up, towards final_ratio at train.steps."""
+    """How the learning rate falls after the warm-up, towards final_ratio at the last step."""
     final_ratio: checks.UpToOne = 0.02
-    """Last learning rate as a share of the highest. Decaying to almost 0 by the last step matters more than
-    the shape of the schedule; a run cut short misses it: set train.steps to what there is time for."""
+    """Last learning rate as a share of the highest. A run cut short misses it: see train.minutes."""
     clip: checks.AboveZero | None = 1.0
     """Maximum norm of the gradient; null for no clipping."""
     average: checks.BelowOne = 0.0
@@ -188,34 +181,38 @@ class OptimConfig(checks.Section):
 class TrainConfig(checks.Section):
     """The training run."""
 
-    steps: checks.Positive = 1000
-    """Total number of optimizer steps."""
+    steps: checks.Positive = checks.LENGTH["steps"]
+    """Total number of optimizer steps. Give at most one of train.steps, train.minutes and train.epochs; one
+    on the command line overrides those of YAML files."""
+    minutes: checks.Finite | None = None
+    """Train for this many minutes on this machine: the first 100 steps are timed, then the number of steps
+    is fixed. Evaluations, samples and checkpoints count; preparing the text and the final test do not. A
+    resumed run keeps the number, in proportion if train.minutes was changed."""
+    epochs: checks.Finite | None = None
+    """Read the training text this many times, such as 2 or 0.5: the number of steps follows from its size."""
     batch_size: checks.Positive = 64
-    """Lanes over all processes. A lane is one contiguous stream of text: a row of the batch. On a CPU and a
-    small text, 16 lanes learn more from the same characters than 32 or 64; a GPU needs hundreds."""
+    """Lanes (contiguous streams of text: rows of the batch) in all processes. A CPU learns most with about 16
+    of them; a GPU needs hundreds."""
     bptt: checks.Positive = 64
     """Characters that each lane advances per step: the window of truncated backpropagation through time.
     Gradients reach back no further, but the carry (the recurrent state) is passed on to the next window."""
     accumulate: checks.Positive = 1
-    """Split the lanes of a process into this many slices per step, if they do not fit in memory at once. A
-    run that resumes with fewer processes uses as many slices as it needs, unless this was changed."""
+    """Slices per step that the lanes of a process are split into, if they do not fit in memory at once."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Arithmetic on a GPU. A CPU always computes in fp32, and logs it if another value is set."""
     gradients: Literal["fp32", "bf16"] = "fp32"
-    """Precision in which several GPUs average their gradients: bf16 sends half as much over a slow network
-    between nodes, at 8 bits of precision. CPU processes always use fp32, and log it."""
+    """Precision in which several GPUs average their gradients: bf16 sends half as much. CPUs use fp32."""
     cuda_graph: bool | None = None
-    """Record a step once and replay it; for a single process without a launcher, on a GPU, and not for fp16.
-    The kernels of a small model take less time than launching them one by one. null: where possible."""
+    """Record a step once and replay it, which saves launches: one process without a launcher, on a GPU, not
+    in fp16. null: where possible."""
     threads: checks.Positive | None = None
-    """CPU threads of a process; null: as many as the lanes and units of a step keep busy, at most as many as
-    torch would use (one per core, or OMP_NUM_THREADS)."""
+    """CPU threads of a process; null: as many as a step keeps busy, at most what torch would use."""
     seed: int = 0
     """Seed of the initial weights, dropout and the order of epochs."""
     max_hours: checks.AboveZero | None = None
     """Stop, with a checkpoint, after this many hours of this process."""
     init_from: str = ""
-    """Initial weights: a run directory, model folder or Hub id, matched by character; empty: random."""
+    """Initial weights: a run directory, model folder or Hub id; empty: random."""
 
 
 @dataclass
@@ -231,10 +228,9 @@ class EvaluateConfig(checks.Section):
     bptt: checks.Positive = 128
     """Characters per forward call; does not affect the figures."""
     max_characters: checks.TwoOrMore | None = None
-    """During training, evaluate only this many symbols from the start of the validation split."""
+    """During training, evaluate only this many symbols of the validation split, from its start."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """Arithmetic on a GPU of charlm evaluate, charlm sample and charlm.load. Evaluations and samples during
-    training have that of train.precision. A CPU always computes in fp32, and says so."""
+    """Arithmetic of charlm evaluate, sample and load on a GPU; training evaluates in train.precision."""
 
 
 @dataclass
@@ -274,8 +270,8 @@ class LogConfig(checks.Section):
     every: checks.Positive = 20
     """Steps between log lines."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """Weights & Biases. auto: online with an account and a connection, offline without a connection, disabled
-    without an account; WANDB_MODE takes precedence if set."""
+    """Weights & Biases. auto: online, offline without a connection, disabled without an account; WANDB_MODE
+    takes precedence."""
     project: str = "charlm"
     """Project name at Weights & Biases."""
 

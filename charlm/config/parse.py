@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from charlm.config.checks import choice_advice, preset
+from charlm.config.checks import LENGTH, choice_advice, preset
 from charlm.config.fields import Config
 from charlm.errors import CharlmError, UsageError
 
@@ -93,9 +93,14 @@ def _layers(argv: Sequence[str]) -> list[str]:
         raise UsageError("give the size as a word of its own, such as --model.size base")
     layers = []
     for tree in map(_read_yaml, args.config):
+        if any((tree.get("train") or {}).get(name) is not None for name in LENGTH):
+            tree["train"] = LENGTH | tree["train"]  # overrides the others of earlier files
         size = tree.get("model", {}).get("size") if args.size is None else None
         layers += [preset(size), tree]
-    words = [f"--config={yaml.dump(tree, Dumper=_Dumper)}" for tree in [*layers, preset(args.size)]]
+    layers.append(preset(args.size))
+    if re.search(rf"--train(\.|[= ]\s*{{.*\b)({'|'.join(LENGTH)})\b(?!\W+null)", " ".join(options)):
+        layers.append({"train": LENGTH})
+    words = [f"--config={yaml.dump(tree, Dumper=_Dumper)}" for tree in layers]
     return [*words, *options] if args.size is None else [*words, f"--model.size={args.size}", *options]
 
 

@@ -21,10 +21,11 @@ from charlm.corpus.prepared import folder_of
 from charlm.errors import CharlmError
 from charlm.model.cells import cell_of
 from charlm.model.device import keep_freed_memory, peak_memory
-from charlm.training.checkpoint import steps_of
+from charlm.training.checkpoint import load_newest, steps_of
 from charlm.training.logger import wandb_mode
 from charlm.training.loop import train_step
 from charlm.training.optimizer import averaged
+from charlm.training.resume import fixed_steps
 from charlm.training.run import State
 from charlm.training.setup import Setup, make_accelerator, set_up, threads_for
 from charlm.training.step import records_steps
@@ -141,9 +142,15 @@ class Doctor:
         per_step = config.train.batch_size * config.train.bptt * size["characters"] / size["symbols"]
         self.report("speed", f"{per_step / seconds:,.0f} characters/s, {seconds * 1000:.1f} ms per step")
         self.report("memory", f"{peak_memory(self.device) / 1e9:.2f} GB at most, per process")
-        left = max(config.train.steps - max(steps_of(config.run_dir), default=0), 0)
-        hours = left * seconds / 3600
-        text = f"{left:,} of {config.train.steps:,} steps take {hours:.2f} h, without evaluation and samples"
+        minutes, steps = config.train.minutes, setup.steps
+        if minutes:
+            steps = fixed_steps(config.train, (load_newest(config.run_dir) or [{}])[0])
+            steps = steps or max(int(60 * minutes / seconds), 1)
+            self.report("minutes", f"train.minutes={minutes:g}: about {steps:,} steps on this machine")
+        left = max(steps - max(steps_of(config.run_dir), default=0), 0)
+        hours, epochs = left * seconds / 3600, steps / setup.lanes.windows
+        text = f"{left:,} of {steps:,} steps take {hours:.2f} h ({60 * hours:.1f} minutes), without "
+        text += f"evaluation and samples; {steps:,} steps are {epochs:.2f} epochs"
         if self.hours is not None:
             restarts = int(hours / self.hours)
             text += f"; a limit of {self.hours:g} h is {'enough' if hours < self.hours else 'too short'}"

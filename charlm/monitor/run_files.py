@@ -26,7 +26,8 @@ FILES = ("status.json", "metrics.jsonl", "config.yaml", ".lock", "checkpoints") 
 class History:
     """The records and the status of a run directory; refresh() reads what is new. Files may be missing.
 
-    records: the lines of metrics.jsonl, steps ascending. status: status.json. steps: train.steps, 0 at first.
+    records: the lines of metrics.jsonl, steps ascending. status: status.json. steps: of
+    the whole run, 0 if not known.
     """
 
     def __init__(self, run_dir: str | Path = ""):
@@ -44,8 +45,10 @@ class History:
             raise CharlmError(f"{self.dir}: is not a run directory{runs_in(self.dir)}")
         self.status = self._load("status.json", json.loads)  # first: no record before "done" is missed
         self.read_metrics()
-        if not self.steps:
-            self.steps = self._load("config.yaml", lambda s: yaml.safe_load(s)["train"]).get("steps", 0)
+        self.steps = self.status.get("steps")
+        if not self.steps:  # an older run, or one whose train.minutes is not measured yet
+            train = self._load("config.yaml", lambda s: yaml.safe_load(s)["train"])
+            self.steps = 0 if train.get("minutes") or train.get("epochs") else train.get("steps", 0)
 
     def _load(self, name: str, parse) -> dict:
         path = self.dir / name
@@ -67,7 +70,7 @@ class History:
         with open(path, "rb") as file:
             stat = os.fstat(file.fileno())
             if stat.st_ino != self._inode or stat.st_size < self._offset:
-                self.records, self.steps, self._inode, self._offset = [], 0, stat.st_ino, 0
+                self.records, self._inode, self._offset = [], stat.st_ino, 0
             file.seek(self._offset)
             lines = [line for line in file if line.endswith(b"\n")]  # the last one may be half written
         self._offset += sum(map(len, lines))

@@ -52,7 +52,9 @@ def ready(run: str | Path, name: str, license: str | None = None, language: list
         config = read_run_config(folder.parent) if has_run else None
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         figures = {"validation": about.get("validation")}
-        text = model_card(model, model.vocab, config, None, figures, about.get("step"))
+        status = folder.parent / "status.json"
+        ended = json.loads(status.read_text(encoding="utf-8")) if has_run and status.exists() else {}
+        text = model_card(model, model.vocab, config, None, figures, about.get("step"), ended.get("steps"))
     content = ModelCard(text, ignore_metadata_errors=True)
     if license:
         content.data.license = license

@@ -25,10 +25,12 @@ def model_card(
     text: dict | None = None,
     figures: dict[str, dict | None] | None = None,
     step: int | None = None,
+    steps: int | None = None,
 ) -> str:
     """The card of a model as Markdown; what is None is "not stated" in it.
 
     config: of the run. text: corpus.json. figures: split → the result of evaluate(). step: of the weights.
+    steps: of the run.
     """
     import jinja2  # here: training imports this file and writes its first card much later
 
@@ -49,6 +51,7 @@ def model_card(
         figures={split: scores for split, scores in (figures or {}).items() if scores},
         baselines={baseline_title(k, v): v for k, v in ((text or {}).get("floors") or {}).items()},
         step=step,
+        steps=steps,
         versions=f"charlm {__version__} with PyTorch {torch.__version__}",
     )
 
@@ -62,6 +65,8 @@ def _shown(config: Config) -> dict:
     if config.data.source in BUILDERS:
         shown["data"]["data_files"] = _names(config.data.data_files)
     shown["data"]["text"] = config.data.text[:200]
+    if config.train.minutes or config.train.epochs:
+        del shown["train"]["steps"]  # its default, which has no effect
     shown["optim"]["betas"] = list(shown["optim"]["betas"])
     start = Path(config.train.init_from)
     if start.exists() or start.is_absolute() or len(start.parts) != 2:  # not an id on the Hub

@@ -77,8 +77,8 @@ class Logger:
         self.records = 0  # so far: the number of the next one, here and at wandb
         self.logged = 0  # records that wandb had when it was opened
 
-    def open(self, step: int, run_id: str) -> None:
-        """Open at a step: records of later steps, written by a process that was killed, are dropped."""
+    def open(self, step: int, run_id: str, steps: int | None) -> None:
+        """Open at a step of so many: records of later steps, by a process that was killed, are dropped."""
         if self.main:
             lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
             records = [record for record in read_records(lines) if record["step"] <= step]
@@ -91,7 +91,7 @@ class Logger:
         if self.main:
             for number, record in enumerate(records):
                 self._to_wandb(number, record)
-        hidden, steps = self.quiet or not sys.stderr.isatty(), self.config.train.steps
+        hidden = self.quiet or not sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=hidden)
 
     def _to_wandb(self, number: int, record: dict) -> None:
@@ -173,16 +173,16 @@ class Logger:
         if self.main:
             os.fsync(self.file.fileno())
 
-    def training(self, step: int, values: dict, seconds_left: float) -> None:
-        """The figures of the last steps: a record, and the bar's tail or a line."""
+    def training(self, step: int, values: dict, steps: int | None, pace: float) -> None:
+        """The figures of the last steps: a record, and the bar's tail or a line. pace: steps per second."""
         self.figures(step, values)
         speed = values["characters_per_second"]
         short = f"loss {values['loss']:.3f}  bpc {values['bpc']:.3f}  {speed / 1000:.1f}k chars/s"
         if self.bar is not None and not self.bar.disable:
             self.bar.set_postfix_str(short)
         elif not self.quiet:
-            left = tqdm.format_interval(seconds_left)
-            self.say(f"step {step}/{self.config.train.steps}  {short}  {left} left")
+            left = f"  {tqdm.format_interval((steps - step) / pace)} left" if steps else ""
+            self.say(f"step {step}{f'/{steps}' if steps else ''}  {short}{left}")
 
     def close(self, failed: bool = False, at_once: bool = False) -> None:
         """Close the bar, the file and the wandb run, which is marked if the run failed.

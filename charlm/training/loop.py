@@ -19,12 +19,13 @@ from charlm.model.pretrained import read_best
 from charlm.sampling.generate import generate
 from charlm.terminal import visible
 from charlm.training.optimizer import learning_rate, set_learning_rate
-from charlm.training.resume import resume_or_start, save_checkpoint, secure_best
+from charlm.training.resume import resume_or_start, save_checkpoint, secure_best, state_of
 from charlm.training.run import Clock, Run, State, Summary
 from charlm.training.setup import Setup, set_up
 from charlm.training.signals import Stop
 
 Watch = Callable[[int, CharLM, float], None]  # (step, model, loss)
+MEASURED, SKIPPED = 100, 5  # steps of a process that train.minutes is measured on; of them slower at first
 
 
 def train(
@@ -47,9 +48,11 @@ def train(
         state = resume_or_start(run, setup)
         run.say(f"first step after {time.perf_counter() - started:.1f} s")
         stop.in_loop = True
-        while state.step < config.train.steps:
+        measure = Measure(run, setup)
+        while state.steps is None or state.step < state.steps:
             norm = train_step(config, setup, state, watch)
             run.count_step()
+            fixed = state.steps is None and measure.fix_steps()
             if run.due(config.log.every):
                 log_figures(run, setup, norm)
             if run.due(config.evaluate.every):
@@ -57,7 +60,7 @@ def train(
             if run.due(config.sample.every):
                 draw_sample(run, setup, setup.evaluated)
             reason = run.agree(stop.reason)
-            if run.due(config.checkpoint.every) or reason:
+            if run.due(config.checkpoint.every) or fixed or reason:
                 save_checkpoint(run, setup, wait=reason is not None)
             if reason:
                 return run.interrupted(reason)
@@ -70,7 +73,7 @@ def train(
 def train_step(config: Config, setup: Setup, state: State, watch: Watch | None = None) -> Tensor:
     """One step of training, which state counts. Returns the norm [] of the gradient before clipping."""
     x, y = setup.lanes.window(state.position)  # int64 [B, T] on the device
-    set_learning_rate(setup.optimizer, learning_rate(state.step, config.optim, config.train.steps))
+    set_learning_rate(setup.optimizer, learning_rate(state.step, config.optim, state.steps))
     loss, norm, carry = setup.step(x, y, state.carry)  # forward, backward, clip; the carry is detached
     if watch is not None:
         watch(state.step, setup.model, loss.item())  # sync
@@ -79,6 +82,71 @@ def train_step(config: Config, setup: Setup, state: State, watch: Watch | None =
     if setup.average is not None:
         setup.average.update(setup.model, state.step)
     return norm
+
+
+class Measure:
+    """For train.minutes: the speed of the first steps of this process, and the number of steps from it."""
+
+    def __init__(self, run: Run, setup: Setup):
+        self.run, self.setup = run, setup
+        self.first, self.started = run.state.step, time.perf_counter()
+        self.mark = (0, 0.0)  # steps done, and seconds of training by then, that the measurement starts from
+
+    def fix_steps(self) -> bool:
+        """Set state.steps after MEASURED steps, or a quarter of the minutes; True if it is set.
+
+        The main process decides, at some steps only, because the others wait for it.
+        """
+        run, state, limit = self.run, self.run.state, 60 * self.run.config.train.minutes
+        done = state.step - self.first
+        if done > 10 and done % 10:
+            return False
+        state.losses[-1].item()  # sync
+        seconds = run.clock.seconds()
+        used = (time.perf_counter() - self.started) / limit
+        ready = done >= MEASURED or (used > 1 / 4 and done >= 10) or (used > 1 / 2 and done > 1)
+        if not gather_object([ready])[0]:
+            if done in (1, SKIPPED):
+                self.mark = (done, seconds)
+            return False
+        pace = (seconds - self.mark[1]) / (done - self.mark[0])  # seconds per step
+        with run.clock.paused():
+            every, at_end = self.pauses()
+        left = 0.98 * limit - (time.perf_counter() - self.started) - at_end
+        steps = state.step + max(int(left / (pace + every)), 0)
+        state.steps, pace = gather_object([(steps, pace)])[0]
+        run.logger.bar.total = state.steps
+        run.logger.figures(state.step, {"steps": state.steps, "seconds_per_step": round(pace, 6)})
+        found = f"{1000 * pace:,.1f} ms per step, so {state.steps:,} steps"
+        run.say(f"train.minutes={limit / 60:g}: {found}")
+        return True
+
+    def pauses(self) -> tuple[float, float]:
+        """Seconds per step of evaluations, samples and checkpoints, and of those after the last step.
+
+        Each is tried and its result dropped; of validation only a part is read, in as many lanes.
+        """
+        run, setup, config, evaluation = self.run, self.setup, self.run.config, 0.0
+        if "validation" in setup.corpus.splits:
+            warm = config.evaluate.lanes * config.evaluate.context  # symbols read before those that count
+            size = len(setup.corpus["validation"][: config.evaluate.max_characters])
+            part = min(size, config.evaluate.lanes * max(config.evaluate.context, config.evaluate.bptt))
+            evaluation = _seconds(lambda: _score(run, setup, setup.evaluated, "validation", part))
+            evaluation *= (size + warm) / (part + warm)
+        sample = 0.0
+        if run.main and config.sample.every:
+            sample = _seconds(lambda: _sample(run, setup, setup.evaluated))
+        save = _seconds(lambda: state_of(run, setup))  # the rest is done while training continues
+        pairs = ((config.evaluate, evaluation), (config.sample, sample), (config.checkpoint, save))
+        return sum(seconds / part.every for part, seconds in pairs if part.every), evaluation + save
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Seconds of the second of two calls: the first one warms up."""
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+    return time.perf_counter() - started
 
 
 def log_figures(run: Run, setup: Setup, norm: Tensor) -> None:
@@ -102,8 +170,8 @@ def log_figures(run: Run, setup: Setup, norm: Tensor) -> None:
     }
     if run.clock.checkpoint_seconds:  # that training waited for checkpoints
         figures["checkpoint_seconds"] = round(run.clock.checkpoint_seconds, 3)
-    run.logger.training(state.step, figures, seconds_left=(train.steps - state.step) / pace)
-    run.clock = Clock()
+    run.logger.training(state.step, figures, state.steps, pace)
+    run.clock = Clock(run.clock.seconds())
 
 
 def validate(run: Run, setup: Setup) -> None:
@@ -132,8 +200,7 @@ def draw_sample(run: Run, setup: Setup, model: CharLM, name: str | None = None) 
         return ""
     step = run.state.step
     with run.clock.paused():
-        options = {name: value for name, value in vars(run.config.sample).items() if name != "every"}
-        text = options["prompt"] + generate(model, setup.corpus.vocab, end="\n", **options)
+        text = _sample(run, setup, model)
         path = run.dir / "samples" / f"{name or f'step-{step:08d}'}.txt"
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -166,6 +233,11 @@ def finish(run: Run, setup: Setup) -> Summary:
             )
     run.say(f"done: {run.state.step} steps; the best weights are in {run.dir / 'model'}")
     return summary
+
+
+def _sample(run: Run, setup: Setup, model: CharLM) -> str:
+    options = {name: value for name, value in vars(run.config.sample).items() if name != "every"}
+    return options["prompt"] + generate(model, setup.corpus.vocab, end="\n", **options)
 
 
 def _score(run: Run, setup: Setup, model: CharLM, split: str, most: int | None = None) -> dict:

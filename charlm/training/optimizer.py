@@ -15,14 +15,16 @@ from charlm.model.layers import NGrams
 ROW_RATE = 10  # times the learning rate: of the first update of a row
 
 
-def learning_rate(step: int, optim: OptimConfig, steps: int) -> float:
-    """Learning rate of a step (0 is the first) in a run of `steps`.
+def learning_rate(step: int, optim: OptimConfig, steps: int | None) -> float:
+    """Learning rate of a step (0 is the first) in a run of `steps`; None: not known yet.
 
     Linear warm-up to optim.learning_rate, then cosine (Loshchilov & Hutter 2017), linear or no decay to
-    final_ratio of it at the last step.
+    final_ratio of it at the last step. While the last step is not known, it does not fall.
     """
     if step < optim.warmup_steps:
         return optim.learning_rate * (step + 1) / optim.warmup_steps
+    if steps is None:
+        return optim.learning_rate
     last = steps - 1 - optim.warmup_steps
     done = min(1.0, (step - optim.warmup_steps) / last) if last > 0 else 1.0 if steps > 1 else 0.0
     fall = {"constant": 0.0, "linear": done, "cosine": (1 - math.cos(math.pi * done)) / 2}[optim.schedule]

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from charlm.config.fields import WITHOUT_EFFECT
+from charlm.config.checks import LENGTH
+from charlm.config.fields import WITHOUT_EFFECT, TrainConfig
 from charlm.config.parse import flatten, from_dict, to_yaml
 from charlm.corpus.prepared import Corpus
 from charlm.corpus.vocabulary import Vocab
@@ -26,7 +27,8 @@ from charlm.training.trained import warm_start
 
 # Fields that may differ between a checkpoint and the config that resumes it: those without effect on what a
 # step computes, the length of the training, and what only reads the training.
-MAY_CHANGE = (*WITHOUT_EFFECT, "train.steps", "evaluate.", "sample.", "checkpoint.", "log.")
+LENGTHS = tuple(f"train.{name}" for name in LENGTH)
+MAY_CHANGE = (*WITHOUT_EFFECT, *LENGTHS, "evaluate.", "sample.", "checkpoint.", "log.")
 
 
 def save_checkpoint(run: Run, setup: Setup, *, wait: bool = False) -> None:
@@ -40,7 +42,7 @@ def save_checkpoint(run: Run, setup: Setup, *, wait: bool = False) -> None:
             run.state.saved = run.state.step
             run.check_finite(setup.model)
             run.logger.sync()  # no checkpoint without the figures that lead to it
-            facts, tensors = _state_of(run, setup)
+            facts, tensors = state_of(run, setup)
             if run.main:
                 best_step = run.state.best["step"] if run.state.best else None
                 options = {"keep": run.config.checkpoint.keep, "best_step": best_step}
@@ -53,7 +55,7 @@ def save_checkpoint(run: Run, setup: Setup, *, wait: bool = False) -> None:
     run.clock.checkpoint_seconds += run.clock.paused_seconds - before
 
 
-def _state_of(run: Run, setup: Setup) -> tuple[dict, dict[str, dict[str, Tensor]]]:
+def state_of(run: Run, setup: Setup) -> tuple[dict, dict[str, dict[str, Tensor]]]:
     """(facts, tensors) of a checkpoint: copies, the same in all processes."""
     state, accelerator = run.state, run.accelerator
     carry = state.carry or setup.model.zeros(len(setup.lanes.lanes))
@@ -72,6 +74,7 @@ def _state_of(run: Run, setup: Setup) -> tuple[dict, dict[str, dict[str, Tensor]
         tensors["average"].pop("ngrams.weight", None)  # the model's own
     facts = {
         "step": state.step,
+        "steps": state.steps,
         "position": list(state.position),
         "evaluated": state.evaluated,
         "best": state.best,
@@ -120,11 +123,14 @@ def resume_or_start(run: Run, setup: Setup) -> State:
         if not run.main:  # the main process warns for all
             warnings.simplefilter("ignore", CharlmWarning)
         loaded = checkpoint.load_newest(run.dir, gather_object, here)
+    run.state.steps = setup.steps
     if loaded is not None:
         facts, tensors, vocab = loaded
         _check_same(run, setup.corpus, facts, vocab)
         _restore(run, setup, facts, tensors)
         _fit_slices(run, setup, facts)
+        if setup.steps is None:
+            run.state.steps = fixed_steps(run.config.train, facts)
         secure_best(run, setup)
     elif run.config.train.init_from:
         run.say(warm_start(setup.model, setup.corpus.vocab, run.config.train.init_from))
@@ -136,6 +142,13 @@ def resume_or_start(run: Run, setup: Setup) -> State:
     if loaded is not None:
         run.say(f"resumed {run.dir} at step {run.state.step}")
     return run.state
+
+
+def fixed_steps(train: TrainConfig, facts: dict) -> int | None:
+    """The steps that train.minutes were when they were measured; in proportion, if it was changed since."""
+    steps = facts.get("steps")
+    minutes = steps and facts["config"]["train"]["minutes"]
+    return max(round(steps * train.minutes / minutes), 1) if minutes else None
 
 
 def _restore(run: Run, setup: Setup, facts: dict, tensors: dict[str, dict[str, Tensor]]) -> None:

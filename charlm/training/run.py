@@ -57,6 +57,7 @@ class State:
     """What changes with the steps of a run; all of it is in a checkpoint."""
 
     step: int = 0
+    steps: int | None = None  # of the whole run; None until train.minutes is measured
     position: Position = field(default_factory=Position)
     carry: Carry | None = None  # of the lanes of this process; None is zeros
     best: dict | None = None  # {"step": …, **figures} of the best evaluation so far
@@ -76,15 +77,20 @@ class State:
 class Clock:
     """Steps per second of training alone: evaluation, samples and checkpoints pause it.
 
-    paused_seconds: of pauses since the last restart; checkpoint_seconds: those of checkpoints.
+    paused_seconds: of pauses since the last restart; checkpoint_seconds: those of checkpoints. before:
+    seconds of training on the clocks before this one.
     """
 
-    def __init__(self):
-        self.steps, self.started = 0, time.perf_counter()
+    def __init__(self, before: float = 0.0):
+        self.steps, self.started, self.before = 0, time.perf_counter(), before
         self.paused_seconds = self.checkpoint_seconds = 0.0
 
+    def seconds(self) -> float:
+        """Of training in this process."""
+        return self.before + time.perf_counter() - self.started - self.paused_seconds
+
     def steps_per_second(self) -> float:
-        return self.steps / max(time.perf_counter() - self.started - self.paused_seconds, 1e-9)
+        return self.steps / max(self.seconds() - self.before, 1e-9)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -131,7 +137,7 @@ class Run:
         self._begun = True
         self._agreed = (self.state.step, time.perf_counter(), 1)
         self.write_status("running")
-        self.logger.open(self.state.step, self.state.run_id)
+        self.logger.open(self.state.step, self.state.run_id, self.state.steps)
         self.log_best()
         corpus, train = setup.corpus, self.config.train
         self.say(corpus.report() if self.state.step == 0 else str(corpus.folder))
@@ -225,8 +231,8 @@ class Run:
         if self.main:
             best = self.state.best
             step = best["step"] if best else self.state.step
-            figures = {"validation": best, "test": test}
-            text = model_card(setup.model, setup.corpus.vocab, self.config, setup.corpus.info, figures, step)
+            facts = (setup.corpus.info, {"validation": best, "test": test}, step, self.state.steps)
+            text = model_card(setup.model, setup.corpus.vocab, self.config, *facts)
             replace(self.dir / "model" / "README.md", text)
 
     def log_best(self) -> None:
@@ -236,7 +242,7 @@ class Run:
     def write_status(self, status: str, *, synced: bool = True, **more) -> None:
         """status.json: running, done, interrupted or failed."""
         if self.main:
-            content = {"status": status, "step": self.state.step} | more
+            content = {"status": status, "step": self.state.step, "steps": self.state.steps} | more
             replace(self.dir / "status.json", json.dumps(content) + "\n", synced)
 
     def interrupted(self, reason: str) -> Summary:

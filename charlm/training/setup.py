@@ -30,6 +30,7 @@ class Setup(NamedTuple):
     optimizer: AdamW
     average: Average | None
     step: Step
+    steps: int | None  # of the run; None: train.minutes, which is measured
 
     @property
     def evaluated(self) -> CharLM:
@@ -70,7 +71,11 @@ def set_up(config: Config, accelerator: Accelerator, say: Callable[[str], None])
     torch.manual_seed(train.seed + 1 + rank)  # dropout differs by process
     if device.type == "cpu":
         torch.set_num_threads(threads_for(config, processes))
-    return Setup(corpus, lanes, model, optimizer, average, step)
+    steps = None if train.minutes else train.steps
+    if train.epochs:
+        steps = max(round(train.epochs * lanes.windows), 1)
+        say(f"train.epochs={train.epochs:g}: {steps:,} steps, {lanes.windows:,} per epoch")
+    return Setup(corpus, lanes, model, optimizer, average, step, steps)
 
 
 def threads_for(config: Config, processes: int) -> int:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from helpers import ROOT
 
-from charlm.config.fields import Config
+from charlm.config.fields import Config, TrainConfig
 from charlm.config.parse import (
     flatten,
     from_dict,
@@ -56,6 +56,51 @@ def test_the_command_line_wins_wherever_config_stands(tmp_path):
     (tmp_path / "later.yaml").write_text("train: {bptt: 6}")
     config = parse(["--config", str(path), "--train.seed=2", f"--config={tmp_path / 'later.yaml'}"])
     assert (config.train.steps, config.train.bptt, config.train.seed) == (7, 6, 2)
+
+
+def length(config: Config) -> tuple:
+    return config.train.steps, config.train.minutes, config.train.epochs
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "expected"),
+    [
+        ("minutes: 5", [], (1000, 5, None)),
+        ("minutes: 5", ["train.steps=100"], (100, None, None)),
+        ("minutes: 5", ["train.steps=1000"], (1000, None, None)),
+        ("steps: 70", ["train.minutes=3"], (1000, 3, None)),
+        ("steps: 70", ["train.epochs=0.5"], (1000, None, 0.5)),
+        ("steps: 70", ['train={"minutes": 3}'], (1000, 3, None)),
+        ("epochs: 2", ["train.minutes=3", "model.size=tiny"], (1000, 3, None)),
+        ("epochs: 2", ["train.minutes=null"], (1000, None, 2)),
+        ("{steps: 1000, minutes: 5}", [], (1000, 5, None)),  # what to_yaml writes
+        ("{steps: 70, epochs: null}", ["train.seed=4"], (70, None, None)),
+    ],
+)
+def test_one_of_steps_minutes_and_epochs_counts(tmp_path, text, words, expected):
+    body = f"train: {text}" if text.startswith("{") else f"train: {{{text}}}"
+    config = load_config(yaml_file(tmp_path, body), *words)
+    assert length(config) == expected
+    assert load_config(yaml_file(tmp_path, to_yaml(config))) == config
+
+
+def test_a_later_file_overrides_the_length_of_an_earlier_one(tmp_path):
+    words = ["--config", str(yaml_file(tmp_path, "train: {steps: 70, bptt: 5}"))]
+    (tmp_path / "later.yaml").write_text("train: {epochs: 2}")
+    config = parse([*words, "--config", str(tmp_path / "later.yaml")])
+    assert length(config) == (1000, None, 2) and config.train.bptt == 5
+
+
+def test_two_lengths_in_one_place_are_refused(tmp_path):
+    told = "give one of steps, minutes and epochs"
+    both = refusal(yaml_file(tmp_path, "train: {steps: 70, minutes: 3}"))
+    assert both == f"train.steps=70 and train.minutes=3.0: {told}"
+    assert refusal(None, "train.minutes=3", "train.epochs=2").endswith(told)
+    with pytest.raises(CharlmError, match=r"train\.steps=9 and train\.epochs=2: give one"):
+        Config(train=TrainConfig(steps=9, epochs=2))
+    for key in ("minutes", "epochs"):
+        for value in ("0", ".inf", "-1"):
+            assert "must be above 0 and finite" in refusal(None, f"train.{key}={value}")
 
 
 def test_numbers_without_a_dot_are_numbers(tmp_path):
@@ -159,7 +204,11 @@ def test_print_config_parses_back(tmp_path, capsys):
 def test_a_config_written_by_an_earlier_version_keeps_every_value(cell):
     path = ROOT / "tests" / "data" / "v0.1.0" / cell / "config.yaml"
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for config in (load_config(path), read_run_config(path.parent), from_dict(tree)):
+    configs = (load_config(path), read_run_config(path.parent), from_dict(tree))
+    tree["train"] |= {"minutes": None, "epochs": None}  # added since, as are these:
+    tree["model"] |= {"ngrams": 0, "ngram_rows": 65536, "ngram_size": 64}
+    tree["evaluate"] |= {"precision": "fp32"}
+    for config in configs:
         assert yaml.safe_load(to_yaml(config)) == tree
 
 

@@ -1,6 +1,7 @@
 """charlm doctor: what it finds out before a job is queued, and the exit code that tells."""
 
 import os
+import re
 import subprocess
 
 import pytest
@@ -12,6 +13,7 @@ from charlm.config.parse import to_yaml
 from charlm.corpus.prepared import folder_of, prepare
 from charlm.errors import CharlmError
 from charlm.monitor.doctor import cudnn_kernels
+from charlm.training.lanes import Lanes
 from charlm.training.loop import train
 
 
@@ -159,6 +161,23 @@ def test_a_file_that_changed_is_another_corpus(doctor, tmp_path):
     assert doctor(config)[0] == 0
     os.utime(path, (1, 1))
     assert_bad(doctor(config), "corpus", "is not prepared yet")
+
+
+def test_steps_minutes_and_epochs_are_converted(doctor, config):
+    per_epoch = Lanes(prepare(config)["train"], 4, 7).windows
+    told = doctor(config)[1]
+    assert re.search(rf"h \([\d.]+ minutes\).*; 12 steps are {12 / per_epoch:.2f} epochs", told)
+    told = doctor(config, "--train.epochs", "2")[1]
+    assert f"{2 * per_epoch} of {2 * per_epoch} steps take" in told and "steps are 2.00 epochs" in told
+    told = doctor(config, "--train.minutes", "600")[1]
+    (steps,) = re.findall(r"train\.minutes=600: about ([\d,]+) steps on this machine", told)
+    assert f"{steps} of {steps} steps take" in told and re.search(r"\((599\.\d|600\.0) minutes\)", told)
+
+
+def test_minutes_that_were_measured_are_not_estimated_again(doctor, config):
+    config = changed(config, train={"steps": 1000, "minutes": 1e-6})
+    assert train(config, quiet=True).step == 2
+    assert "train.minutes=1e-06: about 2 steps" in doctor(config)[1]
 
 
 def test_a_run_that_is_under_way_needs_less_time(doctor, config):

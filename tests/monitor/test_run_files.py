@@ -9,6 +9,7 @@ import pytest
 
 from charlm.errors import CharlmError
 from charlm.monitor.run_files import History, read_history, thinned
+from charlm.monitor.watch import picture
 
 
 def write(run_dir, *records: dict | str, status: dict | None = None) -> History:
@@ -65,6 +66,21 @@ def test_a_resumed_run_replaces_the_records_and_the_config(tmp_path):
     (tmp_path / "config.yaml").write_text("train: {steps: 99}\n")
     history.refresh()
     assert len(history.points("bpc")) == 5 and history.steps == 99
+
+
+def test_minutes_have_no_number_of_steps_until_it_is_measured(tmp_path):
+    records = [{"step": step, "loss": 1.0, "time": 100.0 + step} for step in range(1, 5)]
+    running = {"status": "running", "step": 0, "steps": None}
+    history = write(tmp_path, *records, status=running)
+    assert history.steps == 40  # an older run: from its config
+    (tmp_path / "config.yaml").write_text("train: {steps: 1000, minutes: 3.0, epochs: null}\n")
+    history.refresh()
+    assert history.steps == 0 and history.seconds_left() is None and history.figures()["steps"] is None
+    assert "step 4  " in picture(history, 100, 20)[0] + "  "
+    (tmp_path / "status.json").write_text(json.dumps(running | {"steps": 24}))
+    history.refresh()
+    assert history.steps == 24 and history.seconds_left() == pytest.approx(20)
+    assert "step 4 of 24  17%" in picture(history, 100, 20)[0]
 
 
 def test_the_time_left_does_not_count_a_pause_between_two_jobs(tmp_path):

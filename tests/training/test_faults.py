@@ -122,7 +122,8 @@ def test_when_one_process_is_asked_to_stop_all_stop_at_the_same_step(tmp_path, a
     assert [process.returncode for process in processes] == [0, 0], said
     reason = "SIGUSR1" if asked == 0 else "another process was asked to stop"
     step = steps_of(config.run_dir)[-1]
-    assert status(config.run_dir) == {"status": "interrupted", "step": step, "reason": reason}
+    told = {"status": "interrupted", "step": step, "steps": config.train.steps, "reason": reason}
+    assert status(config.run_dir) == told
     assert said[1] == ""
 
 
@@ -174,7 +175,8 @@ def test_a_second_ctrl_c_leaves_at_once_and_harms_nothing(tmp_path, step):
     _, error = process.communicate(timeout=600)
     assert process.returncode == -signal.SIGINT and error.rstrip().endswith("KeyboardInterrupt")
     told = status(config.run_dir)
-    assert told == {"status": "interrupted", "step": 7 if step == 7 else 12, "reason": "Ctrl-C, at once"}
+    at = {"step": 7 if step == 7 else 12, "steps": 12}
+    assert told == {"status": "interrupted", **at, "reason": "Ctrl-C, at once"}
     assert newest(config.run_dir)[0]["step"] == 5
     assert train(config, quiet=True).status == "done"
     train(small(tmp_path / "whole", checkpoint={"every": 5}), quiet=True)

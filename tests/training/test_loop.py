@@ -139,6 +139,7 @@ def test_status_samples_and_checkpoints_are_there(finished):
     assert status(config.run_dir) == {
         "status": "done",
         "step": 90,
+        "steps": 90,
         "best": summary.best,
         "test": summary.test,
     }
@@ -381,6 +382,7 @@ def test_a_budget_of_hours_stops_with_a_checkpoint(tmp_path):
     assert status(config.run_dir) == {
         "status": "interrupted",
         "step": 1,
+        "steps": 12,
         "reason": "train.max_hours is over",
     }
     assert steps_of(config.run_dir) == [1]
@@ -404,7 +406,8 @@ def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(tmp_path, name):
     assert process.returncode == 0, said
     step = status(config.run_dir)["step"]
     reason = "Ctrl-C" if name == "SIGINT" else name
-    assert status(config.run_dir) == {"status": "interrupted", "step": step, "reason": reason}
+    told = {"status": "interrupted", "step": step, "steps": 4000, "reason": reason}
+    assert status(config.run_dir) == told
     assert 5 <= step < 4000 and steps_of(config.run_dir)[-1] == step == logged(config.run_dir)
     assert f"stopped at step {step} ({reason})" in said and "the same command resumes" in said
     assert "Traceback" not in said

@@ -99,6 +99,12 @@ def test_steps_past_the_end_stay_at_the_final_rate():
     assert learning_rate(500, optim, 10) == pytest.approx(0.25, rel=1e-12)
 
 
+def test_while_the_last_step_is_not_known_the_rate_does_not_fall():
+    optim = OptimConfig(learning_rate=0.4, warmup_steps=4)
+    told = [learning_rate(step, optim, None) for step in range(6)]
+    assert told == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4], rel=1e-15)
+
+
 def test_set_learning_rate_sets_all_groups():
     optimizer = make_optimizer(tiny(), OptimConfig(weight_decay=0.3))
     assert len(optimizer.param_groups) == 2
