@@ -191,8 +191,8 @@ class TrainConfig(checks.Section):
     epochs: checks.Finite | None = None
     """Read the training text this many times, such as 2 or 0.5: the number of steps follows from its size."""
     batch_size: checks.Positive = 64
-    """Lanes (contiguous streams of text: rows of the batch) in all processes. A CPU learns most with about 16
-    of them; a GPU needs hundreds."""
+    """Lanes over all processes. A lane is one contiguous stream of text: a row of the batch. On a CPU 16 learn
+    more from the same characters than 32 or 64; a GPU needs hundreds."""
     bptt: checks.Positive = 64
     """Characters that each lane advances per step: the window of truncated backpropagation through time.
     Gradients reach back no further, but the carry (the recurrent state) is passed on to the next window."""

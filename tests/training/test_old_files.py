@@ -47,8 +47,8 @@ def test_a_config_reads_as_it_was(name):
 
     tree = yaml.safe_load((OLD / name / "config.yaml").read_text(encoding="utf-8"))
     read = yaml.safe_load(to_yaml(from_dict(tree)))
-    tree["train"] |= {"minutes": None, "epochs": None}  # added since
-    assert read == tree
+    for section, values in tree.items():  # fields that were added since have their defaults
+        assert read[section] == (read[section] | values if isinstance(values, dict) else values)
 
 
 def test_a_checkpoint_resumes_to_the_weights_that_the_old_version_reached(config, tmp_path, name):
