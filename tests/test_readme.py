@@ -54,6 +54,7 @@ LONGER = (
 )
 BEST = "charlm train --config shakespeare-best --train.precision bf16"
 EXCERPT = "charlm train --config enwik8-4mb --train.precision bf16"
+SAMPLE = f"{TINY} {FILES} {HELD} --data.streaming false --run_dir runs/sample"
 HERE = {
     "charlm train --help": Short(told="--model.hidden_size"),
     "charlm hello": Short(
@@ -73,6 +74,7 @@ HERE = {
     BEST: Short(f"{TINY} {FILES} --sample.prompt the --run_dir runs/best", "done: 2 steps"),
     "charlm train --config enwik8-4mb": Short(f"{TINY} {HELD} --data.data_files FILE", "done: 2 steps"),
     EXCERPT: Short(f"{TINY} {HELD} --data.data_files FILE --run_dir runs/excerpt", "done: 2 steps"),
+    "charlm train --config wikipedia-sample": Short(SAMPLE, "done: 2 steps"),
     "charlm train --config text8": Short(f"{TINY} {HELD} --data.data_files FILE", "done: 2 steps"),
     OWN: Short(f"{TINY} {HELD} --run_dir runs/own", "done: 2 steps"),
     "charlm completion bash": Short(told="complete -o default"),

@@ -191,8 +191,8 @@ class TrainConfig(checks.Section):
     epochs: checks.Finite | None = None
     """Read the training text this many times, such as 2 or 0.5: the number of steps follows from its size."""
     batch_size: checks.Positive = 64
-    """Lanes over all processes. A lane is one contiguous stream of text: a row of the batch. On a CPU 16 learn
-    more from the same characters than 32 or 64; a GPU needs hundreds."""
+    """Lanes over all processes. A lane is one contiguous stream of text: a row of the batch. On a CPU, 16
+    learn more from the same characters than 32 or 64; a GPU needs hundreds."""
     bptt: checks.Positive = 64
     """Characters that each lane advances per step: the window of truncated backpropagation through time.
     Gradients reach back no further, but the carry (the recurrent state) is passed on to the next window."""
@@ -270,8 +270,8 @@ class LogConfig(checks.Section):
     every: checks.Positive = 20
     """Steps between log lines."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """Weights & Biases. auto: online, offline without a connection, disabled without an account; WANDB_MODE
-    takes precedence."""
+    """Weights & Biases. auto: online with an account and a connection, offline without a connection, disabled
+    without an account; WANDB_MODE takes precedence if set."""
     project: str = "charlm"
     """Project name at Weights & Biases."""
 

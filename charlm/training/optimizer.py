@@ -12,7 +12,7 @@ from charlm.config.fields import OptimConfig
 from charlm.model.char_lm import CharLM
 from charlm.model.layers import NGrams
 
-ROW_RATE = 10  # times the learning rate: of the first update of a row
+ROW_RATE = 20  # times the learning rate: of the first update of a row
 
 
 def learning_rate(step: int, optim: OptimConfig, steps: int | None) -> float:
