@@ -1,4 +1,4 @@
-"""Every command in README.md and slurm/README.md is run: here, shortened, or in the test that is named here.
+"""Every command of the READMEs (top, slurm, configs) is run: here, shortened, or in the test named here.
 
 A command is what a reader would type: a line of an indented block, or a span of code that begins with the
 name of a program and goes on. It must be in HERE or THERE; an entry that no README shows any more fails too.
@@ -15,7 +15,7 @@ from helpers import ROOT
 
 from charlm.commands.cli import main
 
-READMES = [ROOT / "README.md", ROOT / "slurm" / "README.md"]
+READMES = [ROOT / name / "README.md" for name in (".", "slurm", "configs")]
 PROGRAMS = (
     *(
         "charlm",
@@ -105,6 +105,8 @@ BENCH_TRAIN = "test_bench.py::test_train_gives_a_row_for_every_size_and_a_table"
 LAUNCHED = "training/test_distributed.py::test_accelerate_launch_from_the_folder_of_the_script"
 SMOKE = "slurm/test_slurm.py::test_hello_says_that_the_cluster_is_set_up_right"
 BENCH = "python scripts/bench.py"
+ON_CPU = "--ways scripts/bench/ways/wikipedia_cpu.txt --config wikipedia-sample --seconds 600 --clock cpu"
+ON_CPU += " --threads 1 --max_characters 200000"
 NODES = "slurm/test_slurm.py::test_two_nodes_train_as_one_process_does"
 REQUEUED = "slurm/test_slurm.py::test_usr1_saves_requeues_and_resumes_until_done"
 THERE = {
@@ -128,6 +130,7 @@ THERE = {
     "bench.py train": ("minutes", BENCH_TRAIN),
     "bench.py evaluate": ("minutes", BENCH_EVALUATE),
     "bench.py quality": ("minutes", BENCH_QUALITY),
+    f"{BENCH} quality {ON_CPU}": ("half an hour", BENCH_QUALITY),
     LAUNCH: ("a launcher", LAUNCHED),
     "nano slurm/cluster.sh": ("an editor", ""),
     "source slurm/cluster.sh": ("a cluster", SMOKE),
