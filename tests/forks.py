@@ -16,17 +16,24 @@ import tempfile
 
 SERVER = """
 import atexit, json, os, sys, tempfile, threading, traceback
-import wandb
+import jinja2, wandb
 import charlm.commands.cli as cli, charlm.commands.train, charlm.training.loop
-from charlm.config.parse import from_dict
+from charlm.config.fields import ModelConfig
+from charlm.config.parse import from_dict, parse
 from charlm.corpus.prepared import prepare
+from charlm.corpus.vocabulary import Vocab
+from charlm.model.char_lm import CharLM
+from charlm.sampling.generate import generate
 from tqdm import tqdm
 
 tqdm.monitor_interval = 0  # no thread
 tqdm.set_lock(threading.RLock())  # the default is shared by forks: a kill would block the others
 text = {"source": "literal", "text": "hello" * 9, "split_by": "character", "validation": 0.2, "test": 0}
 with tempfile.TemporaryDirectory() as folder:
-    prepare(from_dict({"data": {**text, "dir": folder}}))  # loads compiled code
+    prepare(from_dict({"data": {**text, "dir": folder}}))  # loads compiled code, as does a sample
+vocab = Vocab("helo")
+generate(CharLM(ModelConfig(hidden_size=4), len(vocab)), vocab, prompt="h", length=3)
+parse([])  # builds the parser
 for line in iter(sys.stdin.readline, ""):
     request = json.loads(line)
     if "wait" in request:

@@ -134,7 +134,7 @@ def test_killed_after_the_number_was_fixed_it_goes_on_to_the_same_bits(whole, tm
 
 
 def test_kill_9_and_the_same_command(tmp_path):
-    config = timed(tmp_path / "run", minutes=0.3)
+    config = timed(tmp_path / "run", minutes=0.15)
     process = start(config)
     fixed = lambda: any("steps" in r for r in records(config.run_dir))  # noqa: E731
     wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and fixed(), process)
