@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -73,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         interrupts.append(number)
         raise KeyboardInterrupt
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    main_thread = threading.current_thread() is threading.main_thread()  # Python allows handlers nowhere else
+    if main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
     try:
         _function(words[0])(words[1:])
@@ -93,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             hint = "" if debug else "; run it again with --debug, or CHARLM_DEBUG=1, to see the traceback"
             code, message = 70, f"charlm: unexpected {type(error).__name__}: {first}{hint}"
     finally:
-        if signal.getsignal(signal.SIGINT) is interrupt:
+        if main_thread and signal.getsignal(signal.SIGINT) is interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     _exit(code, message)
 

@@ -31,9 +31,8 @@ class LockedDropout(nn.Dropout):
 class NGrams(nn.Embedding):
     """Embeddings of the last 2, 3, … n symbols at every time, summed: rows of one table, chosen by a hash.
 
-    The recurrent layers need not learn spelling first, for almost no arithmetic (Bojanowski et al.
-    2017). Rows start at zero: an n-gram that training has not met adds nothing.
-    On a CPU the gradient is sparse: of the rows that were read.
+    The recurrent layers need not learn spelling first, for almost no arithmetic (Bojanowski et al. 2017).
+    Rows start at zero: an n-gram that training has not met adds nothing. On a CPU the gradient is sparse.
     """
 
     def __init__(self, n: int, rows: int, size: int):

@@ -169,7 +169,7 @@ def steppable(model: CharLM) -> bool:
 class Stepper:
     """A steppable model and its carry, advanced by one symbol per lane at a time.
 
-    model: float32, on a CPU; its weights are copied. carry: [L, N, H] each, copied.
+    model: float32, on a CPU; weights are copied, the table of n-grams is not. carry: [L, N, H] each, copied.
     """
 
     @torch.no_grad()

@@ -143,7 +143,7 @@ class Average:
 
     The last weights of a run jitter around where they are heading; their average does not. An average of few
     steps would still be full of the first weights, so the decay rises with the steps: min(decay, (1 + n) /
-    (10 + n)) after n steps.
+    (10 + n)) after n steps. The table of n-grams is the model's own: the two share it.
     """
 
     def __init__(self, model: CharLM, decay: float):

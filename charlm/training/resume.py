@@ -21,6 +21,7 @@ from charlm.files import replace
 from charlm.model.pretrained import load_weights, read_best, weights_of
 from charlm.training import checkpoint
 from charlm.training.lanes import Position
+from charlm.training.optimizer import averaged
 from charlm.training.run import Run, State
 from charlm.training.setup import Setup
 from charlm.training.trained import warm_start
@@ -70,8 +71,8 @@ def state_of(run: Run, setup: Setup) -> tuple[dict, dict[str, dict[str, Tensor]]
         "random": _random_states(run),
     }
     if setup.average is not None:
-        tensors["average"] = weights_of(setup.average.model)
-        tensors["average"].pop("ngrams.weight", None)  # the model's own
+        names = averaged(setup.average.model)
+        tensors["average"] = {n: w for n, w in weights_of(setup.average.model).items() if n in names}
     facts = {
         "step": state.step,
         "steps": state.steps,

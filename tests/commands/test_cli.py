@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -282,6 +283,12 @@ cli.main(["hello"])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment(), timeout=60)
     assert (done.returncode, done.stderr) == (130, b"charlm: stopped by Ctrl-C\n")
+
+
+def test_a_command_runs_in_any_thread(capsys):
+    with ThreadPoolExecutor(1) as threads:  # as some notebooks do; Python refuses signal handlers there
+        threads.submit(main, ["completion", "bash"]).result()
+    assert "complete -o default" in capsys.readouterr().out
 
 
 def test_a_reader_that_has_enough_is_no_error(finished):

@@ -27,7 +27,9 @@ def doctor(capsys):
             main(["doctor", "--config", str(config_file(config)), *words])
         except SystemExit as left:
             code = left.code
-        return code, capsys.readouterr().out
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code, out
 
     return doctor
 
