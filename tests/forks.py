@@ -1,4 +1,4 @@
-"""`charlm …` as processes that are forked from one that has imported all it needs.
+"""`charlm …`, or other code, in processes that are forked from one that has imported all it needs.
 
 To import torch, accelerate and datasets takes a new interpreter far longer than most commands of the tests.
 """
@@ -48,6 +48,7 @@ for line in iter(sys.stdin.readline, ""):
         code = 1
         try:
             sys.argv = ["charlm", *request["words"]]
+            exec(request["before"], {})
             cli.main()
             code = 0
         except SystemExit as end:
@@ -78,18 +79,21 @@ class Server:
 
 
 class Fork:
-    """`charlm` with these words. Used as a subprocess.Popen; errors are in stdout if they are not apart."""
+    """`charlm` with these words. Used as a subprocess.Popen; errors are in stdout if they are not apart.
+
+    before: code that is run first, and may end the process.
+    """
 
     running: Server | None = None
 
-    def __init__(self, words: list[str], env: dict[str, str], apart: bool = False):
+    def __init__(self, words: list[str], env: dict[str, str], apart: bool = False, before: str = ""):
         if Fork.running is None or Fork.running.process.poll() is not None:
             Fork.running = Server(env)
         self.server, self.args, self.returncode = Fork.running, words, None
         files = [tempfile.NamedTemporaryFile("r", encoding="utf-8") for _ in range(1 + apart)]  # noqa: SIM115
         self.stdout, self.stderr = files[0], files[1] if apart else None
         output = [files[0].name, files[-1].name]
-        self.pid = self.server.request(words=words, environment=env, output=output)
+        self.pid = self.server.request(words=words, environment=env, output=output, before=before)
         self.handle = os.pidfd_open(self.pid)  # readable when it has ended
 
     def poll(self, seconds: float = 0) -> int | None:
@@ -111,5 +115,7 @@ class Fork:
         if self.poll() is None:
             os.kill(self.pid, number)
 
-    def kill(self) -> None:
+    def kill(self) -> bool:
+        """kill -9. False if it had ended before."""
         self.send_signal(signal.SIGKILL)
+        return self.wait() == -signal.SIGKILL

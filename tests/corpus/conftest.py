@@ -1,4 +1,4 @@
-"""A web server for the tests that read files over HTTP, and processes that prepare."""
+"""A web server for the tests that read files over HTTP."""
 
 import functools
 import http.server
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import datasets
 import pytest
-from corpus_helpers import Forks
 
 
 class Ranged(http.server.SimpleHTTPRequestHandler):
@@ -48,13 +47,3 @@ def site(tmp_path, monkeypatch):
     server.shutdown()
     server.server_close()
     thread.join()
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory):
-    made = Forks(tmp_path_factory.mktemp("forks"))
-    yield made
-    for process in made.started:
-        process.kill()
-    made.server.kill()  # to end in order takes seconds
-    made.server.communicate()

@@ -1,18 +1,14 @@
 """What the tests of the corpus share: files, configs, and the contents of a prepared corpus."""
 
 import json
-import os
 import random
-import resource
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from forks import Fork
 from helpers import environment
 
 import charlm.corpus.readers
@@ -77,14 +73,10 @@ def tree_of(made: Config) -> str:
     return json.dumps({"data": vars(made.data), "vocab": vars(made.vocab)})
 
 
-def limited(file_size: int):
+def limited(file_size: int) -> str:
     """For a child: files may not grow beyond this; writing more fails as it does on a full disk."""
-
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-
-    return limit
+    limit = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({file_size}, {file_size}))"
+    return f"import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); {limit}"
 
 
 def strict(row: bytes) -> int | None:
@@ -135,89 +127,23 @@ def arrow_files() -> list[Path]:
 
 # processes that prepare
 
-# Imports and loading compiled code take longer than these builds: one process does them, and forks.
-FORKS = """
-import json, os, sys, threading, traceback
-import charlm.commands.cli, charlm.commands.train, charlm.corpus.build
+BEFORE = """
+import os, sys
+import charlm.corpus.id_writer, charlm.corpus.readers
 from charlm.config.parse import from_dict
 from charlm.corpus.prepared import prepare, prepare_shard
 from charlm.errors import CharlmError
-from corpus_helpers import limited
-from tqdm import tqdm
-
-tqdm.monitor_interval = 0  # no thread
-tqdm.set_lock(threading.RLock())  # the default is shared by forks: a kill would block the others
-text = {"source": "literal", "text": "hello" * 9, "split_by": "character", "validation": 0.2, "test": 0}
-prepare(from_dict({"data": {**text, "dir": sys.argv[1]}}))
 charlm.corpus.readers.PIECE, charlm.corpus.readers.BATCH = 1 << 10, 1 << 9
 charlm.corpus.id_writer.SYNC_EVERY = 0.0
-for line in iter(sys.stdin.readline, ""):
-    request = json.loads(line)
-    if "wait" in request:
-        pid, status = os.waitpid(request["wait"], request["options"])
-        print(json.dumps(os.waitstatus_to_exitcode(status) if pid else None), flush=True)
-    elif pid := os.fork():
-        print(pid, flush=True)
-    else:
-        for stream in (1, 2):
-            os.dup2(os.open(f"{request['output']}.{stream}", os.O_CREAT | os.O_WRONLY), stream)
-        code = 1
-        try:
-            exec(request["code"])
-            code = 0
-        except SystemExit as end:
-            print(end.code, file=sys.stderr)
-        except BaseException:
-            traceback.print_exc()
-        finally:  # to end in order, with all these modules, would take seconds
-            sys.stdout.flush()
-            os._exit(code)
 """
 
 
-class Forks:
-    """Starts processes that run some code, and prepare in many small pieces."""
-
-    def __init__(self, folder: Path):
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-        line = [sys.executable, "-c", FORKS, str(folder)]
-        self.server = subprocess.Popen(line, env=environment(PYTHONPATH=path), **pipes)
-        self.folder, self.started = folder, []
-
-    def request(self, **content):
-        self.server.stdin.write(json.dumps(content) + "\n")
-        self.server.stdin.flush()
-        return json.loads(self.server.stdout.readline())
-
-    def start(self, code: str) -> "Fork":
-        self.started.append(Fork(self, code, self.folder / f"output-{len(self.started)}"))
-        return self.started[-1]
-
-    def prepare(self, made: Config, *shard: int) -> "Fork":
-        call = "prepare_shard" if shard else "prepare"
-        return self.start(f"{call}(from_dict({json.loads(tree_of(made))}), *{shard})")
+def fork(*words: str, before: str = "") -> Fork:
+    """`charlm` with these words, in many small pieces; before: code that is run first."""
+    return Fork([*words], environment(), apart=True, before=BEFORE + before)
 
 
-class Fork:
-    """One of these processes."""
-
-    def __init__(self, forks: Forks, code: str, files: Path):
-        self.forks, self.files, self.code = forks, files, None
-        self.pid = forks.request(code=code, output=str(files))
-
-    def wait(self, options: int = 0) -> int | None:
-        """Its exit code; -9 when it was killed; with os.WNOHANG None while it runs."""
-        if self.code is None:
-            self.code = self.forks.request(wait=self.pid, options=options)
-        return self.code
-
-    def kill(self) -> bool:
-        """kill -9. False when it was done before."""
-        if self.wait(os.WNOHANG) is None:
-            os.kill(self.pid, signal.SIGKILL)
-        return self.wait() == -signal.SIGKILL
-
-    def output(self) -> list[str]:
-        """stdout and stderr."""
-        return [Path(f"{self.files}.{stream}").read_text() for stream in (1, 2)]
+def preparing(made: Config, *shard: int) -> Fork:
+    """A process that prepares a config, or one shard of it."""
+    call = "prepare_shard" if shard else "prepare"
+    return fork(before=f"{call}(from_dict({json.loads(tree_of(made))}), *{shard}); sys.exit()")

@@ -28,10 +28,13 @@ from corpus_helpers import (
     config,
     contents,
     folders,
+    fork,
     jsonl,
+    limited,
     of_parquet,
     parquet,
     pieces_of,
+    preparing,
     refused,
     sha_of,
     small_pieces,
@@ -326,15 +329,15 @@ def test_any_number_of_workers_and_shards_gives_the_same_bytes(tmp_path, monkeyp
         assert folders(tmp_path / f"s{shards}") == [folder_of(shared).name]
 
 
-def test_shards_as_commands_at_once_and_twice(tmp_path, forks, capsys):
+def test_shards_as_commands_at_once_and_twice(tmp_path, capsys):
     """Processes that start together, one of them twice; the merge; messages that name the next command."""
     file = [pieces_of(tmp_path / f"{i}.parquet", 1, i) for i in range(6)]
     made = of_parquet(tmp_path, file, **HELD_OUT)
     words = words_of(made)
 
     def at_once(*shards: int) -> list[tuple[int, str, str]]:
-        started = [forks.start(f"charlm.commands.cli.main({[*words, '--shard', f'{i}/2']})") for i in shards]
-        return [(process.wait(), *process.output()) for process in started]
+        started = [fork(*words, "--shard", f"{i}/2") for i in shards]
+        return [(process.wait(), *process.communicate()) for process in started]
 
     early = command_error(*words, "--merge", "2")
     assert "2 of 2 shards are not counted yet: 0, 1; the same command with --shard I/2" in early
@@ -415,7 +418,7 @@ def partial_of(made: Config, suffix: str = "partial") -> Path:
 
 
 @pytest.mark.parametrize("split_by", ["document", "character"])
-def test_killed_again_and_again_it_ends_as_if_undisturbed(tmp_path, forks, split_by):
+def test_killed_again_and_again_it_ends_as_if_undisturbed(tmp_path, split_by):
     """kill -9 at random moments of both passes, of the one that works and the one that waits."""
     data = {"data_files": pieces_of(tmp_path / "a.parquet", 60), "split_by": split_by} | HELD_OUT
     made = config(tmp_path, "parquet", workers=2, **data)
@@ -428,9 +431,9 @@ def test_killed_again_and_again_it_ends_as_if_undisturbed(tmp_path, forks, split
         return [(p.stat().st_size, p.stat().st_mtime_ns) if p.exists() else None for p in files]
 
     for attempt in range(12):
-        before, both = reached(), [forks.prepare(made), forks.prepare(made)]
+        before, both = reached(), [preparing(made), preparing(made)]
         if attempt % 4:  # a little further than the one before; else at any moment, the first included
-            while reached() == before and all(process.wait(os.WNOHANG) is None for process in both):
+            while reached() == before and all(process.poll() is None for process in both):
                 time.sleep(0.001)
         time.sleep(draw.uniform(0, 0.1))
         for process in draw.sample(both, 2):
@@ -466,12 +469,12 @@ class Spy:
         patch.setattr(Text, name, noted)
 
 
-def test_what_was_counted_and_encoded_before_a_kill_is_not_done_again(tmp_path, forks, monkeypatch):
+def test_what_was_counted_and_encoded_before_a_kill_is_not_done_again(tmp_path, monkeypatch):
     """A process killed in the first pass, another in the second."""
     small_pieces(monkeypatch)
     made = of_parquet(tmp_path, pieces_of(tmp_path / "a.parquet", 400), workers=2)
     log, progress = partial_of(made) / "counts-0.log", partial_of(made) / "encoded-0.json"
-    process = forks.prepare(made)
+    process = preparing(made)
     until(lambda: log.exists() and log.stat().st_size > 20_000)
     assert process.kill()
     assert not (partial_of(made) / "layout.npz").exists(), "it had counted all: make the file larger"
@@ -481,7 +484,7 @@ def test_what_was_counted_and_encoded_before_a_kill_is_not_done_again(tmp_path, 
         build.open()
         build.count()
     assert counted > 10 and len(spy.firsts) == 400 - counted and min(spy.firsts) == 7 * counted
-    process = forks.prepare(made)
+    process = preparing(made)
     until(lambda: progress.exists() and json.loads(progress.read_text())["pieces"] > 0)
     assert process.kill()
     encoded = json.loads(progress.read_text())["pieces"]
@@ -493,13 +496,13 @@ def test_what_was_counted_and_encoded_before_a_kill_is_not_done_again(tmp_path, 
     verify(made)
 
 
-def test_a_shard_killed_in_either_pass_and_run_again(tmp_path, forks, monkeypatch):
+def test_a_shard_killed_in_either_pass_and_run_again(tmp_path, monkeypatch):
     small_pieces(monkeypatch)
     file = pieces_of(tmp_path / "a.parquet", 300)
     made = of_parquet(tmp_path, file, workers=2, **HELD_OUT)
     for stage, name in (("counted", "counts-1.log"), ("encoded", "encoded-1.json")):
         watched = partial_of(made, "shards-2") / name
-        process = forks.prepare(made, 1, 2)
+        process = preparing(made, 1, 2)
         until(
             lambda watched=watched: (
                 watched.exists() and (watched.suffix == ".json" or watched.stat().st_size > 9000)
@@ -645,19 +648,19 @@ def test_a_document_of_many_megabytes_in_one_row(tmp_path, size):
         assert sizes[at] == times * (size // len(unit)) + extra, character
 
 
-def test_a_disk_that_fills_up_in_either_pass(tmp_path, forks):
+def test_a_disk_that_fills_up_in_either_pass(tmp_path):
     """The command prints one line, leaves no half-written array, and resumes when there is room."""
     file = pieces_of(tmp_path / "a.parquet", 40)
     made = of_parquet(tmp_path, file, **HELD_OUT)
     words = words_of(made)
     for room in (600, 20_000):  # too little for the counts, then for the ids
-        process = forks.start(f"limited({room})(); charlm.commands.cli.main({words})")
-        code, err = process.wait(), process.output()[1]
+        process = fork(*words, before=limited(room))
+        code, err = process.wait(), process.communicate()[1]
         assert code == 1 and err.count("\n") == 1, err
         assert f"{folder_of(made)}: cannot be written (File too large)" in err
         assert not list(tmp_path.rglob("*.npy"))
-    process = forks.start(f"charlm.commands.cli.main({words})")
-    assert process.wait() == 0, process.output()
+    process = fork(*words)
+    assert process.wait() == 0, process.communicate()
     assert [p.name for p in Path(made.data.dir).iterdir()] == [folder_of(made).name]
 
 
@@ -730,16 +733,16 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("stage", ["counts-0.log", "encoded-0.json"])
-def test_ctrl_c_ends_the_command_and_the_next_one_resumes(tmp_path, forks, undisturbed, monkeypatch, stage):
+def test_ctrl_c_ends_the_command_and_the_next_one_resumes(tmp_path, undisturbed, monkeypatch, stage):
     small_pieces(monkeypatch)
     file, whole = undisturbed
     made = of_parquet(tmp_path, file, **HELD_OUT)
-    process = forks.start(f"charlm.commands.cli.main({words_of(made)})")
+    process = fork(*words_of(made))
     watched = partial_of(made) / stage
     until(lambda: watched.exists() and watched.stat().st_size > 0)
     os.kill(process.pid, signal.SIGINT)
-    assert process.wait() == 130, process.output()
-    assert process.output() == ["", "charlm: stopped by Ctrl-C\n"]
+    assert process.wait() == 130, process.communicate()
+    assert process.communicate() == ("", "charlm: stopped by Ctrl-C\n")
     assert partial_of(made).is_dir() and not folder_of(made).exists()
     count = Spy(monkeypatch, "count")
     corpus = prepare(made)

@@ -21,11 +21,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from corpus_helpers import (
-    Fork,
     bytes_of,
     config,
     folders,
+    fork,
     jsonl,
+    limited,
     parquet,
     refused,
     sha_of,
@@ -33,6 +34,7 @@ from corpus_helpers import (
     tree_of,
     written,
 )
+from forks import Fork
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -724,38 +726,41 @@ def test_a_leftover_of_a_crash_is_ignored_and_cleaned(tmp_path):
 # two processes, and the end of one
 
 
-def child(forks, made: Config, before: str = "") -> Fork:
+def child(made: Config, before: str = "") -> Fork:
     """A process that does something before it prepares."""
     tree, size = json.loads(tree_of(made)), readers.PIECE
-    return forks.start(f"""{before}
+    return fork(
+        before=f"""{before}
 charlm.corpus.readers.PIECE, charlm.corpus.readers.BATCH = {size}, 50_000  # so that a pass takes a while
 try:
     print(prepare(from_dict({tree})).folder)
 except CharlmError as error:
     print("refused:", error)
-""")
+sys.exit()
+"""
+    )
 
 
-def test_two_processes_at_once_get_the_same_folder(tmp_path, forks):
+def test_two_processes_at_once_get_the_same_folder(tmp_path):
     file = written(tmp_path / "a.txt", MIXED * 20_000)
     made = config(tmp_path, "text", data_files=file)
-    both = [child(forks, made) for _ in range(2)]
-    ended = [(process.wait(), *process.output()) for process in both]
+    both = [child(made) for _ in range(2)]
+    ended = [(process.wait(), *process.communicate()) for process in both]
     assert [out.strip() for _, out, _ in ended] == [str(folder_of(made))] * 2, ended
     assert folders(tmp_path) == [folder_of(made).name]
     Corpus(folder_of(made)).verify()
 
 
-def test_a_process_ended_in_the_middle_leaves_no_corpus_and_the_next_run_works(tmp_path, forks):
+def test_a_process_ended_in_the_middle_leaves_no_corpus_and_the_next_run_works(tmp_path):
     """By SIGTERM; test_build.py ends others with SIGKILL and SIGINT."""
     file = written(tmp_path / "a.txt", MIXED * 60_000)
     made = config(tmp_path, "text", data_files=file, split_by="character", validation=0.1)
     folder = folder_of(made)
     partial = folder.with_name(f".{folder.name}.partial")
-    process = child(forks, made)
+    process = child(made)
     deadline = time.monotonic() + 300
     while not ((partial / "train.npy").exists() and (partial / "train.npy").stat().st_size > 1000):
-        assert process.wait(os.WNOHANG) is None and time.monotonic() < deadline, process.output()
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() != 0
@@ -974,7 +979,7 @@ def test_a_read_only_data_dir(tmp_path, mounted):
 
 
 @pytest.mark.parametrize("mode", [0o555, 0o000])
-def test_a_data_dir_of_someone_else(forks, mode):
+def test_a_data_dir_of_someone_else(mode):
     """As an ordinary user: root may write anywhere."""
     with tempfile.TemporaryDirectory() as folder:  # not below tmp_path, where only its owner may look
         os.chmod(folder, 0o755)
@@ -982,19 +987,19 @@ def test_a_data_dir_of_someone_else(forks, mode):
         (Path(folder) / "data").mkdir()
         os.chmod(Path(folder) / "data", mode)
         nobody = "os.setgroups([]); os.setgid(65534); os.setuid(65534)" if os.geteuid() == 0 else ""
-        process = child(forks, made, nobody)
+        process = child(made, nobody)
         process.wait()
         os.chmod(Path(folder) / "data", 0o755)
-        out, err = process.output()
+        out, err = process.communicate()
         assert re.search(rf"refused: {folder}/data/\S+: cannot be written \(Permission denied\)", out), err
 
 
-def test_a_disk_that_fills_up_while_datasets_caches(tmp_path, forks):
+def test_a_disk_that_fills_up_while_datasets_caches(tmp_path):
     file = jsonl(tmp_path / "a.jsonl", ["hello" * 20_000])  # text and parquet would be read where they are
     made = config(tmp_path, "json", data_files=file)
-    process = child(forks, made, "limited(30_000)()")
+    process = child(made, limited(30_000))
     process.wait()
-    out, err = process.output()
+    out, err = process.communicate()
     assert "refused: " in out and file in out and "File too large" in out, (out, err)
     assert folders(tmp_path) == []
 
