@@ -1,7 +1,5 @@
 """Files that are either complete or absent, also after a crash of the machine."""
 
-from __future__ import annotations
-
 import os
 import struct
 import zlib

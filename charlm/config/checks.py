@@ -1,7 +1,5 @@
 """What happens when a section is built: model.size fills in its preset, then every value is checked."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Sequence

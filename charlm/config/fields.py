@@ -1,7 +1,5 @@
 """Every option of charlm: one dataclass per section; the docstring under a field is its help text."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from typing import Literal
 

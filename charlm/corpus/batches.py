@@ -3,8 +3,6 @@
 Rows stay in Arrow's buffers: none becomes a Python string.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from bisect import bisect_left

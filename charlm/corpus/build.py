@@ -10,8 +10,6 @@
 A process that is killed leaves this folder, and the next one resumes from it. A process alone is shard 0.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -7,8 +7,6 @@ A text is divided into *streams* of symbols. Where documents are drawn for held-
 stream. Where the text is cut into contiguous parts, it is one stream, and the splits are ranges of it.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import threading

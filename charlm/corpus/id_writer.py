@@ -1,7 +1,5 @@
 """The arrays of a corpus while they are written: any piece at any time, each to its own place."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -9,8 +9,6 @@ The folder exists only when it is complete: see build.py, which is imported only
 because datasets and a compiler come with it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

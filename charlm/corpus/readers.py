@@ -4,8 +4,6 @@ Text and parquet files are read in place, parquet also over the network; of othe
 `datasets` makes of them. Files are not memory-mapped, so that resident memory does not grow with the corpus.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterable, Iterator

@@ -3,8 +3,6 @@
 A prepared corpus opens without `datasets` and pyarrow: they are not imported here.
 """
 
-from __future__ import annotations
-
 import errno
 import glob
 import os
