@@ -77,8 +77,9 @@ class Build:
             text = f"{describe(self.config.data)} is not what another shard found"
             advice = f"delete {self.partial} and start again"
             raise CharlmError(f"{text}: it changed, or differs between machines; {advice}")
-        shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir()
+        if self.partial.is_dir():
+            shutil.rmtree(self.partial)
+        self.partial.mkdir(exist_ok=True)
         replace(path, digest)
 
     def run(self) -> None:

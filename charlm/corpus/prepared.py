@@ -82,6 +82,7 @@ class Corpus:
     def verify(self) -> None:
         """Compare every array with its sha256. Raises CharlmError when one differs."""
         for split, size in self.splits.items():
+            self[split]  # checks the length
             ids, sha256 = IdFile(self.folder / f"{split}.npy"), hashlib.sha256()
             for block in ids.blocks():
                 sha256.update(block)
