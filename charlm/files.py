@@ -1,24 +1,20 @@
 """Files that are either complete or absent, also after a crash of the machine."""
 
-from __future__ import annotations
-
 import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:  # not at import time: `charlm watch` starts without numpy
-    import numpy as np
 
 
-def write_synced(path: str | Path, content: bytes | str) -> None:
-    """Write a file and wait until it is on the disk."""
+def write_synced(path: str | Path, content: bytes | str, synced: bool = True) -> None:
+    """Write a file and, unless synced=False, wait until it is on the disk."""
     with open(path, "wb") as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
         file.flush()
-        os.fsync(file.fileno())
+        if synced:
+            os.fsync(file.fileno())
 
 
 def replace(path: str | Path, content: bytes | str, synced: bool = True) -> None:
@@ -27,17 +23,14 @@ def replace(path: str | Path, content: bytes | str, synced: bool = True) -> None
     With synced=False it does not wait for the disk, and a crash of the machine may leave the file empty.
     """
     partial = Path(path).with_name(f".{Path(path).name}.partial")
-    if not synced:
-        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        os.replace(partial, path)
-        return
     try:
-        write_synced(partial, content)
+        write_synced(partial, content, synced)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    sync_folder(Path(path).parent)
+    if synced:
+        sync_folder(Path(path).parent)
 
 
 def sync_folder(path: str | Path) -> None:
@@ -49,14 +42,13 @@ def sync_folder(path: str | Path) -> None:
         os.close(handle)
 
 
-class Journal:
+class Journal(AbstractContextManager):
     """An append-only file of records, readable after a kill: opening it drops an incomplete last record.
 
     A record is its length and CRC-32 (uint64 each, little-endian), then its bytes, at least one.
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
         lengths = [len(content) for content in self.read(path)]
         self._length = len(lengths)
         self._file = open(path, "ab")  # noqa: SIM115 - closed in __exit__
@@ -75,11 +67,9 @@ class Journal:
     @staticmethod
     def read(path: str | Path) -> Iterator[bytes]:
         """The complete records of a journal, one after the other; none if the file does not exist."""
-        try:
-            file = open(path, "rb")  # noqa: SIM115 - closed below
-        except FileNotFoundError:
+        if not os.path.exists(path):
             return
-        with file:
+        with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             while len(head := file.read(16)) == 16:
                 length, crc = struct.unpack("<QQ", head)
@@ -90,36 +80,5 @@ class Journal:
                     return
                 yield content
 
-    def __enter__(self) -> Journal:
-        return self
-
     def __exit__(self, *_) -> None:
         self._file.close()
-
-
-class IdFile:
-    """The ids of a .npy file, read slice by slice: memory-mapped pages would count as resident memory."""
-
-    def __init__(self, path: Path):
-        import numpy as np
-
-        self.path = path
-        with open(path, "rb") as file:
-            np.lib.format.read_magic(file)
-            (self.length,), _, self.dtype = np.lib.format.read_array_header_1_0(file)
-            self.offset = file.tell()
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, part: slice) -> np.ndarray:
-        import numpy as np
-
-        low, high, _ = part.indices(self.length)
-        return np.fromfile(self.path, self.dtype, high - low, offset=self.offset + low * self.dtype.itemsize)
-
-    def blocks(self, low: int = 0, high: int | None = None) -> Iterator[np.ndarray]:
-        """The ids from low up to high (None: to the end), at most 2^22 at a time."""
-        high = self.length if high is None else high
-        for start in range(low, high, 1 << 22):
-            yield self[start : min(start + (1 << 22), high)]

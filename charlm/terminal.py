@@ -1,7 +1,5 @@
 """Text for a terminal: safe to print, wrapped to its width, in color."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What happens when a section is built: model.size fills in its preset, then every value is checked."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Sequence
@@ -66,18 +64,22 @@ class Section:
         default = vars(type(self))
         return {k: v for k, v in values.items() if k not in self.given and getattr(self, k) == default[k]}
 
-    def __post_init__(self):
+    def require(self, ok: Any, name: str, advice: str) -> None:
+        """Raise CharlmError with the key of a field, its value and how to fix it, unless ok."""
         section = type(self).__name__.removesuffix("Config").lower()
+        require(ok, f"{section}.{name}", getattr(self, name), advice)
+
+    def __post_init__(self):
         for name, hint in _type_hints(type(self), include_extras=True).items():
-            key, value = f"{section}.{name}", getattr(self, name)
+            value, kinds = getattr(self, name), get_args(hint)
             if value is None:
-                require(type(None) in get_args(hint), key, value, "must not be null")
+                self.require(type(None) in kinds, name, "must not be null")
                 continue
-            for kind in (hint, *get_args(hint)):
+            for kind in (hint, *kinds):
                 if get_origin(kind) is Literal:
-                    require(value in get_args(kind), key, value, choice_advice(str(value), get_args(kind)))
+                    self.require(value in get_args(kind), name, choice_advice(str(value), get_args(kind)))
                 for allows, advice in getattr(kind, "__metadata__", ()):
-                    require(allows(value), key, value, advice)
+                    self.require(allows(value), name, advice)
 
 
 def check_together(config) -> None:
@@ -86,25 +88,24 @@ def check_together(config) -> None:
     require(config.run_dir, "run_dir", config.run_dir, "name a folder")
     held_out = sum(x for x in (data.validation, data.test) if not isinstance(x, str))
     require(held_out < 1, "data.validation + data.test", held_out, "nothing is left to train on")
-    require(not data.text or data.source == "literal", "data.text", data.text, "is for data.source=literal")
-    require(data.source, "data.source", data.source, "name a hub id, a builder, stdlib or literal")
+    data.require(not data.text or data.source == "literal", "text", "is for data.source=literal")
+    data.require(data.source, "source", "name a hub id, a builder, stdlib or literal")
     if data.source in BUILDERS:
-        require(data.data_files, "data.data_files", data.data_files, f"source {data.source} needs files")
+        data.require(data.data_files, "data_files", f"source {data.source} needs files")
     elif data.source in ("literal", "stdlib"):
         advice = f"source {data.source} reads no files; set data.source to one of {', '.join(BUILDERS)}"
-        require(not data.data_files, "data.data_files", data.data_files, advice)
-        require(data.text or data.source == "stdlib", "data.text", data.text, "source literal needs a text")
+        data.require(not data.data_files, "data_files", advice)
+        data.require(data.text or data.source == "stdlib", "text", "source literal needs a text")
     else:
         near = difflib.get_close_matches(data.source, [*BUILDERS, "stdlib", "literal"], 1, 0.75)
-        advice = f"is neither a builder nor a hub id; did you mean {''.join(near)}?"
-        require(not near, "data.source", data.source, advice)
+        data.require(not near, "source", f"is neither a builder nor a hub id; did you mean {''.join(near)}?")
     twice = "".join(sorted({c for c in vocab.characters if vocab.characters.count(c) > 1}))
     require(not twice, "vocab.characters", twice, "list every character only once")
     if vocab.bytes_only:
-        require(not vocab.characters, "vocab.characters", vocab.characters, "vocab.bytes_only has none")
-        require(vocab.unknown == "bytes", "vocab.unknown", vocab.unknown, "vocab.bytes_only has every byte")
+        vocab.require(not vocab.characters, "characters", "vocab.bytes_only has none")
+        vocab.require(vocab.unknown == "bytes", "unknown", "vocab.bytes_only has every byte")
     given = [f"train.{n}={getattr(train, n)}" for n, none in LENGTH.items() if getattr(train, n) != none]
     if len(given) > 1:
         raise CharlmError(f"{' and '.join(given)}: give one of steps, minutes and epochs")
-    advice = f"must divide train.batch_size={train.batch_size}"
-    require(train.batch_size % train.accumulate == 0, "train.accumulate", train.accumulate, advice)
+    divides = train.batch_size % train.accumulate == 0
+    train.require(divides, "accumulate", f"must divide train.batch_size={train.batch_size}")

@@ -1,7 +1,5 @@
 """Every option of charlm: one dataclass per section; the docstring under a field is its help text."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -134,12 +132,10 @@ class ModelConfig(checks.Section):
         vars(self).update(self.not_given(checks.preset(self.size).get("model", {})))
         super().__post_init__()
         allowed = self.ngrams == 0 or (self.ngrams > 1 and self.embedding_size)
-        checks.require(
-            allowed, "model.ngrams", self.ngrams, "must be 0; or 2 or more, with an embedding_size"
-        )
+        self.require(allowed, "ngrams", "must be 0; or 2 or more, with an embedding_size")
         advice = f"model.embedding_size={self.embedding_size} must equal model.hidden_size={self.hidden_size}"
         allowed = not self.tie_weights or self.embedding_size == self.hidden_size
-        checks.require(allowed, "model.tie_weights", self.tie_weights, advice)
+        self.require(allowed, "tie_weights", advice)
 
 
 @dataclass
@@ -173,8 +169,7 @@ class OptimConfig(checks.Section):
         super().__post_init__()
         self.betas = tuple(self.betas)  # a list in YAML
         advice = "is for adamw; adam has none: set it to 0, or optim.name to adamw"
-        allowed = self.name == "adamw" or self.weight_decay == 0
-        checks.require(allowed, "optim.weight_decay", self.weight_decay, advice)
+        self.require(self.name == "adamw" or self.weight_decay == 0, "weight_decay", advice)
 
 
 @dataclass

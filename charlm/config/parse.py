@@ -1,7 +1,5 @@
 """Config from YAML files and the command line: defaults < YAML files < command line."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import re

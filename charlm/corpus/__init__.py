@@ -2,8 +2,8 @@
 
 In the order in which text passes through them:
 
-    sources       from a config to its local files and, through `datasets`, to the text of every split
-    readers       text, parquet and Arrow files in parts
+    sources       from a config to its local files; errors of reading text
+    readers       through `datasets` to text, parquet and Arrow files, which are read in parts
     batches       the rows of a split as batches of UTF-8, in pieces that threads read in parallel
     vocabulary    characters, and UTF-8 bytes for all others: text to ids and back
     kernels       the compiled loops that count and encode

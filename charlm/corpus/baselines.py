@@ -13,8 +13,6 @@ split by the symbol n places back. Contexts that the held-out text lacks are dro
 positions with a border n places back, whose context is shorter.
 """
 
-from __future__ import annotations
-
 import lzma
 import math
 

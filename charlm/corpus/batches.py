@@ -3,18 +3,22 @@
 Rows stay in Arrow's buffers: none becomes a Python string.
 """
 
-from __future__ import annotations
-
+import logging
+import sys
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from charlm.config.fields import DataConfig
 from charlm.corpus import readers
-from charlm.corpus.readers import Reader
+from charlm.corpus.readers import Reader, readers_of
+from charlm.corpus.sources import read_error
+from charlm.errors import CharlmError
 
 
 @dataclass
@@ -118,19 +122,18 @@ class TextSource:
             self._stop(i, int(np.flatnonzero(piece.ends)[documents - piece.document - 1]) + 1)
         if characters is None:
             return
-        left = characters
         for i, piece in enumerate(self.pieces):
             for batch in self.batches(piece, whole_characters=not by_bytes):
                 low, high = batch.offsets[0], batch.offsets[-1]
                 begins = by_bytes | (batch.utf8[low:high] & 0xC0 != 0x80)
                 starts = np.append(low + np.flatnonzero(begins), high)  # of the characters; the end
-                if len(starts) > left:
-                    row = int(np.searchsorted(batch.offsets, starts[left - 1], side="right")) - 1
-                    stop = min(starts[left], batch.offsets[row + 1])
+                if len(starts) > characters:
+                    row = int(np.searchsorted(batch.offsets, starts[characters - 1], side="right")) - 1
+                    stop = min(starts[characters], batch.offsets[row + 1])
                     cut = int(stop - batch.offsets[row]) + (batch.skipped if row == 0 else 0)
                     self._stop(i, batch.first + row - piece.first + 1, cut)
                     return
-                left -= len(starts) - 1
+                characters -= len(starts) - 1
 
     def _stop(self, i: int, rows: int, cut: int | None = None) -> None:
         """End the text, and its last document, after so many rows of piece i."""
@@ -142,23 +145,19 @@ class TextSource:
 
 
 def _cut(utf8, offsets, whole_characters: bool) -> Iterator[tuple[int, int, int, int]]:
-    """(first row, row after the last, first byte, byte after the last) of batches of about BATCH bytes."""
-    row, rows = 0, len(offsets) - 1
-    while row < rows:
-        stop = int(np.searchsorted(offsets, offsets[row] + readers.BATCH, side="right")) - 1
-        if stop > row:
-            yield row, stop, offsets[row], offsets[stop]
-            row = stop
-            continue
-        low, end = offsets[row], offsets[row + 1]
-        while low < end:  # slices of one long row
-            high = min(low + readers.BATCH, end)
+    """(first row, row after the last, first byte, byte after the last) of batches of about BATCH bytes: whole
+    rows but for the start of the first one, or a slice of one row."""
+    row = low = 0
+    while row < len(offsets) - 1:
+        stop = int(np.searchsorted(offsets, low + readers.BATCH, side="right")) - 1
+        high = int(offsets[stop])
+        if stop == row:  # no row ends here
+            stop, high = row + 1, low + readers.BATCH
             if whole_characters:  # a character has at most 3 bytes beyond its first
-                continues = utf8[high : min(high + 3, end)] & 0xC0 == 0x80
+                continues = utf8[high : min(high + 3, offsets[stop])] & 0xC0 == 0x80
                 high += int(np.argmin(np.append(continues, False)))
-            yield row, row + 1, low, high
-            low = high
-        row += 1
+        yield row, stop, low, high
+        row, low = stop if high == offsets[stop] else row, high
 
 
 def utf8_of(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -171,3 +170,41 @@ def utf8_of(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     _, offsets, values = texts.buffers()
     offsets = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     return np.frombuffer(values or b"", np.uint8)[offsets[0] : offsets[-1]], offsets - offsets[0]
+
+
+def open_sources(data: DataConfig, bytes_only: bool, cache: str | None = None) -> dict[str, TextSource]:
+    """The splits to read: 'train', and 'validation' and 'test' if they are splits of the dataset.
+
+    cache: a folder for the Arrow files of `datasets`, instead of its own, which may hold older ones.
+    Raises CharlmError for text that cannot be found, reached or read.
+    """
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # read_error reports it
+    names = {"train": data.split}
+    names |= {s: n for s in ("validation", "test") if isinstance(n := getattr(data, s), str)}
+    try:
+        files = readers_of(data, cache)
+        sources = {split: _selected(data, files, name) for split, name in names.items()}
+        for source in sources.values():
+            source.limit(data.max_documents, data.max_characters, bytes_only)
+        return sources
+    except CharlmError:
+        raise
+    except Exception as error:
+        raise read_error(error, data) from error
+
+
+def _selected(data: DataConfig, files: dict[str, list[Reader]], name: str) -> TextSource:
+    """The rows of a split such as train, or train[10%:20%]."""
+    if name in files:
+        return TextSource((files[name], 0, None))
+    rows = {}
+    for split in (split for split in files if split in name):
+        rows[split] = sum(len(ends) for reader in files[split] for _, ends, _ in reader.parts())
+    try:
+        parts = datasets.ReadInstruction.from_spec(name).to_absolute(rows)
+    except (ValueError, AssertionError) as error:
+        splits = ", ".join(files)
+        raise CharlmError(f"{data.source} has no split {name!r} (splits: {splits}): {error}") from error
+    return TextSource(*((files[part.splitname], part.from_, part.to) for part in parts))

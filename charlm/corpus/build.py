@@ -3,14 +3,12 @@
     .<name>-<fingerprint>.partial/          (.shards-<n> when n processes share the work)
         plan.txt            digest of the pieces of text that it is built from
         counts-<i>.log      tallies of the pieces that shard i has counted
-        layout.npz          what follows from all of them: where every piece goes; with vocab.json
+        layout-2.npz        what follows from all of them: where every piece goes; with vocab.json
         train.npy …         ids (train-<i>.npy: of shard i)
         encoded-<i>.json    how many pieces of shard i are safely in them
 
 A process that is killed leaves this folder, and the next one resumes from it. A process alone is shard 0.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -19,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import version
@@ -31,13 +29,14 @@ import numpy as np
 from charlm import __version__
 from charlm.config.fields import Config
 from charlm.corpus import baselines
+from charlm.corpus.batches import Piece, open_sources
 from charlm.corpus.count_encode import Text, in_order
 from charlm.corpus.id_writer import IdWriter, join, pieces_written
-from charlm.corpus.layout import Layout, lay_out
-from charlm.corpus.prepared import FORMAT, SPLITS, Corpus, fingerprint, fingerprinted
-from charlm.corpus.sources import Unreadable, describe, open_sources
+from charlm.corpus.layout import LAYOUT_FILE, Layout, lay_out
+from charlm.corpus.prepared import FORMAT, SPLITS, Corpus, IdFile, fingerprint, fingerprinted
+from charlm.corpus.sources import Unreadable, describe
 from charlm.errors import CharlmError
-from charlm.files import IdFile, Journal, replace, sync_folder
+from charlm.files import Journal, replace, sync_folder
 
 
 class Build:
@@ -58,12 +57,13 @@ class Build:
             Text(source, config, [split, *held_out] if split == "train" else [split])
             for split, source in open_sources(config.data, config.vocab.bytes_only, cache).items()
         ]
-        self.pieces = [(i, piece) for i, text in enumerate(self.texts) for piece in text.source.pieces]
+        self.pieces = [(text, piece) for text in self.texts for piece in text.source.pieces]
         # The pieces of every shard: contiguous, about the same bytes.
         ends = np.cumsum([0, *(piece.size for _, piece in self.pieces)])
         inner = np.searchsorted(ends, np.arange(1, shards or 1) * (ends[-1] / (shards or 1))).tolist()
         self.shares = [range(a, b) for a, b in pairwise([0, *inner, len(self.pieces)])]
         self.share = self.shares[shard]
+        self.fingerprint = folder.name.rsplit("-", 1)[1]
 
     def open(self) -> None:
         """Make the temporary folder; delete one of another text, or raise CharlmError if shards share it."""
@@ -82,8 +82,8 @@ class Build:
         self.partial.mkdir(exist_ok=True)
         replace(path, digest)
 
-    def run(self) -> bool:
-        """Build the whole corpus in this process. Returns True."""
+    def run(self) -> None:
+        """Build the whole corpus in this process."""
         self.open()
         try:
             self.finish(self.step())
@@ -91,7 +91,6 @@ class Build:
             if not isinstance(error, Unreadable):  # useless: the text or the config must change
                 shutil.rmtree(self.partial, ignore_errors=True)
             raise
-        return True
 
     def step(self) -> dict[str, str] | None:
         """Count the pieces of this shard; or, once the layout exists, encode them. A process alone does both.
@@ -104,18 +103,14 @@ class Build:
         layout = Layout.load(self.partial)
         suffix = f"-{self.shard}" if self.shards else ""
         progress = self.partial / f"encoded-{self.shard}.json"
-        with (
-            self._timed("encode", resumed=pieces_written(progress) > 0),
-            IdWriter(layout, self.share, self.partial, suffix, progress) as writer,
-            closing(self.encode(layout, "encoding", writer.done, writer.write)) as encoded,
-        ):
-            for number in encoded:
-                writer.advance(number)
+        writer = IdWriter(layout, self.share, self.partial, suffix, progress)
+        with self._timed("encode", resumed=writer.done > 0), writer:
+            self.encode(layout, "encoding", writer.done, writer.write, writer.advance)
         return {split: digest.hexdigest() for split, digest in writer.hashes.items()}
 
-    def merge(self) -> bool:
-        """Choose the vocabulary when all shards have counted, join the arrays when all have encoded. Returns
-        True when the corpus is complete. Raises CharlmError naming the shards that are not done."""
+    def merge(self) -> None:
+        """Choose the vocabulary when all shards have counted, join the arrays when all have encoded. Raises
+        CharlmError naming the shards that are not done."""
         self.open()
         stage, missing = "encoded" if self.laid_out else "counted", []
         for i, share in enumerate(self.shares):
@@ -125,69 +120,58 @@ class Build:
                 done = sum(1 for _ in Journal.read(self.partial / f"counts-{i}.log"))
             missing += [str(i)] * (done < len(share))
         if missing:
-            raise CharlmError(
-                f"{self.folder}: {len(missing)} of {self.shards} shards are not {stage} yet: "
-                f"{', '.join(missing)}; the same command with --shard I/{self.shards} for each"
-            )
+            problem = f"{len(missing)} of {self.shards} shards are not {stage} yet: {', '.join(missing)}"
+            advice = f"the same command with --shard I/{self.shards} for each"
+            raise CharlmError(f"{self.folder}: {problem}; {advice}")
         if stage == "counted":
             self.lay_out().save(self.partial)
-            return False
-        self.finish()
-        return True
+        else:
+            self.finish()
 
     @property
     def laid_out(self) -> bool:
-        return (self.partial / "layout.npz").exists()
+        return (self.partial / LAYOUT_FILE).exists()
 
-    def _sizes(self, done: int) -> dict[int, int]:
-        """Bytes of each piece of this shard but for the first `done`."""
-        return {number: self.pieces[number][1].size for number in self.share[done:]}
+    def _in_order(self, title: str, work: Callable, use: Callable, done: int) -> None:
+        """use(work(number, text, piece)) for each piece of this shard but for the first `done`."""
+        sizes = {number: self.pieces[number][1].size for number in self.share[done:]}
+        in_order(title, lambda number: work(number, *self.pieces[number]), use, sizes, self.workers)
 
     def count(self) -> None:
         """Tally every piece of this shard, in its journal."""
-
-        def tally(number: int) -> bytes:
-            text, piece = self.pieces[number]
-            return self.texts[text].count(piece)
-
-        with (
-            Journal(self.partial / f"counts-{self.shard}.log") as journal,
-            self._timed("count", resumed=len(journal) > 0),
-            closing(in_order("counting", tally, self._sizes(len(journal)), self.workers)) as tallies,
-        ):
-            for content in tallies:
-                journal.append(content)
+        with Journal(self.partial / f"counts-{self.shard}.log") as journal:
+            done = len(journal)
+            with self._timed("count", resumed=done > 0):
+                self._in_order("counting", lambda _, text, piece: text.count(piece), journal.append, done)
 
     def lay_out(self) -> Layout:
         """The layout that follows from the tallies of all shards."""
         journals = [self.partial / f"counts-{shard}.log" for shard in range(len(self.shares))]
         return lay_out(self.texts, journals, self.config)
 
-    def encode(self, layout: Layout, title: str, done: int, write: Callable) -> Iterator[int]:
-        """Encode the pieces of this shard but for the first `done`. Yields the number of each, in order.
+    def encode(self, layout: Layout, title: str, done: int, write: Callable, advance: Callable) -> None:
+        """Encode the pieces of this shard but for the first `done`.
 
-        write(split, position in it, ids) is called from many threads, each with its own positions. Raises
-        CharlmError for a text that is not as long as when it was counted.
+        write(split, position in it, ids) is called from many threads, each with its own positions;
+        advance(number) when the pieces up to this one are written. Raises CharlmError for a text that is not
+        as long as when it was counted.
         """
 
-        def work(number: int) -> int:
-            own, piece = self.pieces[number]
-            at, end = layout.starts[number].copy(), layout.starts[number] + layout.lengths[number]
-            for stream, ids in self.texts[own].encode(piece, layout.vocab, layout.begun[number].copy()):
-                first, stop = at[stream], at[stream] + len(ids)
-                if stop > end[stream]:
-                    break
-                for text, part, split, low, high in layout.ranges:
-                    a, b = max(first, low), min(stop, high)
-                    if (text, part) == (own, stream) and a < b:
-                        write(split, int(a - low), ids[a - first : b - first])
-                at[stream] = stop
-            if not np.array_equal(at, end):
-                text = f"{describe(self.config.data)}: {piece.reader.name}"
-                raise CharlmError(f"{text} changed while it was read; try again")
+        def work(number: int, text: Text, piece: Piece) -> int:
+            at, end = ({s: int(layout.starts[s][i]) for s in text.splits} for i in (number, number + 1))
+            rest = 0
+            for stream, ids in text.encode(piece, layout.vocab, layout.begun[number, text.columns]):
+                for split in text.splits_of[stream]:
+                    if len(part := ids[: end[split] - at[split]]):
+                        write(split, at[split], part)
+                    at[split], ids = at[split] + len(part), ids[len(part) :]
+                rest += len(ids)
+            if rest or at != end:
+                name = f"{describe(self.config.data)}: {piece.reader.name}"
+                raise CharlmError(f"{name} changed while it was read; try again")
             return number
 
-        return in_order(title, work, self._sizes(done), self.workers)
+        self._in_order(title, work, advance, done)
 
     def compare(self, corpus: Corpus, partial: Path) -> None:
         """Count and encode all pieces, in the empty folder partial. Raises CharlmError if corpus differs."""
@@ -208,17 +192,16 @@ class Build:
         if layout.vocab != corpus.vocab:
             raise changed("the vocabulary differs")
         for split, size in corpus.splits.items():
-            if (symbols := layout.size(split)["symbols"]) != size["symbols"]:
+            if (symbols := layout.sizes[split]["symbols"]) != size["symbols"]:
                 raise changed(f"{split} holds {symbols:,} symbols, not {size['symbols']:,}")
-        for _ in self.encode(layout, "comparing", 0, compare):
-            pass
+        self.encode(layout, "comparing", 0, compare, advance=lambda number: None)
 
     def finish(self, digests: dict[str, str] | None = None) -> None:
         """Write corpus.json and rename the folder. digests: None joins what the shards wrote. Raises
         CharlmError when the files of the text changed meanwhile."""
         layout = Layout.load(self.partial)
         if not (self.partial / "corpus.json").exists():  # else an earlier process ended while it cleaned up
-            if fingerprint(self.config) != self.folder.name.rsplit("-", 1)[1]:
+            if fingerprint(self.config) != self.fingerprint:
                 raise CharlmError(f"{describe(self.config.data)}: changed while it was read; try again")
             if digests is None:
                 parts = [shard for shard, share in enumerate(self.shares) if share]
@@ -230,14 +213,13 @@ class Build:
             path.unlink()
         os.rename(self.partial, self.folder)
         sync_folder(self.folder.parent)
-        for pattern in ("counts-*.log", "encoded-*.json", "layout.npz", "plan.txt"):
+        for pattern in ("counts-*.log", "encoded-*.json", "layout*.npz", "plan.txt"):
             for path in self.folder.glob(pattern):
                 path.unlink()
 
     def _describe(self, layout: Layout, digests: dict[str, str]) -> dict:
         """The content of corpus.json, in addition to FORMAT."""
-        config, vocab, histograms = self.config, layout.vocab, layout.histograms
-        sizes = {split: layout.size(split) for split in histograms}
+        config, vocab, histograms, sizes = self.config, layout.vocab, layout.histograms, layout.sizes
         total = {k: sum(size[k] for size in sizes.values()) for k in ("characters", "bytes", "symbols")}
         figures = {}
         if "validation" in sizes:
@@ -251,7 +233,7 @@ class Build:
         spelled = slice(len(vocab.characters), len(vocab.characters) + len(vocab.byte_symbols))
         fallback = sum(int(h[spelled].sum()) for h in histograms.values())
         return {
-            "fingerprint": self.folder.name.rsplit("-", 1)[1],
+            "fingerprint": self.fingerprint,
             "source": {k: v for k, v in fingerprinted(config.data).items() if v not in (None, "")},
             "vocab": asdict(config.vocab) | {"size": len(vocab)},
             "documents": sum(text.source.documents for text in self.texts),

@@ -7,8 +7,6 @@ A text is divided into *streams* of symbols. Where documents are drawn for held-
 stream. Where the text is cut into contiguous parts, it is one stream, and the splits are ranges of it.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import threading
@@ -19,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from io import StringIO
 from itertools import islice
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -27,6 +24,7 @@ from tqdm import tqdm
 from charlm.config.fields import Config
 from charlm.corpus import kernels
 from charlm.corpus.batches import Piece, TextBatch, TextSource
+from charlm.corpus.prepared import SPLITS
 from charlm.corpus.readers import TextFiles
 from charlm.corpus.sources import describe, read_error
 from charlm.corpus.vocabulary import END, Vocab, codes_of
@@ -60,34 +58,33 @@ class Text:
         self.source, self.data, self.splits = source, config.data, splits
         self.raw = config.vocab.bytes_only  # codes are bytes
         self.end_of_document = config.vocab.end_of_document
-        if self.end_of_document:  # glue: uint32[g], codes after every document or else between documents
-            self.glue = np.array([END], np.uint32)
-        else:
-            separator = np.frombuffer(config.data.separator.encode("utf-8"), np.uint8)
-            self.glue = (separator if self.raw else codes_of(separator)).astype(np.uint32)
+        # glue: uint32[g], codes after every document or else between documents
+        separator = list(config.data.separator.encode() if self.raw else map(ord, config.data.separator))
+        self.glue = np.array([END] if self.end_of_document else separator, np.uint32)
         self.contiguous = config.data.split_by == "character" and len(splits) > 1
-        self.streams = 1 if self.contiguous else len(splits)
+        self.splits_of = [splits] if self.contiguous else [[split] for split in splits]  # of each stream
+        self.columns = [SPLITS.index(names[0]) for names in self.splits_of]  # of each stream, in a Layout
+        self.streams = len(self.columns)
         if self.streams > 1:
             self._limits = self._draw()
         self._scratch = threading.local()
 
     def _draw(self) -> np.ndarray:
         """uint64[held-out splits]: the greatest hash of a document in each. The least hashes are drawn."""
-        documents, taken = self.source.documents, []
+        documents = self.source.documents
         if not sum(piece.size for piece in self.source.pieces):  # no row, or files without a byte
             raise CharlmError(f"{describe(self.data)}: the text is empty")
-        for split in self.splits[1:]:
-            taken.append(sum(taken[-1:]) + max(1, round(documents * getattr(self.data, split))))
+        shares = [getattr(self.data, split) for split in self.splits[1:]]
+        taken = np.cumsum([max(1, round(documents * share)) for share in shares])
         if taken[-1] >= documents:
-            raise CharlmError(
-                f"{describe(self.data)}: {documents} document(s) cannot be split in {len(self.splits)}; "
-                f"set data.split_by=character, or data.validation=0 and data.test=0"
-            )
-        least, step = np.empty(0, np.uint64), max(1 << 20, taken[-1])
+            problem = f"{documents} document(s) cannot be split in {len(self.splits)}"
+            advice = "set data.split_by=character, or data.validation=0 and data.test=0"
+            raise CharlmError(f"{describe(self.data)}: {problem}; {advice}")
+        least, step = np.empty(0, np.uint64), max(1 << 20, int(taken[-1]))
         for low in range(0, documents, step):  # memory for the held-out documents only
             block = np.arange(low, min(low + step, documents), dtype=np.uint64)
             least = np.sort(np.concatenate([least, _mix(block, self.data.seed)]))[: taken[-1]]
-        return least[np.array(taken) - 1]  # exactly as many as wanted: the hash is one-to-one
+        return least[taken - 1]  # exactly as many as wanted: the hash is one-to-one
 
     def route(self, rows: TextBatch) -> np.ndarray:
         """uint8[rows]: the stream of each row; held-out documents by a hash of seed and number."""
@@ -177,9 +174,9 @@ class Text:
             return CharlmError(f"{place} is not UTF-8 ({error.reason}); {advice}")
 
 
-def in_order(title: str, work: Callable[[int], Any], sizes: dict[int, int], workers: int) -> Iterator[Any]:
-    """work(piece) for each piece, in the order of sizes (piece → bytes), by so many threads. Closing the
-    iterator cancels what has not started. Shows a bar on a terminal, in a log a line every half minute."""
+def in_order(title: str, work: Callable, use: Callable, sizes: dict[int, int], workers: int) -> None:
+    """use(work(piece)) for each piece: work by so many threads, use in this one, in the order of sizes
+    (piece → bytes). Shows a bar on a terminal, in a log a line every half minute."""
     terminal = sys.stderr.isatty()
     screen = {"dynamic_ncols": True} if terminal else {"ncols": 79, "mininterval": 30, "file": StringIO()}
     logged = time.monotonic()
@@ -193,7 +190,7 @@ def in_order(title: str, work: Callable[[int], Any], sizes: dict[int, int], work
                 if not pending:
                     return
                 size, future = pending.popleft()
-                yield future.result()
+                use(future.result())
                 bar.update(size)
                 if not terminal and time.monotonic() - logged > 30:
                     logged = time.monotonic()

@@ -1,7 +1,5 @@
 """The arrays of a corpus while they are written: any piece at any time, each to its own place."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -9,28 +7,31 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
 from charlm.corpus.layout import Layout
-from charlm.files import IdFile, replace
+from charlm.corpus.prepared import IdFile
+from charlm.files import replace
 
 SYNC_EVERY = 0.25  # seconds between two points from which a killed build resumes
 
 
-class IdWriter:
+class IdWriter(AbstractContextManager):
     """Writes consecutive pieces of the arrays, as .npy files, in any order and from any thread. done: pieces
     that an earlier process has safely written."""
 
     def __init__(self, layout: Layout, pieces: range, folder: Path, suffix: str, progress: Path):
         """suffix: follows the split in the names of the files. progress: the file of pieces_written. Raises
         OSError when the disk has too little room."""
-        self.layout, self.pieces, self.progress, self.dtype = layout, pieces, progress, layout.vocab.dtype
-        self.paths = {split: folder / f"{split}{suffix}.npy" for split in layout.histograms}
-        self.firsts = {split: layout.filled(split, pieces.start - 1) for split in self.paths}
-        symbols = {s: layout.filled(s, pieces.stop - 1) - first for s, first in self.firsts.items()}
+        self.pieces, self.progress, self.dtype = pieces, progress, layout.vocab.dtype
+        self.paths = {split: folder / f"{split}{suffix}.npy" for split in layout.starts}
+        self.firsts = {split: int(starts[pieces.start]) for split, starts in layout.starts.items()}
+        self.starts = {s: starts - self.firsts[s] for s, starts in layout.starts.items()}  # in these arrays
+        symbols = {split: int(starts[pieces.stop]) for split, starts in self.starts.items()}
         self.done = pieces_written(progress) if all(path.exists() for path in self.paths.values()) else 0
         need, free = sum(symbols.values()) * self.dtype.itemsize, shutil.disk_usage(folder).free
         if not self.done and need > free:
@@ -42,8 +43,8 @@ class IdWriter:
             if not self.done:
                 write_header(self.files[split], symbols[split], self.dtype)
             self.arrays[split] = IdFile(path)
-        self.hashed = dict.fromkeys(self.paths, 0)  # symbols
         self.hashes = {split: sha256() for split in self.paths}
+        self.next = pieces.start  # the next piece to hash
         # Syncs while more is encoded, so that little is left to wait for at the end.
         self._pool = ThreadPoolExecutor(1)
         self._syncing, self._next_sync = self._pool.submit(int), time.monotonic() + SYNC_EVERY
@@ -58,14 +59,13 @@ class IdWriter:
 
     def advance(self, number: int) -> None:
         """Hash the pieces up to this one, all of which are written."""
-        for split, array in self.arrays.items():
-            filled = self.layout.filled(split, number) - self.firsts[split]
-            for block in array.blocks(self.hashed[split], filled):
+        for split, starts in self.starts.items():
+            for block in self.arrays[split].blocks(starts[self.next], starts[number + 1]):
                 self.hashes[split].update(block)
-            self.hashed[split] = filled
+        self.next = number + 1
         if time.monotonic() > self._next_sync and self._syncing.done():
             self._syncing.result()  # raises the error of a disk that failed
-            self._syncing = self._pool.submit(self._sync, number - self.pieces.start + 1)
+            self._syncing = self._pool.submit(self._sync, self.next - self.pieces.start)
             self._next_sync = time.monotonic() + SYNC_EVERY
 
     def _sync(self, pieces: int) -> None:
@@ -73,9 +73,6 @@ class IdWriter:
         for file in self.files.values():
             os.fsync(file.fileno())
         replace(self.progress, json.dumps({"pieces": pieces}))
-
-    def __enter__(self) -> IdWriter:
-        return self
 
     def __exit__(self, kind, error, _) -> None:
         try:

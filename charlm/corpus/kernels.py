@@ -5,8 +5,6 @@ UTF-8 as Arrow stores them, check them strictly (The Unicode Standard, table 3-7
 threads run in parallel. tests/corpus/reference.py computes the same in plain Python.
 """
 
-from __future__ import annotations
-
 import numba
 import numpy as np
 

@@ -9,8 +9,6 @@ The folder exists only when it is complete: see build.py, which is imported only
 because datasets and a compiler come with it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -32,7 +30,6 @@ from charlm.config.fields import BUILDERS, WITHOUT_EFFECT, Config, DataConfig
 from charlm.corpus.sources import local_files
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError
-from charlm.files import IdFile
 
 SPLITS = ("train", "validation", "test")
 FORMAT = {"format": "charlm corpus", "version": 2}
@@ -57,7 +54,7 @@ class Corpus:
             self.info = json.loads((self.folder / "corpus.json").read_text(encoding="utf-8"))
             if {k: self.info[k] for k in FORMAT} != FORMAT:
                 raise ValueError("another version of charlm prepared it; delete it to prepare again")
-            self.splits, self.fingerprint = self.info["splits"], self.info["fingerprint"]
+            self.splits = self.info["splits"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CharlmError(f"{self.folder}: not a prepared corpus of this version: {error}") from error
         self.vocab = Vocab.load(self.folder)
@@ -73,47 +70,48 @@ class Corpus:
         try:
             ids = np.load(path, mmap_mode="c")  # private pages: torch requires them writable
         except (OSError, ValueError, EOFError) as error:
-            raise CharlmError(f"{path}: damaged ({error}); delete {self.folder} to prepare again") from error
+            raise self._damaged(path, f"damaged ({error})") from error
         if ids.shape != (symbols,) or ids.dtype != self.vocab.dtype:
-            raise CharlmError(
-                f"{path}: holds {ids.dtype}{list(ids.shape)} instead of {self.vocab.dtype}[{symbols}] of "
-                f"corpus.json; delete {self.folder} to prepare again"
-            )
+            found, expected = f"{ids.dtype}{list(ids.shape)}", f"{self.vocab.dtype}[{symbols}]"
+            raise self._damaged(path, f"holds {found} instead of {expected} of corpus.json")
         return ids
+
+    def _damaged(self, path: Path, problem: str) -> CharlmError:
+        return CharlmError(f"{path}: {problem}; delete {self.folder} to prepare again")
 
     def verify(self) -> None:
         """Compare every array with its sha256. Raises CharlmError when one differs."""
-        for split, expected in self.splits.items():
+        for split, size in self.splits.items():
             self[split]  # checks the length
             ids, sha256 = IdFile(self.folder / f"{split}.npy"), hashlib.sha256()
             for block in ids.blocks():
                 sha256.update(block)
-            if sha256.hexdigest() != expected["sha256"]:
-                raise CharlmError(
-                    f"{ids.path}: sha256 {sha256.hexdigest()[:12]}… instead of {expected['sha256'][:12]}… of "
-                    f"corpus.json; delete {self.folder} to prepare again"
-                )
+            found, expected = sha256.hexdigest(), size["sha256"]
+            if found != expected:
+                problem = f"sha256 {found[:12]}… instead of {expected[:12]}… of corpus.json"
+                raise self._damaged(ids.path, problem)
 
     def report(self) -> str:
         """A table of what corpus.json holds, of at most 80 columns."""
-        info, sizes = self.info, ("characters", "bytes", "symbols")
+        info, sizes = self.info, ("documents", "characters", "bytes", "symbols")
         lines = [str(self.folder), f"  symbols      {len(self.vocab):,}: {self.vocab}"]
-        lines.append(_wrapped("text", [f"{info[k]:,} {k}" for k in ("documents", "characters", "bytes")]))
-        coverage, fallback = 100 * info["coverage"], 100 * info["fallback_rate"]
+        lines.append(_wrapped("text", [f"{info[k]:,} {k}" for k in sizes[:3]]))
         if not self.vocab.bytes_only:
-            lines.append(f"  coverage     {coverage:.6g} % of the characters have a symbol of their own")
+            own = f"{100 * info['coverage']:.6g} % of the characters have a symbol of their own"
+            lines.append(f"  coverage     {own}")
         if omitted := info["left_out_characters"]:
-            spelled = f"spelled in bytes: {fallback:.3g} % of the symbols"
+            spelled = f"spelled in bytes: {100 * info['fallback_rate']:.3g} % of the symbols"
             lines.append(f"  left out     {omitted:,} characters, {spelled}")
-        for title, key in (("most frequent", "most_frequent"), ("first left out", "first_left_out")):
-            lines += [f"  {title}"] * bool(info[key])
-            for code, times in info[key]:
+        for title in ("most frequent", "first left out"):
+            shown = info[title.replace(" ", "_")]
+            lines += [f"  {title}"] * bool(shown)
+            for code, times in shown:
                 name = f"byte 0x{code:02X}" if self.vocab.bytes_only else name_of(chr(code))
                 lines.append(f"    {times:>15,}  {textwrap.shorten(name, 59, placeholder='…')}")
         row = "  {:<12} {:>11} {:>16} {:>16} {:>16}".format
-        lines.append(row("split", "documents", *sizes))
+        lines.append(row("split", *sizes))
         for split, size in self.splits.items():
-            lines.append(row(split, *(f"{size[k]:,}" if k in size else "cut" for k in ("documents", *sizes))))
+            lines.append(row(split, *(f"{size[k]:,}" if k in size else "cut" for k in sizes)))
         if info["floors"]:
             lines.append(f"  {'baselines on validation':<30} {'bpc':>8} {'bpb':>8}")
             for name, figures in info["floors"].items():
@@ -128,6 +126,30 @@ class Corpus:
             steps.append(f"{'baselines' if name == 'floors' else name} {seconds:.1f} s{speed}")
         steps[0] = f"in {info['seconds']:.1f} s: {steps[0]}"
         return "\n".join([*lines, _wrapped("prepared", steps)])
+
+
+class IdFile:
+    """The ids of a .npy file, read slice by slice: memory-mapped pages would count as resident memory."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        with open(path, "rb") as file:
+            np.lib.format.read_magic(file)
+            (self.length,), _, self.dtype = np.lib.format.read_array_header_1_0(file)
+            self.offset = file.tell()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        low, high, _ = part.indices(self.length)
+        return np.fromfile(self.path, self.dtype, high - low, offset=self.offset + low * self.dtype.itemsize)
+
+    def blocks(self, low: int = 0, high: int | None = None) -> Iterator[np.ndarray]:
+        """The ids from low up to high (None: to the end), at most 2^22 at a time."""
+        high = self.length if high is None else high
+        for start in range(low, high, 1 << 22):
+            yield self[start : min(start + (1 << 22), high)]
 
 
 def _wrapped(title: str, values: list[str]) -> str:
@@ -155,9 +177,7 @@ def fingerprint(config: Config) -> str:
 def folder_of(config: Config) -> Path:
     """Where the corpus of a config is, or will be."""
     data = config.data
-    name = data.source.rsplit("/", 1)[-1]
-    if data.name:
-        name += f"-{data.name}"
+    name = "-".join(filter(None, [data.source.rsplit("/", 1)[-1], data.name]))
     if data.data_files:
         files = data.data_files
         while not isinstance(files, str):
@@ -173,16 +193,13 @@ def prepare(config: Config) -> Corpus:
 
     Raises CharlmError for text that cannot be read or encoded, and for a disk that cannot be written.
     """
-    return _prepare(config)
+    return merge(config, 0)
 
 
 def merge(config: Config, shards: int) -> Corpus | None:
     """When all shards have counted: choose the vocabulary, return None. When all have encoded: join the
-    arrays, return the corpus. Raises CharlmError naming the shards that are not done."""
-    return _prepare(config, shards)
-
-
-def _prepare(config: Config, shards: int = 0) -> Corpus | None:
+    arrays, return the corpus; so does a process that does all of it (shards=0). Raises CharlmError naming the
+    shards that are not done."""
     folder = folder_of(config)
     if not os.path.isdir(folder):
         with _locked(folder):
@@ -190,9 +207,8 @@ def _prepare(config: Config, shards: int = 0) -> Corpus | None:
                 from charlm.corpus.build import Build
 
                 build = Build(config, folder, shards=shards)
-                if not (build.merge() if shards else build.run()):
-                    return None
-    return Corpus(folder)
+                (build.merge if shards else build.run)()
+    return Corpus(folder) if os.path.isdir(folder) else None
 
 
 def prepare_shard(config: Config, shard: int, shards: int) -> str:
@@ -218,9 +234,8 @@ def verify(config: Config) -> Corpus:
     Raises CharlmError when they differ, or when there is no such corpus."""
     folder = folder_of(config)
     if not os.path.isdir(folder):
-        raise CharlmError(
-            f"{folder}: no corpus of this config is prepared; if there was one, its files have changed since"
-        )
+        problem = "no corpus of this config is prepared"
+        raise CharlmError(f"{folder}: {problem}; if there was one, its files have changed since")
     corpus = Corpus(folder)
     corpus.verify()
     from charlm.corpus.build import Build
@@ -261,7 +276,5 @@ def _locked(folder: Path, suffix: str = "") -> Iterator[None]:
             finally:
                 lock.unlink(missing_ok=True)  # while held: a waiting process checks that it exists
     except OSError as error:
-        raise CharlmError(
-            f"{folder}: cannot be written ({error.strerror or error}). Name another data.dir, or free some "
-            f"space; the next try resumes from what was kept"
-        ) from error
+        advice = "Name another data.dir, or free some space; the next try resumes from what was kept"
+        raise CharlmError(f"{folder}: cannot be written ({error.strerror or error}). {advice}") from error

@@ -1,21 +1,27 @@
-"""The files of a dataset, read in parts that threads take in any order.
+"""The files of a dataset, found by `datasets` and read in parts that threads take in any order.
 
-Text and parquet files are read in place, parquet also behind a URL; of other formats the Arrow files that
+Text and parquet files are read in place, parquet also over the network; of other formats the Arrow files that
 `datasets` makes of them. Files are not memory-mapped, so that resident memory does not grow with the corpus.
 """
 
-from __future__ import annotations
-
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.utils.file_utils import xopen
 
+from charlm.config.fields import BUILDERS, DataConfig
+from charlm.corpus.sources import describe, read_error, stdlib_files
 from charlm.errors import CharlmError
 
 PIECE = 8 << 20  # bytes of text per part, at least
@@ -58,19 +64,15 @@ class ArrowFile(Reader):
         self.name, self.column = path, column
         self._messages: list[tuple[int, int, int]] = []  # offset, rows, bytes of text
         with pa.memory_map(path) as file:  # reads little more than the heads of the messages
-            self.schema = pa.ipc.read_schema(file)
+            stream = pa.ipc.open_stream(file)
+            self.schema, offset = stream.schema, file.tell()
             _check_column(self.schema, column, source)
-            while True:
-                offset = file.tell()
-                try:
-                    batch = pa.ipc.read_record_batch(pa.ipc.read_message(file), self.schema)
-                except EOFError:
-                    break
+            for batch in stream:
                 self._messages.append((offset, batch.num_rows, batch.column(column).nbytes))
+                offset = file.tell()
 
     def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
-        for offsets, rows, size in _grouped(self._messages):
-            yield offsets, np.broadcast_to(True, rows), size
+        return _grouped(self._messages)
 
     def read(self, part) -> Iterator[pa.Array]:
         with pa.OSFile(self.name) as file:
@@ -99,8 +101,8 @@ class ParquetFile(Reader):
         column = leaves.index(self.column)
         groups = map(self.metadata.row_group, range(self.metadata.num_row_groups))
         sizes = ((i, g.num_rows, g.column(column).total_uncompressed_size) for i, g in enumerate(groups))
-        for numbers, rows, size in _grouped(sizes):
-            yield (numbers, max(1, rows * BATCH // max(size, 1))), np.broadcast_to(True, rows), size
+        for numbers, ends, size in _grouped(sizes):
+            yield (numbers, max(1, len(ends) * BATCH // max(size, 1))), ends, size
 
     def read(self, part) -> Iterator[pa.Array]:
         groups, rows = part
@@ -146,9 +148,8 @@ class TextFiles(Reader):
     def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
         spans = (span for path in self.paths for span in self._ranges(path))
         sizes = ((s, s.rows() if self.by_line else 1, s.high - s.low) for s in spans)
-        for part, rows, size in _grouped(sizes):
-            ends = np.broadcast_to(True, rows) if self.by_line else np.array([s.last for s in part])
-            yield part, ends, size
+        for part, ends, size in _grouped(sizes):
+            yield part, ends if self.by_line else np.array([s.last for s in part]), size
 
     def _ranges(self, path: str) -> Iterator[ByteRange]:
         """The whole file, about PIECE bytes at a time, cut between lines or characters."""
@@ -178,27 +179,26 @@ class TextFiles(Reader):
 
     def place_of(self, part: list[ByteRange], row: int, byte: int) -> str:
         """Where a byte of a row is: the file, and the offset in it."""
-        if not self.by_line:
-            return f"{part[row].path}: byte {part[row].low + byte:,}"
         for span in part:
-            lines = span.lines()
-            if row < len(lines):
-                start = span.low + sum(len(line.as_buffer()) + 1 for line in lines[:row])
-                return f"{span.path}: byte {start + byte:,}"
-            row -= len(lines)
+            rows = span.rows() if self.by_line else 1
+            if row < rows:
+                rest = span.read().split(b"\n", row)[-1]  # from that row on
+                return f"{span.path}: byte {span.high - len(rest) + byte:,}"
+            row -= rows
 
 
-def _grouped(items: Iterable[tuple[object, int, int]]) -> Iterator[tuple[list, int, int]]:
-    """Consecutive items (item, rows, bytes) in groups of at least PIECE bytes: (items, rows, bytes)."""
+def _grouped(items: Iterable[tuple[object, int, int]]) -> Iterator[tuple[list, np.ndarray, int]]:
+    """Consecutive items (item, rows, bytes) in groups of at least PIECE bytes: (items, bool[rows], bytes),
+    where every row ends a document."""
     group, rows, size = [], 0, 0
     for item, item_rows, item_size in items:
         group.append(item)
         rows, size = rows + item_rows, size + item_size
         if size >= PIECE:
-            yield group, rows, size
+            yield group, np.broadcast_to(True, rows), size
             group, rows, size = [], 0, 0
     if group:
-        yield group, rows, size
+        yield group, np.broadcast_to(True, rows), size
 
 
 def _check_column(schema: pa.Schema, column: str, file: str) -> None:
@@ -210,3 +210,65 @@ def _check_column(schema: pa.Schema, column: str, file: str) -> None:
     kind = schema.field(column).type
     if kind not in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.null()):
         raise CharlmError(f"data.text_column={column!r} of {file} holds {kind}, not text")
+
+
+def readers_of(data: DataConfig, cache: str | None) -> dict[str, list[Reader]]:
+    """The files of every split of the dataset."""
+    if data.source == "literal":
+        return {"train": [Literal(data.text)]}
+    if data.source == "stdlib":
+        return {"train": [TextFiles([str(path) for path in stdlib_files()], "file")]}
+    options = {"data_files": data.data_files} if data.data_files else {}
+    if data.source == "csv":
+        options["keep_default_na"] = False  # pandas would read the text "NA" as a missing value
+    if data.source not in BUILDERS:
+        options |= {"name": data.name or None, "revision": data.revision or None}
+    builder = datasets.load_dataset_builder(data.source, cache_dir=cache, **options)
+
+    def parquet(file: str) -> ParquetFile:
+        try:
+            return ParquetFile(file, data.text_column)
+        except Exception as error:  # names the file among many
+            raise read_error(error, data, file) from error
+
+    if isinstance(builder, Parquet):
+        return {name: [*map(parquet, files)] for name, files in _files(builder, data.streaming).items()}
+    if data.streaming:
+        text = f"{describe(data)} is not made of parquet files"
+        raise CharlmError(f"data.streaming=True: {text}; set data.streaming=false")
+    if data.source == "text":
+        return {name: [TextFiles(files, data.document)] for name, files in _files(builder).items()}
+    builder.download_and_prepare()
+    return {
+        str(name): [ArrowFile(f["filename"], data.text_column, describe(data)) for f in split.cache_files]
+        for name, split in builder.as_dataset().items()
+    }
+
+
+def _files(builder, streaming: bool = False) -> dict[str, list[str]]:
+    """The files of every split of a builder: URLs if streaming, else local files, extracted from archives."""
+    kind = datasets.StreamingDownloadManager if streaming else datasets.DownloadManager
+    download = datasets.DownloadConfig(token=builder.token)
+    manager = kind(builder.dataset_name, base_path=builder.base_path, download_config=download)
+    found = {}
+    for split in builder._split_generators(manager):
+        parts = split.gen_kwargs.get("files_iterables") or [split.gen_kwargs["files"]]
+        files = [str(file) for part in parts for file in part]
+        found[str(split.name)] = files if streaming else [*map(_extracted, files)]
+    return found
+
+
+def _extracted(path: str) -> str:
+    """The path of a local file; for a member of an archive (member::archive) that of a copy."""
+    if "::" not in path:
+        return path
+    archive = os.stat(path.rsplit("::", 1)[1])
+    key = f"{path} {archive.st_size} {archive.st_mtime_ns}"
+    copy = Path(datasets.config.HF_DATASETS_CACHE) / "charlm" / sha256(key.encode()).hexdigest()
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=copy.parent) as partial:
+            with xopen(path, "rb") as member, open(f"{partial}/member", "wb") as file:
+                shutil.copyfileobj(member, file, 1 << 20)
+            os.replace(f"{partial}/member", copy)
+    return str(copy)

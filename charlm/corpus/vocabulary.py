@@ -79,10 +79,8 @@ class Vocab:
         if any(len(c) != 1 for c in self.characters) or not set(self.byte_symbols) <= set(range(256)):
             raise CharlmError("a vocabulary holds single characters and byte values below 256")
         if len(self) > MAX_SIZE:
-            raise CharlmError(
-                f"the vocabulary has {len(self):,} symbols and ids hold {MAX_SIZE:,}: "
-                f"set vocab.max_size (characters beyond it are spelled in UTF-8 bytes) or vocab.coverage"
-            )
+            advice = "set vocab.max_size (characters beyond it are spelled in UTF-8 bytes) or vocab.coverage"
+            raise CharlmError(f"the vocabulary has {len(self):,} symbols and ids hold {MAX_SIZE:,}: {advice}")
 
     def __len__(self) -> int:
         return len(self.characters) + len(self.byte_symbols) + self.end_of_document
@@ -127,10 +125,9 @@ class Vocab:
                 size += 128 + len(_BEYOND_ASCII) - np.concatenate([[0], np.cumsum(codes < 0x80)])
             keep = int(np.searchsorted(size, config.max_size, side="right")) - 1
             if keep < 1:
-                raise CharlmError(
-                    f"vocab.max_size={config.max_size}: spelling any text in bytes takes {size[0]} symbols; "
-                    f"set more, or vocab.bytes_only=true for bytes alone"
-                )
+                needed = f"spelling any text in bytes takes {size[0]} symbols"
+                advice = "set more, or vocab.bytes_only=true for bytes alone"
+                raise CharlmError(f"vocab.max_size={config.max_size}: {needed}; {advice}")
             codes = codes[:keep]
         characters = map(chr, np.sort(codes).tolist())
         return cls(characters, unknown=config.unknown, end_of_document=config.end_of_document)
@@ -155,10 +152,9 @@ class Vocab:
         character outside a closed vocabulary, with its position in codes."""
         if not self.can_encode(codes):
             at = int(np.argmax(self.tables[0][codes] == UNKNOWN))
-            raise CharlmError(
-                f"{name_of(chr(codes[at]))} at position {at:,} is not in the closed vocabulary of "
-                f"{len(self)} symbols; vocab.unknown=bytes would spell it in bytes"
-            )
+            outside = f"{name_of(chr(codes[at]))} at position {at:,}"
+            problem = f"{outside} is not in the closed vocabulary of {len(self)} symbols"
+            raise CharlmError(f"{problem}; vocab.unknown=bytes would spell it in bytes")
         symbols = self._symbols(codes)
         return symbols[symbols != UNKNOWN].astype(self.dtype)
 
@@ -199,10 +195,9 @@ class Vocab:
             try:
                 text = text.encode("utf-8")
             except UnicodeEncodeError as error:
-                raise CharlmError(
-                    f"position {error.start} holds a lone surrogate ({error.object[error.start]!a}), "
-                    f"which is not a character: the text was not read as UTF-8"
-                ) from None
+                surrogate = f"a lone surrogate ({error.object[error.start]!a}), which is not a character"
+                problem = f"position {error.start} holds {surrogate}"
+                raise CharlmError(f"{problem}: the text was not read as UTF-8") from None
         utf8 = np.frombuffer(text, np.uint8)
         return self.encode_codes(utf8 if self.bytes_only else codes_of(utf8))
 

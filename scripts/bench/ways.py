@@ -109,7 +109,7 @@ def our_bytes(build) -> int:
     from charlm.corpus.layout import Layout
 
     layout = Layout.load(build.partial) if build.laid_out else build.lay_out()
-    return sum(layout.size(split)["bytes"] for split in layout.histograms)
+    return sum(size["bytes"] for size in layout.sizes.values())
 
 
 def our_count(path: Path, workers: int, beside: Path) -> tuple[int, float]:

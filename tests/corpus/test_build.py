@@ -60,6 +60,7 @@ from charlm.corpus import baselines
 from charlm.corpus.batches import TextSource
 from charlm.corpus.build import Build
 from charlm.corpus.count_encode import Text, in_order
+from charlm.corpus.layout import LAYOUT_FILE
 from charlm.corpus.prepared import (
     Corpus,
     folder_of,
@@ -477,7 +478,7 @@ def test_what_was_counted_and_encoded_before_a_kill_is_not_done_again(tmp_path, 
     process = preparing(made)
     until(lambda: log.exists() and log.stat().st_size > 20_000)
     assert process.kill()
-    assert not (partial_of(made) / "layout.npz").exists(), "it had counted all: make the file larger"
+    assert not (partial_of(made) / LAYOUT_FILE).exists(), "it had counted all: make the file larger"
     counted = sum(1 for _ in Journal.read(log))
     with monkeypatch.context() as patch:
         spy, build = Spy(patch, "count"), Build(made, folder_of(made))
@@ -822,8 +823,9 @@ def test_help(capfd):
 def test_in_a_log_progress_is_a_line_every_half_minute(monkeypatch, capsys):
     clock = iter([0.0, 20.0, 31.0, 31.0, 50.0, 62.0, 62.0])
     monkeypatch.setattr(charlm.corpus.count_encode, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    sizes = dict.fromkeys(range(4), 1000)
-    assert list(in_order("counting", lambda piece: piece * 2, sizes, 2)) == [0, 2, 4, 6]
+    sizes, used = dict.fromkeys(range(4), 1000), []
+    in_order("counting", lambda piece: piece * 2, used.append, sizes, 2)
+    assert used == [0, 2, 4, 6]
     lines = capsys.readouterr().err.splitlines()
     assert [re.match(r"counting: +(\d+)%\|.*B/s", line)[1] for line in lines] == ["50", "100"]
 
