@@ -7,7 +7,7 @@ import re
 
 from charlm.commands.cli import Parser, read_text, run_of, run_parser
 from charlm.errors import CharlmError
-from charlm.monitor.run_files import History, other_runs
+from charlm.monitor.run_files import History, runs_near
 from charlm.monitor.watch import show
 from charlm.terminal import is_live
 
@@ -26,7 +26,7 @@ def watch(argv: list[str]) -> None:
     run.refresh()
     live = is_live() and not args.once and not args.json
     if not live and not run.dir.exists():
-        raise CharlmError(f"{run.dir}: no such run directory{other_runs(run.dir)}")
+        raise CharlmError(f"{run.dir}: no such run directory{runs_near(run.dir)}")
     if args.json:
         print(json.dumps(run.figures(), ensure_ascii=False))
     else:

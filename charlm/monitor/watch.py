@@ -13,7 +13,7 @@ from itertools import groupby, pairwise
 
 from tqdm import tqdm
 
-from charlm.monitor.run_files import ENDED, History, other_runs
+from charlm.monitor.run_files import ENDED, History, runs_near
 from charlm.terminal import colored, has_braille, has_color, screen, side_by_side, wrapped
 
 SECONDS = 1.0  # between two pictures
@@ -43,7 +43,7 @@ def show(run: History, live: bool) -> None:
                 size = shutil.get_terminal_size()
                 shown = lines(size.lines)
                 if run.state == "waiting":
-                    text = f"waiting for it to begin; Ctrl-C ends this{other_runs(run.dir)}"
+                    text = f"waiting for it to begin; Ctrl-C ends this{runs_near(run.dir)}"
                     shown += wrapped(text, size.columns)
                 draw(shown)
                 time.sleep(SECONDS)

@@ -10,43 +10,30 @@ import numpy as np
 
 from charlm.corpus.prepared import Corpus, baseline_title
 from charlm.corpus.vocabulary import Vocab, name_of
+from charlm.monitor.run_files import History
 
 MOST_SAMPLES = 9
-_WHITE_SPACE = {"\n": "↵", "\t": "→", "\r": "␍", "\xa0": "⍽"}
+_SIGNS = {"\n": "↵", "\t": "→", "\x7f": "␡", "\xa0": "⍽"}
 
 
-def results(records: list[dict], status: dict, baselines: dict) -> list[dict]:
-    """Rows of the table of results: name, text, figures, baseline. The model's rows, then the baselines.
+def results(history: History, baselines: dict) -> list[tuple[str, str, dict, str]]:
+    """Rows of the table of results: (name, text, figures, baseline). The model's rows, then the baselines.
 
-    records: lines of metrics.jsonl. status: of status.json. baselines: key of corpus.json → figures.
+    baselines: key of corpus.json → figures.
     """
-    rows = []
-
-    def add(name: str, text: str, figures: dict, baseline: str = "") -> None:
-        rows.append({"name": name, "text": text, "figures": figures, "baseline": baseline})
-
-    evaluations = [_validation(r) for r in records if isinstance(r.get("validation/bpc"), int | float)]
-    training = [r for r in records if isinstance(r.get("bpc"), int | float)]
+    rows, status, evaluations = [], history.status, history.evaluations
     if evaluations:
         lowest = min(evaluations, key=lambda r: r["bpc"] if math.isfinite(r["bpc"]) else math.inf)
-        best, last = {"step": lowest["step"]} | (status.get("best") or lowest), evaluations[-1]
-        add(f"best, step {best['step']:,}", "validation", best)
+        best, last = status.get("best") or lowest, evaluations[-1]
+        rows.append((f"best, step {best['step']:,}", "validation", best, ""))
         if last["step"] != best["step"]:
-            add(f"last, step {last['step']:,}", "validation", last)
+            rows.append((f"last, step {last['step']:,}", "validation", last, ""))
     if status.get("test"):
-        add("best weights", "test", status["test"])
-    if not rows and training:
-        last = training[-1] | {"nats_per_character": training[-1]["bpc"] * math.log(2)}
-        add(f"step {last['step']:,}", "train, during training", last)
-    for key, figures in baselines.items():
-        add(baseline_title(key, figures), "validation", figures, key)
-    return rows
-
-
-def _validation(record: dict) -> dict:
-    """The validation figures of a record, without their prefix, and the step."""
-    figures = {k.removeprefix("validation/"): v for k, v in record.items() if k.startswith("validation/")}
-    return figures | {"step": record["step"]}
+        rows.append(("best weights", "test", status["test"], ""))
+    if not rows and (last := history.latest("bpc")):
+        figures = last | {"nats_per_character": last["bpc"] * math.log(2)}
+        rows.append((f"step {last['step']:,}", "train, during training", figures, ""))
+    return rows + [(baseline_title(key, of), "validation", of, key) for key, of in baselines.items()]
 
 
 def spread_samples(samples: list[tuple[int, str]]) -> list[tuple[int, str]]:
@@ -61,27 +48,22 @@ def character_counts(corpus: Corpus, key: str) -> list[tuple[str, str, int, floa
     """(display, name, count, percent of the largest count) for a list of characters in corpus.json."""
     rows = []
     for code, count in corpus.info[key]:
-        if corpus.vocab.bytes_only:
-            display, name = _byte_display(code)
-        else:
-            display, name = character_display(chr(code)), name_of(chr(code))
+        character = character_display(chr(code)), name_of(chr(code))
+        display, name = _byte_display(code) if corpus.vocab.bytes_only else character
         rows.append((display, name, count, 100 * count / max(n for _, n in corpus.info[key])))
     return rows
 
 
 def character_display(character: str) -> str:
     """The character itself if it is visible, else a sign for it or its code point."""
-    if character in _WHITE_SPACE:
-        return _WHITE_SPACE[character]
-    code = ord(character)
+    code, category = ord(character), unicodedata.category(character)
+    if character in _SIGNS:
+        return _SIGNS[character]
     if code < 0x20:
         return chr(0x2400 + code)
-    if code == 0x7F:
-        return "␡"
-    category = unicodedata.category(character)
     if category.startswith("M"):
         return "◌" + character  # a combining mark needs a base
-    if category in ("Zs", "Zl", "Zp", "Cc", "Cf", "Cs", "Co", "Cn") and character != " ":
+    if category[0] in "CZ" and character != " ":  # control and the like, separators
         return f"U+{code:04X}"
     return character
 
@@ -108,17 +90,9 @@ def plain_characters(vocab: Vocab) -> list[str]:
 
 def completed_characters(vocab: Vocab, ids: np.ndarray) -> dict[int, str]:
     """Index in ids of each byte symbol that completes a multi-byte character → display of that character."""
-    completed, pending = {}, b""
-    first = len(vocab.characters)
+    completed, decode = {}, vocab.stream()
     for place, symbol in enumerate(ids.tolist()):
-        byte = vocab.spelling[symbol] if first <= symbol < first + len(vocab.byte_symbols) else b""
-        if not byte or byte[0] < 0x80:
-            pending = b""
-            continue
-        pending = pending + byte if byte[0] < 0xC0 else byte
-        try:
-            completed[place] = character_display(pending.decode("utf-8"))
-        except UnicodeDecodeError:
-            continue
-        pending = b""
+        text = decode(symbol)
+        if symbol >= len(vocab.characters) and not text.isascii() and "\ufffd" not in text:
+            completed[place] = character_display(text)
     return completed

@@ -10,6 +10,7 @@ import numpy as np
 
 from charlm.corpus.prepared import baseline_title
 from charlm.errors import CharlmError
+from charlm.monitor.run_files import History
 
 Series = tuple[np.ndarray, np.ndarray]  # x, y
 
@@ -18,25 +19,17 @@ INK, MUTED, GRID, FIRST, SECOND = "#010101", "#010102", "#010103", "#010104", "#
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", FIRST: "line-1", SECOND: "line-2"}
 _SIZE = 4.4, 2.7  # inches; at the width of a phone the letters are still readable
 _STYLE = {
-    "svg.fonttype": "none",  # text stays text: the page's font, and a small file
-    "font.size": 9,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.labelcolor": INK,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.linewidth", "grid.linewidth"), 0.6),
     "axes.grid": True,
     "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
     "lines.linewidth": 1.5,
     "lines.markersize": 3.5,
-    "legend.frameon": False,
+    "font.size": 9,
     "legend.fontsize": 8.5,
+    "svg.fonttype": "none",  # text stays text: the page's font, and a small file
 }
 # figure of metrics.jsonl, label of the axis, caption of a plot by step
 CURVES = [
@@ -48,27 +41,39 @@ CURVES = [
 
 
 def import_matplotlib():
-    """(matplotlib, its Figure). Raises CharlmError when it is not installed."""
+    """The package, with its Figure. Raises CharlmError when it is not installed."""
     try:
-        import matplotlib
-        from matplotlib.figure import Figure
+        import matplotlib.figure
     except ImportError as error:
-        raise CharlmError(
-            "charlm report draws with matplotlib, which is not installed: pip install 'charlm[report]'"
-        ) from error
-    return matplotlib, Figure
+        raise CharlmError("matplotlib is not installed: pip install 'charlm[report]'") from error
+    return matplotlib
 
 
-def training_plots(series: Callable[[str], Series], baselines: dict) -> list[tuple[str, str]]:
+def series(history: History, name: str) -> Series:
+    """(steps int64[n], values float64[n]) of one figure; n may be 0."""
+    steps, values = np.array(history.points(name), np.float64).reshape(-1, 2).T
+    return steps.astype(np.int64), values
+
+
+def thinned(steps: np.ndarray, values: np.ndarray, most: int = 600) -> Series:
+    """At most `most` points of a long series, means of neighbours: int64[n], float64[n] → the same types."""
+    if len(steps) <= most:
+        return steps, values
+    edges = np.linspace(0, len(steps), most + 1).astype(int)
+    return steps[edges[1:] - 1], np.add.reduceat(values, edges[:-1]) / np.diff(edges)
+
+
+def training_plots(history: History, baselines: dict) -> list[tuple[str, str]]:
     """(caption, <svg>) of every figure of training that has finite values.
 
-    series: name of a figure → (steps, values). baselines: key of corpus.json → figures.
+    baselines: key of corpus.json → figures.
     """
     # "6-gram, Witten-Bell" is too long for the margin
     levels = {baseline_title(key, row).split(",")[0]: row["bpc"] for key, row in baselines.items()}
-    plots = [("Bits per character", _bpc_plot(series("bpc"), series("validation/bpc"), levels))]
+    train, validation = (thinned(*series(history, name)) for name in ("bpc", "validation/bpc"))
+    plots = [("Bits per character", _bpc_plot(train, validation, levels))]
     for name, label, caption in CURVES:
-        plots.append((caption, _curve(*series(name), label, caption, log=name == "grad_norm")))
+        plots.append((caption, _curve(*thinned(*series(history, name)), label, caption, name == "grad_norm")))
     return [(caption, svg) for caption, svg in plots if svg]
 
 
@@ -82,12 +87,9 @@ def context_plot(rows: list[dict]) -> str:
         axes.set_ylabel("bits per character")
         axes.legend(loc="upper right")
 
-    distances = np.array([row["characters_from"] for row in rows])
-    figures = {
-        "since a reset": "nats_per_character",
-        "state carried from the start": "carried_nats_per_character",
-    }
-    lines = {k: (distances, np.array([row[v] for row in rows]) / np.log(2)) for k, v in figures.items()}
+    distances, lines = np.array([row["characters_from"] for row in rows]), {}
+    for label, kind in (("since a reset", ""), ("state carried from the start", "carried_")):
+        lines[label] = distances, np.array([row[f"{kind}nats_per_character"] for row in rows]) / np.log(2)
     return _plot("bits per character by characters since the state was reset", lines, [*lines], finish)
 
 
@@ -98,10 +100,10 @@ def _plot(title: str, lines: dict[str, Series], marked: list[str], finish: Calla
     """
     if not any(np.isfinite(y).any() for _, y in lines.values()):
         return None
-    matplotlib, figure_class = import_matplotlib()
+    matplotlib = import_matplotlib()
     # the salt makes ids inside the picture unique in the page, and the same in every run
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": title}):
-        figure = figure_class(figsize=_SIZE, layout="constrained")
+        figure = matplotlib.figure.Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
         for colour, (label, (x, y)) in zip((FIRST, SECOND), lines.items(), strict=False):
             if len(x):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from charlm.errors import CharlmError
-from charlm.monitor.run_files import History, read_history, thinned
+from charlm.monitor.run_files import History, read_history
 from charlm.monitor.watch import picture
+from charlm.report.plots import series, thinned
 
 
 def write(run_dir, *records: dict | str, status: dict | None = None) -> History:
@@ -30,11 +31,11 @@ def test_series_samples_and_the_last_step(tmp_path):
         *({"step": 2, "loss": 3.0}, {"step": 2, "sample": "ab"}, {"step": 4, "loss": math.nan}),
         status={"status": "running", "step": 9},
     )
-    steps, values = history.series("loss")
+    steps, values = series(history, "loss")
     assert steps.dtype == np.int64 and steps.tolist() == [2, 4]
     assert values[0] == 3.0 and math.isnan(values[1])
-    assert history.samples == [(2, "ab")] and history.last_step == 9 and history.steps == 40
-    assert [len(part) for part in history.series("none")] == [0, 0]
+    assert history.points("sample") == [(2, "ab")] and history.last_step == 9 and history.steps == 40
+    assert [len(part) for part in series(history, "none")] == [0, 0]
 
 
 def test_lines_that_are_no_records_are_skipped(tmp_path):
@@ -45,7 +46,8 @@ def test_lines_that_are_no_records_are_skipped(tmp_path):
 
 def test_a_requeued_run_has_its_steps_once(tmp_path):
     pairs = ((1, 9), (2, 8), (3, 7), (2, 6), (3, 5))
-    steps, values = write(tmp_path, *({"step": step, "loss": loss} for step, loss in pairs)).series("loss")
+    history = write(tmp_path, *({"step": step, "loss": loss} for step, loss in pairs))
+    steps, values = series(history, "loss")
     assert steps.tolist() == [1, 2, 2, 3] and values.tolist() == [9, 8, 6, 5]
 
 
