@@ -24,13 +24,13 @@ COMMANDS = {  # command → module of this folder that has a function of that na
     "hello": ("train", 'the classroom example: an RNN learns "hello" in ten steps'),
     "prepare": ("train", "text → vocabulary and ids on disk"),
     "train": ("train", "train a model, or resume a run that was stopped"),
-    "watch": ("inspect_run", "a run on the terminal: curve, figures, latest sample, time left"),
+    "watch": ("train", "a run on the terminal: curve, figures, latest sample, time left"),
     "doctor": ("train", "check a config on this machine: devices, speed, memory, disk, time"),
     "evaluate": ("model", "bits per character and per byte on held-out text"),
     "sample": ("model", "draw text from a model"),
     "push": ("model", "put a model on the Hugging Face Hub"),
     "export": ("model", "write a model as ONNX, for serving without torch"),
-    "report": ("inspect_run", "one HTML page of a run: curves, samples, cells, what surprises the model"),
+    "report": ("model", "one HTML page of a run: curves, samples, cells, what surprises the model"),
     "completion": ("cli", "a script that lets bash or zsh complete commands, options and values"),
 }
 

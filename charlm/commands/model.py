@@ -1,16 +1,19 @@
-"""charlm evaluate, sample, push, export: what is done with a trained model."""
+"""charlm evaluate, sample, report, push, export: what is done with a trained model."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
 from charlm.commands.cli import FIGURES, TERMS, Parser, read_text, run_of, run_parser
 from charlm.errors import CharlmError, UsageError
 from charlm.terminal import visible
+
+MOST = 8_000_000  # bytes of a text that report reads: far more than a page shows
 
 
 def _load(args: argparse.Namespace):
@@ -161,6 +164,24 @@ def sample(argv: list[str]) -> None:
             print(json.dumps({"prompt": options.prompt, "text": text, "seed": seed}, ensure_ascii=False))
         else:
             print(f"--- sample {i + 1}, seed {seed} ---\n{shown(options.prompt + text)}")
+
+
+def report(argv: list[str]) -> None:
+    """Write the HTML page of a run."""
+    parser = run_parser("report")
+    parser.add_argument("--output", metavar="FILE", help="where to write it (default: RUN/report.html)")
+    parser.add_argument("--text", metavar="FILE", help="text for the model to read, instead of held-out text")
+    args = parser.parse_args(argv)
+    text = None if args.text is None else read_text(args.text, MOST)
+    if text is not None and len(text) == MOST:  # it may end within a character
+        text = re.sub(rb"[\xc0-\xff][\x80-\xbf]{,3}\Z", b"", text)
+    run, _ = run_of(args)
+    from charlm.report.page import write_page
+
+    path, missing = write_page(run, args.output, text, args.device)
+    for line in missing:
+        print(f"not on the page: {line}")
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
 
 
 def push(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""charlm train, prepare, doctor, hello."""
+"""charlm train, prepare, watch, doctor, hello."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 from charlm.commands.cli import FIGURES, TERMS, Parser, parse_with_config
 from charlm.errors import CharlmError
+from charlm.terminal import is_live
 from charlm.training.signals import Stop
 
 
@@ -67,6 +68,28 @@ def prepare(argv: list[str]) -> None:
         corpus = prepared.prepare(config)
         figures = {"folder": str(corpus.folder)} | corpus.info
         print(json.dumps(figures) if args.json else corpus.report())
+
+
+def watch(argv: list[str]) -> None:
+    """Show a run on the terminal, while it trains or afterwards."""
+    parser = Parser("watch", "Ctrl-C ends it.")
+    parser.add_argument("run", help="run directory")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--once", action="store_true", help="one picture, as when stdout is not a terminal")
+    mode.add_argument("--json", action="store_true", help="the figures as JSON")
+    args = parser.parse_args(argv)
+    from charlm.monitor.run_files import History, runs_near
+    from charlm.monitor.watch import show
+
+    run = History(args.run)
+    run.refresh()
+    live = is_live() and not args.once and not args.json
+    if not live and not run.dir.exists():
+        raise CharlmError(f"{run.dir}: no such run directory{runs_near(run.dir)}")
+    if args.json:
+        print(json.dumps(run.figures(), ensure_ascii=False))
+    else:
+        show(run, live)
 
 
 def doctor(argv: list[str]) -> None:

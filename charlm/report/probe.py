@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
@@ -92,16 +93,14 @@ def _read(model: CharLM, texts: np.ndarray, facts: np.ndarray) -> Probe:
     for t in range(length):
         logits, carry = model.step(torch.from_numpy(texts[:, t]).to(model.device), carry)
         if t + 1 < length:
-            nats = -torch.log_softmax(logits[0].double(), -1).cpu().numpy()  # sync
-            if not np.isfinite(nats).all():
+            logs = torch.log_softmax(logits[0].double(), -1).cpu()  # sync
+            if not logs.isfinite().all():
                 raise CharlmError("the model's logits are not finite: use weights from before it diverged")
-            bits[t + 1] = nats[texts[0, t + 1]] / np.log(2)
-            likeliest = np.argpartition(nats, top - 1)[:top]
-            guesses[t + 1] = likeliest[np.argsort(nats[likeliest], kind="stable")]
-            chances[t + 1] = np.exp(-nats[guesses[t + 1]])
-        cells = (
-            carry[len(model.cell.states) - 1].transpose(0, 1).reshape(count, size).float().cpu().numpy()
-        )  # [N, C], sync
+            bits[t + 1] = -logs[texts[0, t + 1]] / np.log(2)
+            likeliest, guesses[t + 1] = logs.topk(top)
+            chances[t + 1] = likeliest.exp()
+        state = carry[len(model.cell.states) - 1].transpose(0, 1)  # [N, L, H]
+        cells = state.reshape(count, size).float().cpu().numpy()  # [N, C], sync
         values[t] = cells[0]
         if t >= warm_up:
             (choosing if 2 * t < length + warm_up else scoring).add(facts[:, t], cells)
@@ -165,19 +164,12 @@ def cell_data(probe: Probe, hidden_size: int) -> tuple[dict, list[list[dict]]]:
         + ([NAMES[fact[c]], round(float(score[c]), 2)] if abs(score[c]) >= WEAKEST else ["", 0])
         for c, a, b in zip(shown, low, high, strict=True)
     ]
-    layers = [
-        [
-            {
-                "fact": NAMES[f],
-                "description": (MEMORY | LAST)[NAMES[f]],
-                "unit": cell % hidden_size,
-                "score": float(scores[f, cell]),
-                "index": shown.index(cell),
-            }
-            for f, cell in pairs
-        ]
-        for pairs in matches
-    ]
+
+    def match(f: int, cell: int) -> dict:
+        about = {"fact": NAMES[f], "description": (MEMORY | LAST)[NAMES[f]], "score": float(scores[f, cell])}
+        return about | {"unit": cell % hidden_size, "index": shown.index(cell)}
+
+    layers = [[match(*pair) for pair in pairs] for pairs in matches]
     return {"values": base64.b64encode(coded.tobytes()).decode(), "list": rows, "total": total}, layers
 
 
@@ -194,17 +186,14 @@ def nearest_symbols(
         weight = getattr(model.layers[0], model.cell.input_weight).t()  # [V, G·H]
     else:
         return []
-    weight = weight.detach().float().cpu().numpy()
     frequent = np.argsort(-counts, kind="stable")[:COMPARED]
     frequent = frequent[counts[frequent] >= max(1, counts.sum() / RARE)]
-    vectors = weight[frequent]
-    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    vectors = functional.normalize(weight.detach().float().cpu()[frequent])
+    cosines = (vectors @ vectors.t()).fill_diagonal_(-torch.inf).numpy()
+    nearest = np.argsort(-cosines, kind="stable")[:, : min(NEIGHBOURS, len(cosines) - 1)]
     every = symbol_displays(vocab)
     displays = [every[symbol][0] for symbol in frequent]
-    rows = []
-    for i, display in enumerate(displays[:WITH_NEIGHBOURS]):
-        cosines = vectors @ vectors[i]
-        cosines[i] = -np.inf
-        nearest = np.argsort(-cosines, kind="stable")[: min(NEIGHBOURS, len(displays) - 1)]
-        rows.append((display, [(displays[k], float(cosines[k])) for k in nearest]))
-    return rows
+    return [
+        (display, [(displays[k], float(cosines[i, k])) for k in nearest[i]])
+        for i, display in enumerate(displays[:WITH_NEIGHBOURS])
+    ]

@@ -115,12 +115,9 @@ class Correlations:
     """Correlations of facts with cells from running sums, so memory does not grow with the text."""
 
     def __init__(self, cells: int):
-        self.n, self.facts, self.facts2 = 0, np.zeros(len(NAMES)), np.zeros(len(NAMES))
-        self.cells, self.cells2, self.products = (
-            np.zeros(cells),
-            np.zeros(cells),
-            np.zeros((len(NAMES), cells)),
-        )
+        self.n, self.products = 0, np.zeros((len(NAMES), cells))
+        self.facts, self.facts2 = np.zeros((2, len(NAMES)))  # sums, and sums of squares
+        self.cells, self.cells2 = np.zeros((2, cells))
 
     def add(self, facts: np.ndarray, cells: np.ndarray) -> None:
         """Add n observations: facts float[n, F], cells float[n, C]."""
