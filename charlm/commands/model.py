@@ -14,6 +14,7 @@ from charlm.errors import CharlmError, UsageError
 from charlm.terminal import visible
 
 MOST = 8_000_000  # bytes of a text that report reads: far more than a page shows
+SCORES = "{nats_per_character:.4f} nats/char, {bpc:.4f} bpc, {bpb:.4f} bpb, perplexity {perplexity:.6g}"
 
 
 def _load(args: argparse.Namespace):
@@ -31,16 +32,17 @@ def _add_precision(parser: Parser) -> None:
     parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help=about)
 
 
-def _given(args: argparse.Namespace, *names: str) -> dict:
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+def _given(args: argparse.Namespace, *names: str, prefix: str = "") -> dict:
+    return {name: value for name in names if (value := getattr(args, prefix + name)) is not None}
 
 
 def evaluate(argv: list[str]) -> None:
     """Score held-out text."""
     parser = run_parser("evaluate", f"{TERMS} {FIGURES}.")
     _add_precision(parser)
-    parser.add_argument("--split", help="split of the run's corpus (default: test)")
-    parser.add_argument("--text", metavar="FILE", help="a text file instead of a split")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--split", help="split of the run's corpus (default: test)")
+    source.add_argument("--text", metavar="FILE", help="a text file instead of a split")
     parser.add_argument("--lanes", type=int, help="lanes read in parallel; 1 is the exact single pass")
     parser.add_argument("--context", type=int, help="characters that warm up the carry of a lane")
     parser.add_argument("--max_characters", type=int, help="score only this many symbols, from the start")
@@ -49,19 +51,14 @@ def evaluate(argv: list[str]) -> None:
     more.add_argument("--by_context", action="store_true", help="also the loss by distance from a reset")
     parser.add_argument("--dynamic_lanes", type=int, metavar="N", help="lanes of --dynamic (default: 1)")
     parser.add_argument("--dynamic_window", type=int, metavar="T", help="characters per step (default: 32)")
-    parser.add_argument(
-        "--dynamic_rate", type=float, metavar="R", help="step of --dynamic (default: by lanes)"
-    )
+    parser.add_argument("--dynamic_rate", type=float, metavar="R", help="of a step (default: by lanes)")
     decay = "share of the way back to the trained weights per step of --dynamic (default: 1e-3)"
     parser.add_argument("--dynamic_decay", type=float, metavar="D", help=decay)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse_args(argv)
-    if args.split is not None and args.text is not None:
-        raise UsageError("name --split or --text, not both")
     if args.max_characters is not None and args.max_characters < 2:
         raise UsageError(f"--max_characters {args.max_characters}: must be 2 or more")
-    names = ("rate", "decay", "lanes", "window")
-    adapting = {name: value for name in names if (value := getattr(args, f"dynamic_{name}")) is not None}
+    adapting = _given(args, "rate", "decay", "lanes", "window", prefix="dynamic_")
     if adapting and not args.dynamic:
         raise UsageError(f"--dynamic_{next(iter(adapting))} is for --dynamic: add it")
     if args.dynamic and (args.lanes not in (None, 1) or (args.context and "lanes" not in adapting)):
@@ -72,10 +69,8 @@ def evaluate(argv: list[str]) -> None:
     settings = dataclasses.replace(config.evaluate, **_given(args, "lanes", "context"))
     name, ids = _text(args, vocab, config)
     ids = ids[: args.max_characters]
-    if args.dynamic:
-        figures = dynamic.evaluate_dynamic(model, vocab, ids, settings, **adapting)
-    else:
-        figures = evaluate.evaluate(model, vocab, ids, settings)
+    score = dynamic.evaluate_dynamic if args.dynamic else evaluate.evaluate
+    figures = score(model, vocab, ids, settings, **adapting)
     if args.by_context:
         figures["by_context"] = by_context.by_context(model, vocab, ids, settings)
     print(json.dumps({"text": name} | figures) if args.json else _figures_text(name, figures))
@@ -104,21 +99,15 @@ def _text(args: argparse.Namespace, vocab, config):
 
 
 def _figures_text(name: str, figures: dict) -> str:
-    def line(name: str, of: dict) -> str:
-        return (
-            f"{name}: {of['nats_per_character']:.4f} nats/char, {of['bpc']:.4f} bpc, "
-            f"{of['bpb']:.4f} bpb, perplexity {of['perplexity']:.6g}"
-        )
-
     lanes = "1 lane" if figures["lanes"] == 1 else f"{figures['lanes']} lanes"
     protocol = f"({lanes}, {figures['context']} characters of warm-up context)"
     counts = f"over {figures['characters']:,} characters, {figures['bytes']:,} bytes {protocol}"
-    lines = [line(name, figures), counts, f"({FIGURES})"]
+    lines = [f"{name}: {SCORES.format(**figures)}", counts, f"({FIGURES})"]
     if "dynamic" in figures:
         of = figures["dynamic"]
         step = f"a step at rate {of['rate']:g} after every {of['window']} characters"
         step += f" of each of {lanes}" if of["lanes"] > 1 else ""
-        lines += [line("dynamic", of), f"{step}, decay {of['decay']:g} to the trained weights"]
+        lines += [f"dynamic: {SCORES.format(**of)}", f"{step}, decay {of['decay']:g} to the trained weights"]
         if of["lanes"] > 1:
             lines.append("(the weights of a lane have also seen what the other lanes have read)")
     if "by_context" in figures:
@@ -141,25 +130,23 @@ def sample(argv: list[str]) -> None:
     parser.add_argument("--num_samples", type=int, default=1, help="samples to draw; their seeds count up")
     parser.add_argument("--json", action="store_true", help="print every sample as a line of JSON")
     args = parser.parse_args(argv)
-    model, vocab, config = _load(args)
+    trained = _load(args)
     import torch
 
-    from charlm.sampling.generate import stream_text
-
     given = _given(args, "prompt", "length", "temperature", "top_k", "top_p", "seed")
-    options = dataclasses.replace(config.sample, **given)
-    if model.device.type == "cpu" and args.num_samples < 16:
+    options = dataclasses.replace(trained.config.sample, **given)
+    if trained.model.device.type == "cpu" and args.num_samples < 16:
         torch.set_num_threads(1)  # a step is too small to share
-    pieces = stream_text(model, vocab, options, args.num_samples)
     shown = visible if sys.stdout.isatty() else str
     if args.num_samples == 1 and not args.json:
-        print(shown(options.prompt + next(pieces)[0]), end="", flush=True)  # errors come before the prompt
-        for (piece,) in pieces:
+        pieces = trained.stream(**given)
+        print(shown(options.prompt + next(pieces)), end="", flush=True)  # errors come before the prompt
+        for piece in pieces:
             print(shown(piece), end="", flush=True)
         print()
         return
-    for i, parts in enumerate(zip(*pieces, strict=True)):
-        text, seed = "".join(parts), options.seed + i
+    for i, text in enumerate(trained.generate(num_samples=args.num_samples, **given)):
+        seed = options.seed + i
         if args.json:
             print(json.dumps({"prompt": options.prompt, "text": text, "seed": seed}, ensure_ascii=False))
         else:

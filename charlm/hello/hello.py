@@ -23,9 +23,7 @@ from charlm.training.lanes import Lanes, Position
 from charlm.training.loop import train
 
 
-def hello(
-    explain: bool = False, debug: bool = False, figure: str | Path | None = None
-) -> list[tuple[str, float]]:
+def hello(explain: bool = False, debug: bool = False, figure: str | None = None) -> list[tuple[str, float]]:
     """Run configs/hello.yaml and print a line per step; returns (predicted string, summed loss) of each.
 
     Leaves no file except the figure. explain: print vocabulary, one-hot matrix, weights and model first.

@@ -49,18 +49,13 @@ def import_matplotlib():
     return matplotlib
 
 
-def series(history: History, name: str) -> Series:
-    """(steps int64[n], values float64[n]) of one figure; n may be 0."""
+def series(history: History, name: str, most: int = 600) -> Series:
+    """(steps int64[n], values float64[n]) of one figure; of more than `most`, the means of neighbours."""
     steps, values = np.array(history.points(name), np.float64).reshape(-1, 2).T
+    if len(steps) > most:
+        edges = np.linspace(0, len(steps), most + 1).astype(int)
+        steps, values = steps[edges[1:] - 1], np.add.reduceat(values, edges[:-1]) / np.diff(edges)
     return steps.astype(np.int64), values
-
-
-def thinned(steps: np.ndarray, values: np.ndarray, most: int = 600) -> Series:
-    """At most `most` points of a long series, means of neighbours: int64[n], float64[n] → the same types."""
-    if len(steps) <= most:
-        return steps, values
-    edges = np.linspace(0, len(steps), most + 1).astype(int)
-    return steps[edges[1:] - 1], np.add.reduceat(values, edges[:-1]) / np.diff(edges)
 
 
 def training_plots(history: History, baselines: dict) -> list[tuple[str, str]]:
@@ -70,10 +65,10 @@ def training_plots(history: History, baselines: dict) -> list[tuple[str, str]]:
     """
     # "6-gram, Witten-Bell" is too long for the margin
     levels = {baseline_title(key, row).split(",")[0]: row["bpc"] for key, row in baselines.items()}
-    train, validation = (thinned(*series(history, name)) for name in ("bpc", "validation/bpc"))
-    plots = [("Bits per character", _bpc_plot(train, validation, levels))]
+    bpc = _bpc_plot(series(history, "bpc"), series(history, "validation/bpc"), levels)
+    plots = [("Bits per character", bpc)]
     for name, label, caption in CURVES:
-        plots.append((caption, _curve(*thinned(*series(history, name)), label, caption, name == "grad_norm")))
+        plots.append((caption, _curve(*series(history, name), label, caption, log=name == "grad_norm")))
     return [(caption, svg) for caption, svg in plots if svg]
 
 

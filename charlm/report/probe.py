@@ -173,9 +173,7 @@ def cell_data(probe: Probe, hidden_size: int) -> tuple[dict, list[list[dict]]]:
     return {"values": base64.b64encode(coded.tobytes()).decode(), "list": rows, "total": total}, layers
 
 
-def nearest_symbols(
-    model: CharLM, vocab: Vocab, counts: np.ndarray
-) -> list[tuple[str, list[tuple[str, float]]]]:
+def nearest_symbols(model: CharLM, vocab: Vocab, counts: np.ndarray) -> list[tuple[str, list]]:
     """(display, [(display, cosine), …]) of the most frequent symbols: those with the most similar vectors.
 
     counts: int64[V]. The vector of a symbol is its embedding or, for one-hot input, its weights into layer 1.

@@ -10,7 +10,7 @@ import pytest
 from charlm.errors import CharlmError
 from charlm.monitor.run_files import History, read_history
 from charlm.monitor.watch import picture
-from charlm.report.plots import series, thinned
+from charlm.report.plots import series
 
 
 def write(run_dir, *records: dict | str, status: dict | None = None) -> History:
@@ -134,7 +134,10 @@ def test_a_config_of_something_else_is_an_error(tmp_path, content):
 
 
 def test_a_long_series_becomes_means_of_neighbours():
-    steps, values = thinned(np.arange(1, 1001), np.arange(1000.0), most=10)
+    history = History()
+    history.records = [{"step": step, "loss": step - 1.0} for step in range(1, 1001)]
+    steps, values = series(history, "loss", most=10)
     assert steps.tolist() == list(range(100, 1001, 100))
     assert values.tolist() == [100 * k + 49.5 for k in range(10)]
-    assert thinned(np.arange(3), np.arange(3.0))[0].tolist() == [0, 1, 2]
+    history.records = history.records[:3]
+    assert series(history, "loss", most=10)[0].tolist() == [1, 2, 3]
