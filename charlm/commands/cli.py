@@ -6,7 +6,6 @@ import argparse
 import os
 import signal
 import sys
-import threading
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -74,9 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         interrupts.append(number)
         raise KeyboardInterrupt
 
-    main_thread = threading.current_thread() is threading.main_thread()  # Python allows handlers nowhere else
-    if main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        with suppress(ValueError):  # in another thread than the main one, which Python allows no handlers
+            signal.signal(signal.SIGINT, interrupt)
     try:
         _function(words[0])(words[1:])
     except KeyboardInterrupt:
@@ -95,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             hint = "" if debug else "; run it again with --debug, or CHARLM_DEBUG=1, to see the traceback"
             code, message = 70, f"charlm: unexpected {type(error).__name__}: {first}{hint}"
     finally:
-        if main_thread and signal.getsignal(signal.SIGINT) is interrupt:
+        if signal.getsignal(signal.SIGINT) is interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     _exit(code, message)
 
@@ -132,9 +131,8 @@ _python_format = warnings.formatwarning
 
 def _format_warning(message, category, *args, **kwargs) -> str:
     """charlm's own warnings as one line, without their place in its source."""
-    if issubclass(category, CharlmWarning):
-        return f"charlm: warning: {message}\n"
-    return _python_format(message, category, *args, **kwargs)
+    own = issubclass(category, CharlmWarning)
+    return f"charlm: warning: {message}\n" if own else _python_format(message, category, *args, **kwargs)
 
 
 # What the parsers of commands share.

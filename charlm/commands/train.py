@@ -105,8 +105,7 @@ def doctor(argv: list[str]) -> None:
     doctor = Doctor(config, args.hours, quiet=args.json)
     ready = doctor.examine()
     if args.json and doctor.main:
-        findings = [{"name": name, "ok": ok, "text": text} for name, text, ok in doctor.findings]
-        print(json.dumps({"ready": ready, "processes": doctor.world, "findings": findings}))
+        print(json.dumps({"ready": ready, "processes": doctor.world, "findings": doctor.findings}))
     if not ready:
         sys.exit(1)
 

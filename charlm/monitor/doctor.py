@@ -36,7 +36,7 @@ SECONDS = 3  # of timed steps, at most 20
 class Doctor:
     """Examines a config in this process; findings are printed as they are made.
 
-    findings: (name, text, ok); in the main process those of all. hours: a time limit to compare with.
+    findings: name, ok and text of each; in the main process, of all. hours: a time limit to compare with.
     """
 
     def __init__(self, config: Config, hours: float | None = None, quiet: bool = False):
@@ -44,15 +44,14 @@ class Doctor:
         self.accelerator = make_accelerator(config)
         self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
         self.device = self.accelerator.device
-        self.findings: list[tuple[str, str, bool]] = []
-        self.failed: list[str] = []
+        self.findings, self.failed = [], []
 
     def report(self, name: str, text: str, ok: bool = True) -> None:
         """Add a finding; what is bad on another node only is printed by the first process there."""
         if not self.main:
             text += f" (on {platform.node()})"
         if self.main or (not ok and self.accelerator.is_local_main_process):
-            self.findings.append((name, text, ok))
+            self.findings.append({"name": name, "ok": ok, "text": text})
             if not self.quiet:
                 print(f"{'ok ' if ok else 'BAD'}  {name:<10} {text}", flush=True)
         if not ok:
@@ -91,8 +90,7 @@ class Doctor:
             gpu = torch.cuda.get_device_properties(self.device)
             device += f", {gpu.name}, {gpu.total_memory / 1e9:.0f} GB, compute {gpu.major}.{gpu.minor}"
             too_old = train.precision == "bf16" and gpu.major < 8
-            if too_old:
-                device += "; train.precision=bf16 needs compute 8.0 or more: use fp16"
+            device += "; train.precision=bf16 needs compute 8.0 or more: use fp16" * too_old
             self.report("device", device, ok=not too_old)
             cudnn = torch.backends.cudnn.version()
             kernels = dict.fromkeys(cudnn_kernels(self.config, -(-batch // self.world) // train.accumulate))
@@ -151,11 +149,12 @@ class Doctor:
         hours, epochs = left * seconds / 3600, steps / setup.lanes.windows
         text = f"{left:,} of {steps:,} steps take {hours:.2f} h ({60 * hours:.1f} minutes), without "
         text += f"evaluation and samples; {steps:,} steps are {epochs:.2f} epochs"
+        fits = self.hours is None or hours < self.hours
         if self.hours is not None:
-            restarts = int(hours / self.hours)
-            text += f"; a limit of {self.hours:g} h is {'enough' if hours < self.hours else 'too short'}"
-            text += f", a job that is requeued restarts {restarts} time(s)" if restarts else ""
-        self.report("time", text, ok=self.hours is None or hours < self.hours)
+            text += f"; a limit of {self.hours:g} h is {'enough' if fits else 'too short'}"
+        if not fits:
+            text += f", a job that is requeued restarts {int(hours / self.hours)} time(s)"
+        self.report("time", text, ok=fits)
         self.disk(setup)
 
     def wait(self) -> None:
@@ -171,8 +170,7 @@ class Doctor:
         tensors += [t for state in setup.optimizer.state.values() for t in state.values()]
         bytes_each = 4 * sum(t.numel() for t in tensors)
         folder = Path(self.config.run_dir).absolute()
-        while not folder.exists():
-            folder = folder.parent
+        folder = next(path for path in (folder, *folder.parents) if path.exists())
         free, needed = shutil.disk_usage(folder).free, bytes_each * (self.config.checkpoint.keep + 2)
         text = f"{free / 1e9:.1f} GB free at {folder}, checkpoints take up to {needed / 1e9:.3f} GB"
         self.report("disk", text, ok=free > needed)

@@ -113,7 +113,6 @@ def _plot(title: str, lines: dict[str, Series], marked: list[str], finish: Calla
 
 def _inline_svg(svg: str, title: str) -> str:
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r' id="(?!\w*[0-9a-f]{10}")[^"]*"', "", svg)  # figure_1, axes_1: the same in every picture
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
