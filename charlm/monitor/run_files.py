@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import time
@@ -87,9 +88,9 @@ class History:
         return max(self.status.get("step", 0), *(record["step"] for record in self.records[-1:]), 0)
 
     @property
-    def best(self) -> tuple[int, float] | None:
-        """(step, bits per character) of the best evaluation on validation."""
-        return min(self.points("validation/bpc"), key=lambda point: point[1], default=None)
+    def best(self) -> dict | None:
+        """The evaluation of the fewest bits per character."""
+        return min(self.evaluations, key=lambda e: (math.isnan(e["bpc"]), e["bpc"]), default=None)
 
     @property
     def evaluations(self) -> list[dict]:
@@ -140,7 +141,7 @@ class History:
             "seconds_silent": self.seconds_silent() or None,
             "train": self.latest("bpc") or None,
             "validation": (self.evaluations or [None])[-1],
-            "best": dict(zip(("step", "bpc"), self.best, strict=True)) if self.best else None,
+            "best": {key: self.best[key] for key in ("step", "bpc")} if self.best else None,
             "test": self.status.get("test"),
             "sample": self.latest("sample").get("sample"),
         }

@@ -100,11 +100,11 @@ def _curve(run: History, columns: int, rows: int) -> list[str]:
 
 
 def _figures(run: History, columns: int) -> list[str]:
-    last, validation = run.latest("bpc"), run.points("validation/bpc")
+    last, evaluations = run.latest("bpc"), run.evaluations
     items = TRAINING.format(**last).split("  ") if last else []
-    if validation:
-        points = {"validation": validation[-1], "best": run.best}
-        items += [f"{name} {bpc:.3f} at {step:,}" for name, (step, bpc) in points.items()]
+    if evaluations:
+        scores = {"validation": evaluations[-1], "best": run.best}
+        items += [f"{name} {of['bpc']:.3f} at {of['step']:,}" for name, of in scores.items()]
     if run.status.get("test"):
         items.append(f"test {run.status['test']['bpc']:.3f}")
     return side_by_side(items or ["no figures yet"], columns)

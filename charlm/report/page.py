@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -13,16 +14,15 @@ import numpy as np
 from charlm import __version__
 from charlm.config.fields import Config
 from charlm.config.parse import read_run_config
-from charlm.corpus.prepared import Corpus, folder_of
+from charlm.corpus.prepared import Corpus, baseline_title, folder_of
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.evaluation.by_context import by_context
 from charlm.files import replace
 from charlm.model.char_lm import CharLM
 from charlm.monitor.run_files import History, read_history
-from charlm.report.contents import character_counts, results, spread_samples
 from charlm.report.plots import context_plot, import_matplotlib, training_plots
-from charlm.report.probe import cell_data, nearest_symbols, passage_data, probe_model
+from charlm.report.probe import cell_data, character_counts, nearest_symbols, passage_data, probe_model
 from charlm.sampling.generate import generate
 from charlm.terminal import visible
 from charlm.training.checkpoint import steps_of
@@ -32,6 +32,7 @@ HTML = Path(__file__).parent / "html"
 GENERATED = 4000  # symbols that the model generates when there is no text to read
 CONTEXT, CONTEXT_WORK = 30_000, 3e10  # symbols for the loss by context; symbols × parameters of a large model
 COUNTED = 1_000_000  # symbols of a text whose frequencies are counted
+MOST_SAMPLES = 9
 
 
 @dataclass
@@ -48,10 +49,9 @@ class RunContents:
     missing: list[str] = field(default_factory=list)
 
 
-def write_page(
-    source: str, output: str | Path | None, text: bytes | None, device: str | None
-) -> tuple[Path, list[str]]:
-    """Write the page of a run directory, a model folder or a hub id. Returns its path and what is missing.
+def write_page(source: str, output: str | None, text: bytes | None, device: str | None) -> tuple[Path, list]:
+    """Write the page of a run directory, a model folder or a hub id. Returns its path, and sentences
+    about what is missing.
 
     output: None is report.html in the folder, or in the current one for a hub id. text: UTF-8 for the model
     to read instead of held-out text. device: where the model runs; None is a GPU if there is one.
@@ -150,7 +150,7 @@ def render(run: RunContents, text_source: str, ids: np.ndarray) -> str:
     }
     if corpus is not None:
         lists = "most_frequent", "first_left_out"
-        values["characters"] = {key: character_counts(corpus, key) for key in lists}
+        values["characters"] = {key: character_counts(corpus.vocab, corpus.info[key]) for key in lists}
     if len(ids) > 1:
         try:
             values |= _model_sections(run, ids)
@@ -161,6 +161,33 @@ def render(run: RunContents, text_source: str, ids: np.ndarray) -> str:
     environment.policies["json.dumps_kwargs"] = options
     environment.filters |= {"thousands": "{:,}".format, "visible": visible}
     return environment.get_template("report.html").render(values)
+
+
+def results(history: History, baselines: dict) -> list[tuple[str, str, dict, str]]:
+    """Rows of the table of results: (name, text, figures, baseline). The model's rows, then the baselines.
+
+    baselines: key of corpus.json → figures.
+    """
+    rows, status, evaluations = [], history.status, history.evaluations
+    if evaluations:
+        best, last = status.get("best") or history.best, evaluations[-1]
+        rows.append((f"best, step {best['step']:,}", "validation", best, ""))
+        if last["step"] != best["step"]:
+            rows.append((f"last, step {last['step']:,}", "validation", last, ""))
+    if status.get("test"):
+        rows.append(("best weights", "test", status["test"], ""))
+    if not rows and (last := history.latest("bpc")):
+        figures = last | {"nats_per_character": last["bpc"] * math.log(2)}
+        rows.append((f"step {last['step']:,}", "train, during training", figures, ""))
+    return rows + [(baseline_title(key, of), "validation", of, key) for key, of in baselines.items()]
+
+
+def spread_samples(samples: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """At most MOST_SAMPLES of (step, text): the first, the last, and more early than late ones."""
+    if len(samples) <= MOST_SAMPLES:
+        return samples
+    places = np.unique(np.geomspace(1, len(samples), MOST_SAMPLES).round().astype(int) - 1)
+    return [samples[i] for i in places]
 
 
 def _model_sections(run: RunContents, ids: np.ndarray) -> dict:

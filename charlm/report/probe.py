@@ -7,16 +7,16 @@ C = L·H cells, layer by layer. The value of a cell is c in an LSTM, h in a GRU 
 from __future__ import annotations
 
 import base64
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from charlm.corpus.vocabulary import Vocab
+from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError
 from charlm.model.char_lm import CharLM
-from charlm.report.contents import completed_characters, plain_characters, symbol_displays
 from charlm.report.text_facts import LAST, MEMORY, NAMES, Correlations, fact_values
 
 PASSAGE, STRETCHES = 2000, 12  # symbols in a stretch, and the number of stretches
@@ -27,6 +27,7 @@ WEAKEST = 0.25  # correlations below this are not shown
 RARE = 20_000  # symbols rarer than one in this many are not compared: they were hardly trained
 NEIGHBOURS, COMPARED = 5, 100  # neighbours shown for a symbol, and symbols that are candidates
 WITH_NEIGHBOURS = 36  # symbols that neighbours are shown for
+SIGNS = {"\n": "↵", "\t": "→", "\x7f": "␡", "\xa0": "⍽"}
 
 
 @dataclass
@@ -195,3 +196,57 @@ def nearest_symbols(model: CharLM, vocab: Vocab, counts: np.ndarray) -> list[tup
         (display, [(displays[k], float(cosines[i, k])) for k in nearest[i]])
         for i, display in enumerate(displays[:WITH_NEIGHBOURS])
     ]
+
+
+def character_display(character: str) -> str:
+    """The character itself if it is visible, else a sign for it or its code point."""
+    code, category = ord(character), unicodedata.category(character)
+    if character in SIGNS:
+        return SIGNS[character]
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if category.startswith("M"):
+        return "◌" + character  # a combining mark needs a base
+    if category[0] in "CZ" and character != " ":  # control and the like, separators
+        return f"U+{code:04X}"
+    return character
+
+
+def _byte_display(byte: int) -> tuple[str, str]:
+    if byte < 0x80:
+        return character_display(chr(byte)), f"byte 0x{byte:02X}, {name_of(chr(byte))}"
+    return f"{byte:02X}", f"byte 0x{byte:02X}"
+
+
+def symbol_displays(vocab: Vocab) -> list[tuple[str, str]]:
+    """(display, name) of every symbol: 'a' and "'a' (U+0061 LATIN SMALL LETTER A)", 'E2' and 'byte 0xE2'."""
+    characters = [(character_display(c), name_of(c)) for c in vocab.characters]
+    end = [("■", "end of document")] * vocab.end_of_document
+    return characters + [_byte_display(b) for b in vocab.byte_symbols] + end
+
+
+def character_counts(vocab: Vocab, counts: list[tuple[int, int]]) -> list[tuple[str, str, int, float]]:
+    """(display, name, count, percent of the largest count) of (code, count) as corpus.json lists them."""
+    rows = []
+    for code, count in counts:
+        character = character_display(chr(code)), name_of(chr(code))
+        display, name = _byte_display(code) if vocab.bytes_only else character
+        rows.append((display, name, count, 100 * count / max(n for _, n in counts)))
+    return rows
+
+
+def plain_characters(vocab: Vocab) -> list[str]:
+    """One character per symbol, for facts about text: a byte of a multi-byte character counts as a letter,
+    the end of a document as NUL."""
+    byte_symbols = [chr(b) if b < 0x80 else "é" for b in vocab.byte_symbols]
+    return [*vocab.characters, *byte_symbols, *["\0"] * vocab.end_of_document]
+
+
+def completed_characters(vocab: Vocab, ids: np.ndarray) -> dict[int, str]:
+    """Index in ids of each byte symbol that completes a multi-byte character → display of that character."""
+    completed, decode = {}, vocab.stream()
+    for place, symbol in enumerate(ids.tolist()):
+        text = decode(symbol)
+        if symbol >= len(vocab.characters) and not text.isascii() and "\ufffd" not in text:
+            completed[place] = character_display(text)
+    return completed
