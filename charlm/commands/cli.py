@@ -135,8 +135,6 @@ def _format_warning(message, category, *args, **kwargs) -> str:
     return f"charlm: warning: {message}\n" if own else _python_format(message, category, *args, **kwargs)
 
 
-# What the parsers of commands share.
-
 TERMS = (
     "Lane: one contiguous stream of the text, a row of the batch. Carry: the recurrent state that a lane "
     "hands from one window to the next. Bptt (truncated backpropagation through time): length of a window."
@@ -163,39 +161,6 @@ def parse_with_config(parser: Parser, argv: list[str]) -> tuple[argparse.Namespa
     args, rest = parser.parse_known_args(argv)
     parents = [parser] if {"-h", "--help"} & set(rest) else []  # in the help, not in --print_config
     return args, parse(rest, parser.prog, description=parser.description, parents=tuple(parents))
-
-
-def run_parser(command: str, more: str = "") -> Parser:
-    """A parser with the arguments that name a model: see run_of."""
-    parser = Parser(command, more)
-    parser.add_argument("run", nargs="?", help="run directory, model folder or hub id")
-    parser.add_argument("--config", help="use the run of this config, instead of RUN")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
-    return parser
-
-
-def run_of(args: argparse.Namespace) -> tuple[str, Config | None]:
-    """Run directory, model folder or hub id, and the config if --config names the run."""
-    from charlm.config.parse import parse
-
-    if (args.run is None) == (args.config is None):
-        raise UsageError("name a run directory, or --config for its config")
-    config = parse(["--config", args.config]) if args.config else None
-    if config and not os.path.isdir(config.run_dir):
-        raise CharlmError(f"{config.run_dir}: no run yet; charlm train --config {args.config}")
-    return config.run_dir if config else args.run, config
-
-
-def read_text(path: str, most: int = -1) -> bytes:
-    """The bytes of --text FILE, at most so many. Raises CharlmError for an empty or unreadable file."""
-    try:
-        with open(path, "rb") as file:
-            text = file.read(most)
-    except OSError as error:
-        raise CharlmError(f"--text {path}: {error.strerror}") from error
-    if not text:
-        raise CharlmError(f"--text {path}: the file is empty")
-    return text
 
 
 # Shell completion, by shtab.

@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from charlm.commands.cli import FIGURES, TERMS, Parser, read_text, run_of, run_parser
+from charlm.commands.cli import FIGURES, TERMS, Parser
 from charlm.errors import CharlmError, UsageError
 from charlm.terminal import visible
 
@@ -17,9 +17,33 @@ MOST = 8_000_000  # bytes of a text that report reads: far more than a page show
 SCORES = "{nats_per_character:.4f} nats/char, {bpc:.4f} bpc, {bpb:.4f} bpb, perplexity {perplexity:.6g}"
 
 
+def _run_parser(command: str, more: str = "") -> Parser:
+    """A parser with the arguments that name a model, see _run_of, and say where it runs."""
+    parser = Parser(command, more)
+    parser.add_argument("run", nargs="?", help="run directory, model folder or hub id")
+    parser.add_argument("--config", help="use the run of this config, instead of RUN")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
+    if command != "report":  # which is in fp32
+        about = "arithmetic on a GPU (default: evaluate.precision of the config)"
+        parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help=about)
+    return parser
+
+
+def _run_of(args: argparse.Namespace) -> tuple:
+    """Run directory, model folder or hub id, and the config if --config names the run."""
+    from charlm.config.parse import load_config
+
+    if (args.run is None) == (args.config is None):
+        raise UsageError("name a run directory, or --config for its config")
+    config = load_config(args.config) if args.config else None
+    if config and not Path(config.run_dir).is_dir():
+        raise CharlmError(f"{config.run_dir}: no run yet; charlm train --config {args.config}")
+    return config.run_dir if config else args.run, config
+
+
 def _load(args: argparse.Namespace):
     """Trained: (model, vocabulary, config)."""
-    run, config = run_of(args)
+    run, config = _run_of(args)
     from charlm.training.trained import load
 
     precision = config.evaluate.precision if config and args.precision is None else args.precision
@@ -27,19 +51,25 @@ def _load(args: argparse.Namespace):
     return trained._replace(config=config) if config else trained
 
 
-def _add_precision(parser: Parser) -> None:
-    about = "arithmetic on a GPU (default: evaluate.precision of the config)"
-    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help=about)
-
-
 def _given(args: argparse.Namespace, *names: str, prefix: str = "") -> dict:
     return {name: value for name in names if (value := getattr(args, prefix + name)) is not None}
 
 
+def _read_text(path: str, most: int = -1) -> bytes:
+    """The bytes of --text FILE, at most so many. Raises CharlmError for an empty or unreadable file."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(most)
+    except OSError as error:
+        raise CharlmError(f"--text {path}: {error.strerror}") from error
+    if not text:
+        raise CharlmError(f"--text {path}: the file is empty")
+    return text
+
+
 def evaluate(argv: list[str]) -> None:
     """Score held-out text."""
-    parser = run_parser("evaluate", f"{TERMS} {FIGURES}.")
-    _add_precision(parser)
+    parser = _run_parser("evaluate", f"{TERMS} {FIGURES}.")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--split", help="split of the run's corpus (default: test)")
     source.add_argument("--text", metavar="FILE", help="a text file instead of a split")
@@ -81,7 +111,7 @@ def _text(args: argparse.Namespace, vocab, config):
     from charlm.corpus.prepared import prepare
 
     if args.text is not None:
-        content = read_text(args.text)
+        content = _read_text(args.text)
         try:
             return args.text, vocab.encode(content)
         except UnicodeDecodeError as error:
@@ -119,8 +149,7 @@ def _figures_text(name: str, figures: dict) -> str:
 
 def sample(argv: list[str]) -> None:
     """Draw text from a model."""
-    parser = run_parser("sample", "Options that are not given come from the config of the run.")
-    _add_precision(parser)
+    parser = _run_parser("sample", "Options that are not given come from the config of the run.")
     parser.add_argument("--prompt", help="text that the sample continues")
     parser.add_argument("--length", type=int, help="symbols to draw")
     parser.add_argument("--temperature", type=float, help="divides the logits; 0 always takes the likeliest")
@@ -155,14 +184,14 @@ def sample(argv: list[str]) -> None:
 
 def report(argv: list[str]) -> None:
     """Write the HTML page of a run."""
-    parser = run_parser("report")
+    parser = _run_parser("report")
     parser.add_argument("--output", metavar="FILE", help="where to write it (default: RUN/report.html)")
     parser.add_argument("--text", metavar="FILE", help="text for the model to read, instead of held-out text")
     args = parser.parse_args(argv)
-    text = None if args.text is None else read_text(args.text, MOST)
+    text = None if args.text is None else _read_text(args.text, MOST)
     if text is not None and len(text) == MOST:  # it may end within a character
         text = re.sub(rb"[\xc0-\xff][\x80-\xbf]{,3}\Z", b"", text)
-    run, _ = run_of(args)
+    run, _ = _run_of(args)
     from charlm.report.page import write_page
 
     path, missing = write_page(run, args.output, text, args.device)

@@ -1,7 +1,4 @@
-"""`charlm doctor`: what a training would get on this machine, before it waits in a queue.
-
-Findings are lines; those that need attention are marked BAD. Nothing is written, no run directory made.
-"""
+"""`charlm doctor`: what a training would get on this machine, before it waits in a queue."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ SECONDS = 3  # of timed steps, at most 20
 
 
 class Doctor:
-    """Examines a config in this process; findings are printed as they are made.
+    """Examines a config in this process; findings are printed as they are made. Nothing is written.
 
     findings: name, ok and text of each; in the main process, of all. hours: a time limit to compare with.
     """
@@ -68,9 +65,8 @@ class Doctor:
             except CharlmError as error:
                 self.report("config", str(error), ok=False)
             except torch.OutOfMemoryError as error:
-                recorded = records_steps(self.config, self.accelerator)
                 fix = "lower train.batch_size or train.bptt, or raise train.accumulate"
-                fix += " (or train.cuda_graph=false)" if recorded else ""
+                fix += " (or train.cuda_graph=false)" * records_steps(self.config, self.accelerator)
                 self.report("memory", f"{str(error).splitlines()[0]} {fix}", ok=False)
         self.modes()
         self.failed = list(dict.fromkeys(gather_object(self.failed)))

@@ -60,8 +60,7 @@ def write_page(source: str, output: str | None, text: bytes | None, device: str 
     """
     import_matplotlib()  # fail before the work
     run = read_run(source, device)
-    text_source, ids = choose_text(run, text)
-    page = render(run, text_source, ids)
+    page = render(run, *choose_text(run, text))
     path = Path(output) if output else (Path(source) if Path(source).is_dir() else Path()) / "report.html"
     try:
         replace(path, page)
@@ -156,11 +155,10 @@ def render(run: RunContents, text_source: str, ids: np.ndarray) -> str:
             values |= _model_sections(run, ids)
         except CharlmError as error:
             run.missing.append(f"Everything that needs a model: {error}.")
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HTML), autoescape=True)
-    options = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
-    environment.policies["json.dumps_kwargs"] = options
-    environment.filters |= {"thousands": "{:,}".format, "visible": visible}
-    return environment.get_template("report.html").render(values)
+    env = jinja2.Environment(loader=jinja2.FileSystemLoader(HTML), autoescape=True)
+    env.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+    env.filters |= {"thousands": "{:,}".format, "visible": visible}
+    return env.get_template("report.html").render(values)
 
 
 def results(history: History, baselines: dict) -> list[tuple[str, str, dict, str]]:

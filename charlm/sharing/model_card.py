@@ -1,7 +1,4 @@
-"""The model card: README.md next to the weights, as the Hugging Face Hub reads it.
-
-The text is in model_card.md. Paths of this machine are left out.
-"""
+"""The model card: README.md next to the weights, from model_card.md, without paths of this machine."""
 
 from __future__ import annotations
 
