@@ -109,9 +109,8 @@ def _exit(code: int, message: str) -> None:
     """Print a message on stderr and exit; code 0 returns.
 
     One process of several, and any after Ctrl-C, skips Python's own shutdown, which waits for threads, and
-    wandb in it for the network. Also, the threads of torch's process group outlive the group
-    (DistributedDataParallel holds it); one that frees a tensor during the shutdown aborts the process: on a
-    busy machine one run in 25 ended so.
+    wandb in it for the network. A thread of torch's process group that frees a tensor meanwhile aborts the
+    process (DistributedDataParallel keeps them): on a busy machine one run in 25 ended so.
     """
     if code == 130 or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         with suppress(OSError, ValueError):

@@ -118,11 +118,11 @@ class Doctor:
 
         def timed(count: int) -> float:
             """Seconds per step, of the slowest process."""
-            self.wait()
+            self.accelerator.wait_for_everyone()
             started = time.perf_counter()
             for _ in range(count):
-                train_step(config, setup, state)
-            self.wait()
+                norm = train_step(config, setup, state)
+            norm.item()  # sync
             seconds = torch.tensor((time.perf_counter() - started) / count, device=self.device)
             return self.accelerator.gather(seconds[None]).max().item()
 
@@ -152,12 +152,6 @@ class Doctor:
             text += f", a job that is requeued restarts {int(hours / self.hours)} time(s)"
         self.report("time", text, ok=fits)
         self.disk(setup)
-
-    def wait(self) -> None:
-        """Until the device and all processes are done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.accelerator.wait_for_everyone()
 
     def disk(self, setup: Setup) -> None:
         """Room for the checkpoints (weights, moments, average): those kept, the best, one being written."""

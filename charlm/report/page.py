@@ -28,7 +28,6 @@ from charlm.terminal import visible
 from charlm.training.checkpoint import steps_of
 from charlm.training.trained import load
 
-HTML = Path(__file__).parent / "html"
 GENERATED = 4000  # symbols that the model generates when there is no text to read
 CONTEXT, CONTEXT_WORK = 30_000, 3e10  # symbols for the loss by context; symbols × parameters of a large model
 COUNTED = 1_000_000  # symbols of a text whose frequencies are counted
@@ -155,7 +154,7 @@ def render(run: RunContents, text_source: str, ids: np.ndarray) -> str:
             values |= _model_sections(run, ids)
         except CharlmError as error:
             run.missing.append(f"Everything that needs a model: {error}.")
-    env = jinja2.Environment(loader=jinja2.FileSystemLoader(HTML), autoescape=True)
+    env = jinja2.Environment(loader=jinja2.PackageLoader("charlm.report", "html"), autoescape=True)
     env.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
     env.filters |= {"thousands": "{:,}".format, "visible": visible}
     return env.get_template("report.html").render(values)

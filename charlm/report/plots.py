@@ -129,10 +129,12 @@ def _short_number(value: float, _=None) -> str:
     return f"{value:g}"
 
 
-def _step_axis(axes) -> None:
+def _label_axes(axes, unit: str) -> None:
+    """Steps along x, unit along y."""
     axes.xaxis.set_major_formatter(_short_number)
     axes.xaxis.get_major_locator().set_params(nbins=5)
     axes.set_xlabel("step")
+    axes.set_ylabel(unit)
     axes.margins(x=0.02)
 
 
@@ -146,9 +148,8 @@ def _bpc_plot(train: Series, validation: Series, levels: dict[str, float]) -> st
             low, high = min(values), min(max(values), max([*last, *levels.values()]) * 1.6)
             axes.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low) or None)
         _draw_levels(axes, levels)
-        axes.set_ylabel("bits per character")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
-        _step_axis(axes)
+        _label_axes(axes, "bits per character")
 
     marked = ["validation"] if len(validation[0]) <= 30 else []
     lines = {"train": train, "validation": validation}
@@ -176,7 +177,6 @@ def _curve(steps: np.ndarray, values: np.ndarray, label: str, caption: str, log:
         else:
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(lambda value, _: _short_number(round(value, 12)))
-        axes.set_ylabel(label)
-        _step_axis(axes)
+        _label_axes(axes, label)
 
     return _plot(f"{caption}, by step", {label: (steps, values)}, [], finish)
