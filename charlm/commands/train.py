@@ -13,6 +13,12 @@ from charlm.errors import CharlmError
 from charlm.terminal import is_live
 from charlm.training.signals import Stop
 
+PREPARE = (
+    "Several machines that share data.dir prepare a text together: run --shard I/N for every I from 0 to N-1 "
+    "(count the characters), --merge N (choose the vocabulary), --shard I/N for every I again (encode), and "
+    "--merge N again (join the parts to what one machine would write)."
+)
+
 
 def train(argv: list[str]) -> None:
     """Train a model, or resume its run."""
@@ -31,13 +37,6 @@ def train(argv: list[str]) -> None:
             raise
     if args.json and os.environ.get("RANK", "0") == "0":
         print(json.dumps(asdict(summary), default=str, ensure_ascii=False))
-
-
-PREPARE = (
-    "Several machines that share data.dir prepare a text together: run --shard I/N for every I from 0 to N-1 "
-    "(count the characters), --merge N (choose the vocabulary), --shard I/N for every I again (encode), and "
-    "--merge N again (join the parts to what one machine would write)."
-)
 
 
 def prepare(argv: list[str]) -> None:
@@ -102,11 +101,7 @@ def doctor(argv: list[str]) -> None:
         raise CharlmError(f"--hours {args.hours:g}: must be above 0")
     from charlm.monitor.doctor import Doctor
 
-    doctor = Doctor(config, args.hours, quiet=args.json)
-    ready = doctor.examine()
-    if args.json and doctor.main:
-        print(json.dumps({"ready": ready, "processes": doctor.world, "findings": doctor.findings}))
-    if not ready:
+    if not Doctor(config, args.hours, args.json).examine():
         sys.exit(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -31,13 +32,13 @@ SECONDS = 3  # of timed steps, at most 20
 
 
 class Doctor:
-    """Examines a config in this process; findings are printed as they are made. Nothing is written.
+    """Examines a config in this process and prints what it finds. Nothing is written.
 
-    findings: name, ok and text of each; in the main process, of all. hours: a time limit to compare with.
+    hours: a time limit to compare with. as_json: print all findings at the end, as JSON.
     """
 
-    def __init__(self, config: Config, hours: float | None = None, quiet: bool = False):
-        self.config, self.hours, self.quiet = config, hours, quiet
+    def __init__(self, config: Config, hours: float | None = None, as_json: bool = False):
+        self.config, self.hours, self.as_json = config, hours, as_json
         self.accelerator = make_accelerator(config)
         self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
         self.device = self.accelerator.device
@@ -49,7 +50,7 @@ class Doctor:
             text += f" (on {platform.node()})"
         if self.main or (not ok and self.accelerator.is_local_main_process):
             self.findings.append({"name": name, "ok": ok, "text": text})
-            if not self.quiet:
+            if not self.as_json:
                 print(f"{'ok ' if ok else 'BAD'}  {name:<10} {text}", flush=True)
         if not ok:
             self.failed.append(name)
@@ -71,7 +72,9 @@ class Doctor:
         self.modes()
         self.failed = list(dict.fromkeys(gather_object(self.failed)))
         self.findings = gather_object(self.findings)
-        if self.main and not self.quiet:
+        if self.main and self.as_json:
+            print(json.dumps({"ready": not self.failed, "processes": self.world, "findings": self.findings}))
+        elif self.main:
             result = f"needs attention: {', '.join(self.failed)}" if self.failed else "ready to train"
             print(f"{self.world} process(es): {result}")
         return not self.failed

@@ -24,8 +24,7 @@ FILES = ("status.json", "metrics.jsonl", "config.yaml", ".lock", "checkpoints") 
 class History:
     """The records and the status of a run directory; refresh() reads what is new. Files may be missing.
 
-    records: the lines of metrics.jsonl, steps ascending. status: status.json. steps: of
-    the whole run, 0 if not known.
+    records: the lines of metrics.jsonl, steps ascending. status: status.json. steps: of the run, or 0.
     """
 
     def __init__(self, run_dir: str | Path = ""):

@@ -14,7 +14,6 @@ from charlm.monitor.run_files import History
 
 Series = tuple[np.ndarray, np.ndarray]  # x, y
 
-# Colours that stand for CSS variables of the page.
 INK, MUTED, GRID, FIRST, SECOND = "#010101", "#010102", "#010103", "#010104", "#010105"
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", FIRST: "line-1", SECOND: "line-2"}
 _SIZE = 4.4, 2.7  # inches; at the width of a phone the letters are still readable
