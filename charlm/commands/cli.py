@@ -19,6 +19,7 @@ from charlm.errors import CharlmError, CharlmWarning, UsageError
 if TYPE_CHECKING:
     from charlm.config.fields import Config
 
+_python_format = warnings.formatwarning  # which main replaces
 COMMANDS = {  # command → module of this folder that has a function of that name, what the command does
     "hello": ("train", 'the classroom example: an RNN learns "hello" in ten steps'),
     "prepare": ("train", "text → vocabulary and ids on disk"),
@@ -123,9 +124,6 @@ def _exit(code: int, message: str) -> None:
     if code:
         print(message, file=sys.stderr)
         raise SystemExit(code)
-
-
-_python_format = warnings.formatwarning
 
 
 def _format_warning(message, category, *args, **kwargs) -> str:

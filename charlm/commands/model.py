@@ -81,7 +81,7 @@ def evaluate(argv: list[str]) -> None:
     more.add_argument("--by_context", action="store_true", help="also the loss by distance from a reset")
     parser.add_argument("--dynamic_lanes", type=int, metavar="N", help="lanes of --dynamic (default: 1)")
     parser.add_argument("--dynamic_window", type=int, metavar="T", help="characters per step (default: 32)")
-    parser.add_argument("--dynamic_rate", type=float, metavar="R", help="of a step (default: by lanes)")
+    parser.add_argument("--dynamic_rate", type=float, metavar="R", help="rate of a step (default: by lanes)")
     decay = "share of the way back to the trained weights per step of --dynamic (default: 1e-3)"
     parser.add_argument("--dynamic_decay", type=float, metavar="D", help=decay)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")

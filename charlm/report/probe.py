@@ -246,7 +246,8 @@ def completed_characters(vocab: Vocab, ids: np.ndarray) -> dict[int, str]:
     """Index in ids of each byte symbol that completes a multi-byte character → display of that character."""
     completed, decode = {}, vocab.stream()
     for place, symbol in enumerate(ids.tolist()):
-        text = decode(symbol)
-        if symbol >= len(vocab.characters) and not text.isascii() and "\ufffd" not in text:
-            completed[place] = character_display(text)
+        utf8 = decode(symbol).encode("utf-8")
+        spelled = vocab.decode_bytes(ids[max(place + 1 - len(utf8), 0) : place + 1])
+        if symbol >= len(vocab.characters) and len(utf8) > 1 and utf8 == spelled:  # else it broke off
+            completed[place] = character_display(utf8.decode("utf-8"))
     return completed
