@@ -247,7 +247,7 @@ def completed_characters(vocab: Vocab, ids: np.ndarray) -> dict[int, str]:
     completed, decode = {}, vocab.stream()
     for place, symbol in enumerate(ids.tolist()):
         utf8 = decode(symbol).encode("utf-8")
-        spelled = vocab.decode_bytes(ids[max(place + 1 - len(utf8), 0) : place + 1])
-        if symbol >= len(vocab.characters) and len(utf8) > 1 and utf8 == spelled:  # else it broke off
+        from_bytes = symbol >= len(vocab.characters) and len(utf8) > 1
+        if from_bytes and vocab.decode_bytes(ids[max(place + 1 - len(utf8), 0) : place + 1]) == utf8:
             completed[place] = character_display(utf8.decode("utf-8"))
     return completed
