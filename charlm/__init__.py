@@ -4,7 +4,6 @@ The public names load on first use, so that `charlm --help` never waits for torc
 
     import charlm
     charlm.load("runs/stdlib").generate(prompt="import ")
-    from charlm import CharLM, Config, Corpus, Lanes, Vocab, load_config, prepare
     from charlm.training.loop import train
     from charlm.evaluation.evaluate import evaluate
     from charlm.sampling.generate import generate

@@ -1,9 +1,8 @@
 """The command line: one function per command.
 
-    cli          main: the table of commands, exit codes; what the parsers share; completion
-    train        train, prepare, doctor, hello
-    model        evaluate, sample, push, export
-    inspect_run  watch, report
+    cli    main: the table of commands, exit codes; what the parsers share; completion
+    train  train, prepare, watch, doctor, hello
+    model  evaluate, sample, report, push, export
 
 Imports everything, each command what it needs when it runs.
 """

@@ -6,7 +6,6 @@ import argparse
 import os
 import signal
 import sys
-import threading
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -20,17 +19,18 @@ from charlm.errors import CharlmError, CharlmWarning, UsageError
 if TYPE_CHECKING:
     from charlm.config.fields import Config
 
+_python_format = warnings.formatwarning  # which main replaces
 COMMANDS = {  # command → module of this folder that has a function of that name, what the command does
     "hello": ("train", 'the classroom example: an RNN learns "hello" in ten steps'),
     "prepare": ("train", "text → vocabulary and ids on disk"),
     "train": ("train", "train a model, or resume a run that was stopped"),
-    "watch": ("inspect_run", "a run on the terminal: curve, figures, latest sample, time left"),
+    "watch": ("train", "a run on the terminal: curve, figures, latest sample, time left"),
     "doctor": ("train", "check a config on this machine: devices, speed, memory, disk, time"),
     "evaluate": ("model", "bits per character and per byte on held-out text"),
     "sample": ("model", "draw text from a model"),
     "push": ("model", "put a model on the Hugging Face Hub"),
     "export": ("model", "write a model as ONNX, for serving without torch"),
-    "report": ("inspect_run", "one HTML page of a run: curves, samples, cells, what surprises the model"),
+    "report": ("model", "one HTML page of a run: curves, samples, cells, what surprises the model"),
     "completion": ("cli", "a script that lets bash or zsh complete commands, options and values"),
 }
 
@@ -74,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         interrupts.append(number)
         raise KeyboardInterrupt
 
-    main_thread = threading.current_thread() is threading.main_thread()  # Python allows handlers nowhere else
-    if main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        with suppress(ValueError):  # in another thread than the main one, which Python allows no handlers
+            signal.signal(signal.SIGINT, interrupt)
     try:
         _function(words[0])(words[1:])
     except KeyboardInterrupt:
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             hint = "" if debug else "; run it again with --debug, or CHARLM_DEBUG=1, to see the traceback"
             code, message = 70, f"charlm: unexpected {type(error).__name__}: {first}{hint}"
     finally:
-        if main_thread and signal.getsignal(signal.SIGINT) is interrupt:
+        if signal.getsignal(signal.SIGINT) is interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
     _exit(code, message)
 
@@ -110,9 +110,8 @@ def _exit(code: int, message: str) -> None:
     """Print a message on stderr and exit; code 0 returns.
 
     One process of several, and any after Ctrl-C, skips Python's own shutdown, which waits for threads, and
-    wandb in it for the network. Also, the threads of torch's process group outlive the group
-    (DistributedDataParallel holds it); one that frees a tensor during the shutdown aborts the process: on a
-    busy machine one run in 25 ended so.
+    wandb in it for the network. A thread of torch's process group that frees a tensor meanwhile aborts the
+    process (DistributedDataParallel keeps them): on a busy machine one run in 25 ended so.
     """
     if code == 130 or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         with suppress(OSError, ValueError):
@@ -127,17 +126,11 @@ def _exit(code: int, message: str) -> None:
         raise SystemExit(code)
 
 
-_python_format = warnings.formatwarning
-
-
 def _format_warning(message, category, *args, **kwargs) -> str:
     """charlm's own warnings as one line, without their place in its source."""
-    if issubclass(category, CharlmWarning):
-        return f"charlm: warning: {message}\n"
-    return _python_format(message, category, *args, **kwargs)
+    own = issubclass(category, CharlmWarning)
+    return f"charlm: warning: {message}\n" if own else _python_format(message, category, *args, **kwargs)
 
-
-# What the parsers of commands share.
 
 TERMS = (
     "Lane: one contiguous stream of the text, a row of the batch. Carry: the recurrent state that a lane "
@@ -165,39 +158,6 @@ def parse_with_config(parser: Parser, argv: list[str]) -> tuple[argparse.Namespa
     args, rest = parser.parse_known_args(argv)
     parents = [parser] if {"-h", "--help"} & set(rest) else []  # in the help, not in --print_config
     return args, parse(rest, parser.prog, description=parser.description, parents=tuple(parents))
-
-
-def run_parser(command: str, more: str = "") -> Parser:
-    """A parser with the arguments that name a model: see run_of."""
-    parser = Parser(command, more)
-    parser.add_argument("run", nargs="?", help="run directory, model folder or hub id")
-    parser.add_argument("--config", help="use the run of this config, instead of RUN")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
-    return parser
-
-
-def run_of(args: argparse.Namespace) -> tuple[str, Config | None]:
-    """Run directory, model folder or hub id, and the config if --config names the run."""
-    from charlm.config.parse import parse
-
-    if (args.run is None) == (args.config is None):
-        raise UsageError("name a run directory, or --config for its config")
-    config = parse(["--config", args.config]) if args.config else None
-    if config and not os.path.isdir(config.run_dir):
-        raise CharlmError(f"{config.run_dir}: no run yet; charlm train --config {args.config}")
-    return config.run_dir if config else args.run, config
-
-
-def read_text(path: str, most: int = -1) -> bytes:
-    """The bytes of --text FILE, at most so many. Raises CharlmError for an empty or unreadable file."""
-    try:
-        with open(path, "rb") as file:
-            text = file.read(most)
-    except OSError as error:
-        raise CharlmError(f"--text {path}: {error.strerror}") from error
-    if not text:
-        raise CharlmError(f"--text {path}: the file is empty")
-    return text
 
 
 # Shell completion, by shtab.

@@ -1,21 +1,49 @@
-"""charlm evaluate, sample, push, export: what is done with a trained model."""
+"""charlm evaluate, sample, report, push, export: what is done with a trained model."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
-from charlm.commands.cli import FIGURES, TERMS, Parser, read_text, run_of, run_parser
+from charlm.commands.cli import FIGURES, TERMS, Parser
 from charlm.errors import CharlmError, UsageError
 from charlm.terminal import visible
+
+MOST = 8_000_000  # bytes of a text that report reads: far more than a page shows
+SCORES = "{nats_per_character:.4f} nats/char, {bpc:.4f} bpc, {bpb:.4f} bpb, perplexity {perplexity:.6g}"
+
+
+def _run_parser(command: str, more: str = "") -> Parser:
+    """A parser with the arguments that name a model, see _run_of, and say where it runs."""
+    parser = Parser(command, more)
+    parser.add_argument("run", nargs="?", help="run directory, model folder or hub id")
+    parser.add_argument("--config", help="use the run of this config, instead of RUN")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
+    if command != "report":  # which is in fp32
+        about = "arithmetic on a GPU (default: evaluate.precision of the config)"
+        parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help=about)
+    return parser
+
+
+def _run_of(args: argparse.Namespace) -> tuple:
+    """Run directory, model folder or hub id, and the config if --config names the run."""
+    from charlm.config.parse import load_config
+
+    if (args.run is None) == (args.config is None):
+        raise UsageError("name a run directory, or --config for its config")
+    config = load_config(args.config) if args.config else None
+    if config and not Path(config.run_dir).is_dir():
+        raise CharlmError(f"{config.run_dir}: no run yet; charlm train --config {args.config}")
+    return config.run_dir if config else args.run, config
 
 
 def _load(args: argparse.Namespace):
     """Trained: (model, vocabulary, config)."""
-    run, config = run_of(args)
+    run, config = _run_of(args)
     from charlm.training.trained import load
 
     precision = config.evaluate.precision if config and args.precision is None else args.precision
@@ -23,21 +51,28 @@ def _load(args: argparse.Namespace):
     return trained._replace(config=config) if config else trained
 
 
-def _add_precision(parser: Parser) -> None:
-    about = "arithmetic on a GPU (default: evaluate.precision of the config)"
-    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help=about)
+def _given(args: argparse.Namespace, *names: str, prefix: str = "") -> dict:
+    return {name: value for name in names if (value := getattr(args, prefix + name)) is not None}
 
 
-def _given(args: argparse.Namespace, *names: str) -> dict:
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+def _read_text(path: str, most: int = -1) -> bytes:
+    """The bytes of --text FILE, at most so many. Raises CharlmError for an empty or unreadable file."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(most)
+    except OSError as error:
+        raise CharlmError(f"--text {path}: {error.strerror}") from error
+    if not text:
+        raise CharlmError(f"--text {path}: the file is empty")
+    return text
 
 
 def evaluate(argv: list[str]) -> None:
     """Score held-out text."""
-    parser = run_parser("evaluate", f"{TERMS} {FIGURES}.")
-    _add_precision(parser)
-    parser.add_argument("--split", help="split of the run's corpus (default: test)")
-    parser.add_argument("--text", metavar="FILE", help="a text file instead of a split")
+    parser = _run_parser("evaluate", f"{TERMS} {FIGURES}.")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--split", help="split of the run's corpus (default: test)")
+    source.add_argument("--text", metavar="FILE", help="a text file instead of a split")
     parser.add_argument("--lanes", type=int, help="lanes read in parallel; 1 is the exact single pass")
     parser.add_argument("--context", type=int, help="characters that warm up the carry of a lane")
     parser.add_argument("--max_characters", type=int, help="score only this many symbols, from the start")
@@ -46,19 +81,14 @@ def evaluate(argv: list[str]) -> None:
     more.add_argument("--by_context", action="store_true", help="also the loss by distance from a reset")
     parser.add_argument("--dynamic_lanes", type=int, metavar="N", help="lanes of --dynamic (default: 1)")
     parser.add_argument("--dynamic_window", type=int, metavar="T", help="characters per step (default: 32)")
-    parser.add_argument(
-        "--dynamic_rate", type=float, metavar="R", help="step of --dynamic (default: by lanes)"
-    )
+    parser.add_argument("--dynamic_rate", type=float, metavar="R", help="rate of a step (default: by lanes)")
     decay = "share of the way back to the trained weights per step of --dynamic (default: 1e-3)"
     parser.add_argument("--dynamic_decay", type=float, metavar="D", help=decay)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse_args(argv)
-    if args.split is not None and args.text is not None:
-        raise UsageError("name --split or --text, not both")
     if args.max_characters is not None and args.max_characters < 2:
         raise UsageError(f"--max_characters {args.max_characters}: must be 2 or more")
-    names = ("rate", "decay", "lanes", "window")
-    adapting = {name: value for name in names if (value := getattr(args, f"dynamic_{name}")) is not None}
+    adapting = _given(args, "rate", "decay", "lanes", "window", prefix="dynamic_")
     if adapting and not args.dynamic:
         raise UsageError(f"--dynamic_{next(iter(adapting))} is for --dynamic: add it")
     if args.dynamic and (args.lanes not in (None, 1) or (args.context and "lanes" not in adapting)):
@@ -69,10 +99,8 @@ def evaluate(argv: list[str]) -> None:
     settings = dataclasses.replace(config.evaluate, **_given(args, "lanes", "context"))
     name, ids = _text(args, vocab, config)
     ids = ids[: args.max_characters]
-    if args.dynamic:
-        figures = dynamic.evaluate_dynamic(model, vocab, ids, settings, **adapting)
-    else:
-        figures = evaluate.evaluate(model, vocab, ids, settings)
+    score = dynamic.evaluate_dynamic if args.dynamic else evaluate.evaluate
+    figures = score(model, vocab, ids, settings, **adapting)
     if args.by_context:
         figures["by_context"] = by_context.by_context(model, vocab, ids, settings)
     print(json.dumps({"text": name} | figures) if args.json else _figures_text(name, figures))
@@ -83,7 +111,7 @@ def _text(args: argparse.Namespace, vocab, config):
     from charlm.corpus.prepared import prepare
 
     if args.text is not None:
-        content = read_text(args.text)
+        content = _read_text(args.text)
         try:
             return args.text, vocab.encode(content)
         except UnicodeDecodeError as error:
@@ -101,21 +129,15 @@ def _text(args: argparse.Namespace, vocab, config):
 
 
 def _figures_text(name: str, figures: dict) -> str:
-    def line(name: str, of: dict) -> str:
-        return (
-            f"{name}: {of['nats_per_character']:.4f} nats/char, {of['bpc']:.4f} bpc, "
-            f"{of['bpb']:.4f} bpb, perplexity {of['perplexity']:.6g}"
-        )
-
     lanes = "1 lane" if figures["lanes"] == 1 else f"{figures['lanes']} lanes"
     protocol = f"({lanes}, {figures['context']} characters of warm-up context)"
     counts = f"over {figures['characters']:,} characters, {figures['bytes']:,} bytes {protocol}"
-    lines = [line(name, figures), counts, f"({FIGURES})"]
+    lines = [f"{name}: {SCORES.format(**figures)}", counts, f"({FIGURES})"]
     if "dynamic" in figures:
         of = figures["dynamic"]
         step = f"a step at rate {of['rate']:g} after every {of['window']} characters"
         step += f" of each of {lanes}" if of["lanes"] > 1 else ""
-        lines += [line("dynamic", of), f"{step}, decay {of['decay']:g} to the trained weights"]
+        lines += [f"dynamic: {SCORES.format(**of)}", f"{step}, decay {of['decay']:g} to the trained weights"]
         if of["lanes"] > 1:
             lines.append("(the weights of a lane have also seen what the other lanes have read)")
     if "by_context" in figures:
@@ -127,8 +149,7 @@ def _figures_text(name: str, figures: dict) -> str:
 
 def sample(argv: list[str]) -> None:
     """Draw text from a model."""
-    parser = run_parser("sample", "Options that are not given come from the config of the run.")
-    _add_precision(parser)
+    parser = _run_parser("sample", "Options that are not given come from the config of the run.")
     parser.add_argument("--prompt", help="text that the sample continues")
     parser.add_argument("--length", type=int, help="symbols to draw")
     parser.add_argument("--temperature", type=float, help="divides the logits; 0 always takes the likeliest")
@@ -138,29 +159,45 @@ def sample(argv: list[str]) -> None:
     parser.add_argument("--num_samples", type=int, default=1, help="samples to draw; their seeds count up")
     parser.add_argument("--json", action="store_true", help="print every sample as a line of JSON")
     args = parser.parse_args(argv)
-    model, vocab, config = _load(args)
+    trained = _load(args)
     import torch
 
-    from charlm.sampling.generate import stream_text
-
     given = _given(args, "prompt", "length", "temperature", "top_k", "top_p", "seed")
-    options = dataclasses.replace(config.sample, **given)
-    if model.device.type == "cpu" and args.num_samples < 16:
+    options = dataclasses.replace(trained.config.sample, **given)
+    if trained.model.device.type == "cpu" and args.num_samples < 16:
         torch.set_num_threads(1)  # a step is too small to share
-    pieces = stream_text(model, vocab, options, args.num_samples)
     shown = visible if sys.stdout.isatty() else str
     if args.num_samples == 1 and not args.json:
-        print(shown(options.prompt + next(pieces)[0]), end="", flush=True)  # errors come before the prompt
-        for (piece,) in pieces:
+        pieces = trained.stream(**given)
+        print(shown(options.prompt + next(pieces)), end="", flush=True)  # errors come before the prompt
+        for piece in pieces:
             print(shown(piece), end="", flush=True)
         print()
         return
-    for i, parts in enumerate(zip(*pieces, strict=True)):
-        text, seed = "".join(parts), options.seed + i
+    for i, text in enumerate(trained.generate(num_samples=args.num_samples, **given)):
+        seed = options.seed + i
         if args.json:
             print(json.dumps({"prompt": options.prompt, "text": text, "seed": seed}, ensure_ascii=False))
         else:
             print(f"--- sample {i + 1}, seed {seed} ---\n{shown(options.prompt + text)}")
+
+
+def report(argv: list[str]) -> None:
+    """Write the HTML page of a run."""
+    parser = _run_parser("report")
+    parser.add_argument("--output", metavar="FILE", help="where to write it (default: RUN/report.html)")
+    parser.add_argument("--text", metavar="FILE", help="text for the model to read, instead of held-out text")
+    args = parser.parse_args(argv)
+    text = None if args.text is None else _read_text(args.text, MOST)
+    if text is not None and len(text) == MOST:  # it may end within a character
+        text = re.sub(rb"[\xc0-\xff][\x80-\xbf]{,3}\Z", b"", text)
+    run, _ = _run_of(args)
+    from charlm.report.page import write_page
+
+    path, missing = write_page(run, args.output, text, args.device)
+    for line in missing:
+        print(f"not on the page: {line}")
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
 
 
 def push(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""charlm train, prepare, doctor, hello."""
+"""charlm train, prepare, watch, doctor, hello."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from dataclasses import asdict
 
 from charlm.commands.cli import FIGURES, TERMS, Parser, parse_with_config
 from charlm.errors import CharlmError
+from charlm.terminal import is_live
 from charlm.training.signals import Stop
+
+PREPARE = (
+    "Several machines that share data.dir prepare a text together: run --shard I/N for every I from 0 to N-1 "
+    "(count the characters), --merge N (choose the vocabulary), --shard I/N for every I again (encode), and "
+    "--merge N again (join the parts to what one machine would write)."
+)
 
 
 def train(argv: list[str]) -> None:
@@ -30,13 +37,6 @@ def train(argv: list[str]) -> None:
             raise
     if args.json and os.environ.get("RANK", "0") == "0":
         print(json.dumps(asdict(summary), default=str, ensure_ascii=False))
-
-
-PREPARE = (
-    "Several machines that share data.dir prepare a text together: run --shard I/N for every I from 0 to N-1 "
-    "(count the characters), --merge N (choose the vocabulary), --shard I/N for every I again (encode), and "
-    "--merge N again (join the parts to what one machine would write)."
-)
 
 
 def prepare(argv: list[str]) -> None:
@@ -69,6 +69,28 @@ def prepare(argv: list[str]) -> None:
         print(json.dumps(figures) if args.json else corpus.report())
 
 
+def watch(argv: list[str]) -> None:
+    """Show a run on the terminal, while it trains or afterwards."""
+    parser = Parser("watch", "Ctrl-C ends it.")
+    parser.add_argument("run", help="run directory")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--once", action="store_true", help="one picture, as when stdout is not a terminal")
+    mode.add_argument("--json", action="store_true", help="the figures as JSON")
+    args = parser.parse_args(argv)
+    from charlm.monitor.run_files import History, runs_near
+    from charlm.monitor.watch import show
+
+    run = History(args.run)
+    run.refresh()
+    live = is_live() and not args.once and not args.json
+    if not live and not run.dir.exists():
+        raise CharlmError(f"{run.dir}: no such run directory{runs_near(run.dir)}")
+    if args.json:
+        print(json.dumps(run.figures(), ensure_ascii=False))
+    else:
+        show(run, live)
+
+
 def doctor(argv: list[str]) -> None:
     """Check a config on this machine; exit with 1 if it is not ready to train."""
     parser = Parser("doctor", "Nothing is written.", add_help=False)
@@ -79,12 +101,7 @@ def doctor(argv: list[str]) -> None:
         raise CharlmError(f"--hours {args.hours:g}: must be above 0")
     from charlm.monitor.doctor import Doctor
 
-    doctor = Doctor(config, args.hours, quiet=args.json)
-    ready = doctor.examine()
-    if args.json and doctor.main:
-        findings = [{"name": name, "ok": ok, "text": text} for name, text, ok in doctor.findings]
-        print(json.dumps({"ready": ready, "processes": doctor.world, "findings": findings}))
-    if not ready:
+    if not Doctor(config, args.hours, args.json).examine():
         sys.exit(1)
 
 

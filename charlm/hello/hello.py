@@ -9,30 +9,28 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import jinja2
 import torch
+from torch import Tensor
 
 from charlm.config.fields import Config
 from charlm.config.parse import load_config
 from charlm.corpus.prepared import prepare
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
-from charlm.hello.drawing import Panel, compute_panel, draw
 from charlm.model.char_lm import CharLM
 from charlm.training.lanes import Lanes, Position
 from charlm.training.loop import train
 
 
-def hello(
-    explain: bool = False, debug: bool = False, figure: str | Path | None = None
-) -> list[tuple[str, float]]:
+def hello(explain: bool = False, debug: bool = False, figure: str | None = None) -> list[tuple[str, float]]:
     """Run configs/hello.yaml and print a line per step; returns (predicted string, summed loss) of each.
 
     Leaves no file except the figure. explain: print vocabulary, one-hot matrix, weights and model first.
     debug: print the shape after each stage. figure: path for an SVG of the model before and after training.
     Raises CharlmError when the figure cannot be written.
     """
-    lines: list[tuple[str, float]] = []
-    panels: list[Panel] = []
+    lines, panels = [], []
     with tempfile.TemporaryDirectory() as folder:
         folders = f"run_dir={folder}/run", f"data.dir={folder}/data"
         config = load_config("hello", *folders, "log.wandb=disabled")
@@ -56,19 +54,15 @@ def hello(
             trained = CharLM.from_pretrained(summary.run_dir / "model")
             panels.append(compute_panel(f"after {summary.step} steps", trained, x, y))
             texts = [[corpus.vocab.characters[i] for i in ids[0].tolist()] for ids in (x, y)]
-            _write(Path(figure), draw(panels, *texts, corpus.vocab))
+            try:
+                Path(figure).write_text(draw(panels, *texts, corpus.vocab), encoding="utf-8")
+            except OSError as error:
+                raise CharlmError(f"--figure {figure}: cannot be written ({error.strerror})") from error
+            print(f"the figure is in {figure}")
     return lines
 
 
-def _write(path: Path, svg: str) -> None:
-    try:
-        path.write_text(svg, encoding="utf-8")
-    except OSError as error:
-        raise CharlmError(f"--figure {path}: cannot be written ({error.strerror})") from error
-    print(f"the figure is in {path}")
-
-
-def _explain(model: CharLM, vocab: Vocab, x: torch.Tensor) -> None:
+def _explain(model: CharLM, vocab: Vocab, x: Tensor) -> None:
     print("index ↔ character:", ", ".join(f"{i} ↔ {c}" for i, c in enumerate(vocab.characters)))
     print(f"input {vocab.decode(x[0].tolist())!r} as indices: {x[0].tolist()}")
     print("as one-hot rows:")
@@ -76,16 +70,13 @@ def _explain(model: CharLM, vocab: Vocab, x: torch.Tensor) -> None:
         print(f"  {vocab.characters[i]}  {row}")
     layer = model.layers[0]
     print("weights, as the lecture writes them (torch stores the transpose):")
-    for name, weight in (
-        ("W_xh", layer.weight_ih_l0),
-        ("W_hh", layer.weight_hh_l0),
-        ("W_hy", model.output.weight),
-    ):
-        print(f"  {name} {weight.shape[1]}×{weight.shape[0]}")
+    weights = {"xh": layer.weight_ih_l0, "hh": layer.weight_hh_l0, "hy": model.output.weight}
+    for name, weight in weights.items():
+        print(f"  W_{name} {weight.shape[1]}×{weight.shape[0]}")
     print(model)
 
 
-def _show_shapes(config: Config, vocab: Vocab, x: torch.Tensor) -> None:
+def _show_shapes(config: Config, vocab: Vocab, x: Tensor) -> None:
     """Pass one window through a new model and print the shape after each stage."""
     with torch.random.fork_rng(devices=[]):  # the training afterwards draws the same weights
         model = CharLM(config.model, len(vocab))
@@ -101,3 +92,29 @@ def _show_shapes(config: Config, vocab: Vocab, x: torch.Tensor) -> None:
     with torch.no_grad():
         _, carry = model(x)
     print(f"carry     {shape(carry)}  (layers, lanes, hidden)")
+
+
+@torch.no_grad()
+def compute_panel(title: str, model: CharLM, x: Tensor, y: Tensor) -> dict:
+    """A panel of the drawing: what a one-layer model with one-hot input computes from x, with targets y.
+
+    x, y: int64 [1, T]. Returns title, inputs [T][V], hidden [T][H], outputs (logits) [T][V], and chances [T],
+    the probabilities of the next characters.
+    """
+    one_hot = model.input(x)
+    hidden, logits = model.layers[0](one_hot)[0], model(x)[0][0]
+    chances = logits.softmax(-1).gather(-1, y[0][:, None])[:, 0]
+    rows = {"inputs": one_hot[0], "hidden": hidden[0], "outputs": logits, "chances": chances}
+    return {"title": title} | {name: values.tolist() for name, values in rows.items()}
+
+
+def draw(panels: list[dict], text: list[str], targets: list[str], vocab: Vocab) -> str:
+    """A drawing of the network as one self-contained SVG, one panel below the other.
+
+    text, targets: the characters of x and y. Layout: Karpathy, "The Unreasonable Effectiveness of Recurrent
+    Neural Networks" (2015), a column per character, from the bottom the one-hot input, the hidden layer, the
+    output. The output for the next character should be high (green), the others low (red).
+    """
+    source = Path(__file__).with_name("drawing.svg.jinja").read_text(encoding="utf-8")
+    template = jinja2.Template(source, autoescape=True, keep_trailing_newline=True)
+    return template.render(panels=panels, text=text, targets=targets, vocabulary=vocab.characters)

@@ -1,10 +1,8 @@
-"""`charlm doctor`: what a training would get on this machine, before it waits in a queue.
-
-Findings are lines; those that need attention are marked BAD. Nothing is written, no run directory made.
-"""
+"""`charlm doctor`: what a training would get on this machine, before it waits in a queue."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -34,26 +32,25 @@ SECONDS = 3  # of timed steps, at most 20
 
 
 class Doctor:
-    """Examines a config in this process; findings are printed as they are made.
+    """Examines a config in this process and prints what it finds. Nothing is written.
 
-    findings: (name, text, ok); in the main process those of all. hours: a time limit to compare with.
+    hours: a time limit to compare with. as_json: print all findings at the end, as JSON.
     """
 
-    def __init__(self, config: Config, hours: float | None = None, quiet: bool = False):
-        self.config, self.hours, self.quiet = config, hours, quiet
+    def __init__(self, config: Config, hours: float | None = None, as_json: bool = False):
+        self.config, self.hours, self.as_json = config, hours, as_json
         self.accelerator = make_accelerator(config)
         self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
         self.device = self.accelerator.device
-        self.findings: list[tuple[str, str, bool]] = []
-        self.failed: list[str] = []
+        self.findings, self.failed = [], []
 
     def report(self, name: str, text: str, ok: bool = True) -> None:
         """Add a finding; what is bad on another node only is printed by the first process there."""
         if not self.main:
             text += f" (on {platform.node()})"
         if self.main or (not ok and self.accelerator.is_local_main_process):
-            self.findings.append((name, text, ok))
-            if not self.quiet:
+            self.findings.append({"name": name, "ok": ok, "text": text})
+            if not self.as_json:
                 print(f"{'ok ' if ok else 'BAD'}  {name:<10} {text}", flush=True)
         if not ok:
             self.failed.append(name)
@@ -69,14 +66,15 @@ class Doctor:
             except CharlmError as error:
                 self.report("config", str(error), ok=False)
             except torch.OutOfMemoryError as error:
-                recorded = records_steps(self.config, self.accelerator)
                 fix = "lower train.batch_size or train.bptt, or raise train.accumulate"
-                fix += " (or train.cuda_graph=false)" if recorded else ""
+                fix += " (or train.cuda_graph=false)" * records_steps(self.config, self.accelerator)
                 self.report("memory", f"{str(error).splitlines()[0]} {fix}", ok=False)
         self.modes()
         self.failed = list(dict.fromkeys(gather_object(self.failed)))
         self.findings = gather_object(self.findings)
-        if self.main and not self.quiet:
+        if self.main and self.as_json:
+            print(json.dumps({"ready": not self.failed, "processes": self.world, "findings": self.findings}))
+        elif self.main:
             result = f"needs attention: {', '.join(self.failed)}" if self.failed else "ready to train"
             print(f"{self.world} process(es): {result}")
         return not self.failed
@@ -91,8 +89,7 @@ class Doctor:
             gpu = torch.cuda.get_device_properties(self.device)
             device += f", {gpu.name}, {gpu.total_memory / 1e9:.0f} GB, compute {gpu.major}.{gpu.minor}"
             too_old = train.precision == "bf16" and gpu.major < 8
-            if too_old:
-                device += "; train.precision=bf16 needs compute 8.0 or more: use fp16"
+            device += "; train.precision=bf16 needs compute 8.0 or more: use fp16" * too_old
             self.report("device", device, ok=not too_old)
             cudnn = torch.backends.cudnn.version()
             kernels = dict.fromkeys(cudnn_kernels(self.config, -(-batch // self.world) // train.accumulate))
@@ -124,11 +121,11 @@ class Doctor:
 
         def timed(count: int) -> float:
             """Seconds per step, of the slowest process."""
-            self.wait()
+            self.accelerator.wait_for_everyone()
             started = time.perf_counter()
             for _ in range(count):
-                train_step(config, setup, state)
-            self.wait()
+                norm = train_step(config, setup, state)
+            norm.item()  # sync
             seconds = torch.tensor((time.perf_counter() - started) / count, device=self.device)
             return self.accelerator.gather(seconds[None]).max().item()
 
@@ -151,18 +148,13 @@ class Doctor:
         hours, epochs = left * seconds / 3600, steps / setup.lanes.windows
         text = f"{left:,} of {steps:,} steps take {hours:.2f} h ({60 * hours:.1f} minutes), without "
         text += f"evaluation and samples; {steps:,} steps are {epochs:.2f} epochs"
+        fits = self.hours is None or hours < self.hours
         if self.hours is not None:
-            restarts = int(hours / self.hours)
-            text += f"; a limit of {self.hours:g} h is {'enough' if hours < self.hours else 'too short'}"
-            text += f", a job that is requeued restarts {restarts} time(s)" if restarts else ""
-        self.report("time", text, ok=self.hours is None or hours < self.hours)
+            text += f"; a limit of {self.hours:g} h is {'enough' if fits else 'too short'}"
+        if not fits:
+            text += f", a job that is requeued restarts {int(hours / self.hours)} time(s)"
+        self.report("time", text, ok=fits)
         self.disk(setup)
-
-    def wait(self) -> None:
-        """Until the device and all processes are done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.accelerator.wait_for_everyone()
 
     def disk(self, setup: Setup) -> None:
         """Room for the checkpoints (weights, moments, average): those kept, the best, one being written."""
@@ -171,8 +163,7 @@ class Doctor:
         tensors += [t for state in setup.optimizer.state.values() for t in state.values()]
         bytes_each = 4 * sum(t.numel() for t in tensors)
         folder = Path(self.config.run_dir).absolute()
-        while not folder.exists():
-            folder = folder.parent
+        folder = next(path for path in (folder, *folder.parents) if path.exists())
         free, needed = shutil.disk_usage(folder).free, bytes_each * (self.config.checkpoint.keep + 2)
         text = f"{free / 1e9:.1f} GB free at {folder}, checkpoints take up to {needed / 1e9:.3f} GB"
         self.report("disk", text, ok=free > needed)

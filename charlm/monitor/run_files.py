@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import time
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from charlm.errors import CharlmError
 from charlm.training.logger import read_records
-
-if TYPE_CHECKING:
-    import numpy as np
 
 ENDED = ("done", "interrupted", "failed")
 FILES = ("status.json", "metrics.jsonl", "config.yaml", ".lock", "checkpoints")  # one of them makes it a run
@@ -26,8 +24,7 @@ FILES = ("status.json", "metrics.jsonl", "config.yaml", ".lock", "checkpoints") 
 class History:
     """The records and the status of a run directory; refresh() reads what is new. Files may be missing.
 
-    records: the lines of metrics.jsonl, steps ascending. status: status.json. steps: of
-    the whole run, 0 if not known.
+    records: the lines of metrics.jsonl, steps ascending. status: status.json. steps: of the run, or 0.
     """
 
     def __init__(self, run_dir: str | Path = ""):
@@ -42,7 +39,7 @@ class History:
             raise CharlmError(f"{self.dir}: is a file; name a run directory, such as runs/stdlib")
         content = {path.name for path in self.dir.iterdir()} if self.dir.exists() else {}
         if content and content.isdisjoint(FILES):
-            raise CharlmError(f"{self.dir}: is not a run directory{runs_in(self.dir)}")
+            raise CharlmError(f"{self.dir}: is not a run directory{runs_near(self.dir)}")
         self.status = self._load("status.json", json.loads)  # first: no record before "done" is missed
         self.read_metrics()
         self.steps = self.status.get("steps")
@@ -90,25 +87,19 @@ class History:
         return max(self.status.get("step", 0), *(record["step"] for record in self.records[-1:]), 0)
 
     @property
-    def samples(self) -> list[tuple[int, str]]:
-        """(step, text) of the samples drawn during training."""
-        return self.points("sample", str)
+    def best(self) -> dict | None:
+        """The evaluation of the fewest bits per character."""
+        return min(self.evaluations, key=lambda e: (math.isnan(e["bpc"]), e["bpc"]), default=None)
 
     @property
-    def best(self) -> tuple[int, float] | None:
-        """(step, bits per character) of the best evaluation on validation."""
-        return min(self.points("validation/bpc"), key=lambda point: point[1], default=None)
+    def evaluations(self) -> list[dict]:
+        """Step and figures of the evaluations on validation, without "validation/" in the names."""
+        records = [r for r in self.records if "validation/bpc" in r]
+        return [{k.removeprefix("validation/"): v for k, v in r.items() if k != "time"} for r in records]
 
-    def points(self, name: str, kind: type | tuple = (int, float)) -> list[tuple[int, Any]]:
-        """(step, value) of one figure."""
-        return [(r["step"], r[name]) for r in self.records if isinstance(r.get(name), kind)]
-
-    def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(steps int64[n], values float64[n]) of one figure; n may be 0."""
-        import numpy as np  # not above: `charlm watch` starts faster without it
-
-        steps, values = np.array(self.points(name), np.float64).reshape(-1, 2).T
-        return steps.astype(np.int64), values
+    def points(self, name: str) -> list[tuple[int, Any]]:
+        """(step, value) of one figure, or of the samples."""
+        return [(r["step"], r[name]) for r in self.records if name in r]
 
     def latest(self, name: str) -> dict:
         """The newest record that has a figure, without its time; {} if there is none."""
@@ -139,7 +130,6 @@ class History:
 
     def figures(self) -> dict:
         """All figures for a script; None for one that is missing."""
-        validation = self.latest("validation/bpc")
         return {
             "run": str(self.dir),
             "status": self.state,
@@ -149,8 +139,8 @@ class History:
             "seconds_left": self.seconds_left(),
             "seconds_silent": self.seconds_silent() or None,
             "train": self.latest("bpc") or None,
-            "validation": {k.removeprefix("validation/"): v for k, v in validation.items()} or None,
-            "best": dict(zip(("step", "bpc"), self.best, strict=True)) if self.best else None,
+            "validation": (self.evaluations or [None])[-1],
+            "best": {key: self.best[key] for key in ("step", "bpc")} if self.best else None,
             "test": self.status.get("test"),
             "sample": self.latest("sample").get("sample"),
         }
@@ -165,22 +155,8 @@ def read_history(run_dir: str | Path) -> History:
     return history
 
 
-def runs_in(folder: Path) -> str:
-    """The end of an error message: the run directories in a folder, "" if there are none."""
+def runs_near(folder: Path) -> str:
+    """The end of an error message: the runs in a folder, or beside one that does not exist; "" for none."""
+    folder = folder if folder.exists() else folder.parent
     runs = [path.parent.name for path in sorted(folder.glob("*/status.json"))]
     return f"; runs in {folder}: {', '.join(runs)}" if runs else ""
-
-
-def other_runs(folder: Path) -> str:
-    """For messages about a run directory that does not exist: the runs next to it."""
-    return "" if folder.exists() else runs_in(folder.parent)
-
-
-def thinned(steps: np.ndarray, values: np.ndarray, most: int = 600) -> tuple[np.ndarray, np.ndarray]:
-    """At most `most` points of a long series, means of neighbours: int64[n], float64[n] → the same types."""
-    import numpy as np
-
-    if len(steps) <= most:
-        return steps, values
-    edges = np.linspace(0, len(steps), most + 1).astype(int)
-    return steps[edges[1:] - 1], np.add.reduceat(values, edges[:-1]) / np.diff(edges)

@@ -13,7 +13,7 @@ from itertools import groupby, pairwise
 
 from tqdm import tqdm
 
-from charlm.monitor.run_files import ENDED, History, other_runs
+from charlm.monitor.run_files import ENDED, History, runs_near
 from charlm.terminal import colored, has_braille, has_color, screen, side_by_side, wrapped
 
 SECONDS = 1.0  # between two pictures
@@ -43,7 +43,7 @@ def show(run: History, live: bool) -> None:
                 size = shutil.get_terminal_size()
                 shown = lines(size.lines)
                 if run.state == "waiting":
-                    text = f"waiting for it to begin; Ctrl-C ends this{other_runs(run.dir)}"
+                    text = f"waiting for it to begin; Ctrl-C ends this{runs_near(run.dir)}"
                     shown += wrapped(text, size.columns)
                 draw(shown)
                 time.sleep(SECONDS)
@@ -100,11 +100,11 @@ def _curve(run: History, columns: int, rows: int) -> list[str]:
 
 
 def _figures(run: History, columns: int) -> list[str]:
-    last, validation = run.latest("bpc"), run.points("validation/bpc")
+    last, evaluations = run.latest("bpc"), run.evaluations
     items = TRAINING.format(**last).split("  ") if last else []
-    if validation:
-        points = {"validation": validation[-1], "best": run.best}
-        items += [f"{name} {bpc:.3f} at {step:,}" for name, (step, bpc) in points.items()]
+    if evaluations:
+        scores = {"validation": evaluations[-1], "best": run.best}
+        items += [f"{name} {of['bpc']:.3f} at {of['step']:,}" for name, of in scores.items()]
     if run.status.get("test"):
         items.append(f"test {run.status['test']['bpc']:.3f}")
     return side_by_side(items or ["no figures yet"], columns)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import math
+import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,25 +14,24 @@ import numpy as np
 from charlm import __version__
 from charlm.config.fields import Config
 from charlm.config.parse import read_run_config
-from charlm.corpus.prepared import Corpus, folder_of
+from charlm.corpus.prepared import Corpus, baseline_title, folder_of
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.evaluation.by_context import by_context
 from charlm.files import replace
 from charlm.model.char_lm import CharLM
-from charlm.monitor.run_files import History, read_history, thinned
-from charlm.report.contents import character_counts, results, spread_samples
+from charlm.monitor.run_files import History, read_history
 from charlm.report.plots import context_plot, import_matplotlib, training_plots
-from charlm.report.probe import cell_data, nearest_symbols, passage_data, probe_model
+from charlm.report.probe import cell_data, character_counts, nearest_symbols, passage_data, probe_model
 from charlm.sampling.generate import generate
 from charlm.terminal import visible
 from charlm.training.checkpoint import steps_of
 from charlm.training.trained import load
 
-HTML = Path(__file__).parent / "html"
 GENERATED = 4000  # symbols that the model generates when there is no text to read
 CONTEXT, CONTEXT_WORK = 30_000, 3e10  # symbols for the loss by context; symbols × parameters of a large model
 COUNTED = 1_000_000  # symbols of a text whose frequencies are counted
+MOST_SAMPLES = 9
 
 
 @dataclass
@@ -40,8 +40,7 @@ class RunContents:
     `missing` has a sentence about it."""
 
     source: str
-    run_dir: Path | None = None  # None for a model folder or a hub id
-    history: History = field(default_factory=History)
+    history: History = field(default_factory=History)  # empty for a model folder or a hub id
     config: Config | None = None
     model: CharLM | None = None
     vocab: Vocab | None = None
@@ -49,10 +48,9 @@ class RunContents:
     missing: list[str] = field(default_factory=list)
 
 
-def write_page(
-    source: str, output: str | Path | None, text: bytes | None, device: str | None
-) -> tuple[Path, list[str]]:
-    """Write the page of a run directory, a model folder or a hub id. Returns its path and what is missing.
+def write_page(source: str, output: str | None, text: bytes | None, device: str | None) -> tuple[Path, list]:
+    """Write the page of a run directory, a model folder or a hub id. Returns its path, and sentences
+    about what is missing.
 
     output: None is report.html in the folder, or in the current one for a hub id. text: UTF-8 for the model
     to read instead of held-out text. device: where the model runs; None is a GPU if there is one.
@@ -61,8 +59,7 @@ def write_page(
     """
     import_matplotlib()  # fail before the work
     run = read_run(source, device)
-    text_source, ids = choose_text(run, text)
-    page = render(run, text_source, ids)
+    page = render(run, *choose_text(run, text))
     path = Path(output) if output else (Path(source) if Path(source).is_dir() else Path()) / "report.html"
     try:
         replace(path, page)
@@ -74,8 +71,9 @@ def write_page(
 def read_run(source: str, device: str | None) -> RunContents:
     """Open a run directory, a model folder or a hub id. Raises CharlmError without a model and any figure."""
     path, run = Path(source), RunContents(source)
+    run_dir = path.parent if path.name == "model" else None
     if path.is_dir() and not (path / "config.json").exists():
-        run.run_dir, run.history = path, read_history(path)
+        run_dir, run.history = path, read_history(path)
         if not run.history.records:
             run.missing.append("Training curves and samples: metrics.jsonl has no figures yet.")
     else:
@@ -85,19 +83,14 @@ def read_run(source: str, device: str | None) -> RunContents:
         run.missing.append("Everything that needs a model: no weights yet, neither model/ nor a checkpoint.")
     else:
         run.model, run.vocab, run.config = load(source, device, "fp32")
-    config_dir = run.run_dir or (path.parent if path.name == "model" else None)
-    if config_dir is None or not (config_dir / "config.yaml").exists():
-        run.missing.append("Corpus and baselines: without a config.yaml the corpus cannot be found.")
-        return run
     try:
+        if run_dir is None or not (run_dir / "config.yaml").exists():
+            raise CharlmError("without a config.yaml the corpus cannot be found.")
         folder = folder_of(run.config)
-        if folder.is_dir():
-            run.corpus = Corpus(folder)
-        else:
-            run.missing.append(
-                f"Corpus and baselines: {folder} does not exist. Run `charlm prepare` with the config of the "
-                f"run, in the folder in which the run was started."
-            )
+        if not folder.is_dir():
+            hint = "Run `charlm prepare` with the config of the run, in the folder in which it was started."
+            raise CharlmError(f"{folder} does not exist. {hint}")
+        run.corpus = Corpus(folder)
     except CharlmError as error:
         run.missing.append(f"Corpus and baselines: {error}")
     return run
@@ -139,32 +132,59 @@ def render(run: RunContents, text_source: str, ids: np.ndarray) -> str:
     """The page. text_source, ids: as choose_text returns them."""
     history, corpus = run.history, run.corpus
     baselines = corpus.info["floors"] if corpus is not None else {}
-    _, speeds = history.series("characters_per_second")
+    speeds = [speed for _, speed in history.points("characters_per_second")]
     values = {
         "run": run,
         "name": Path(run.source).resolve().name if Path(run.source).is_dir() else run.source,
         "parameters": sum(p.numel() for p in run.model.parameters()) if run.model is not None else 0,
-        "throughput": float(np.median(speeds)) if len(speeds) else None,
+        "throughput": statistics.median(speeds) if speeds else None,
         "baselines": baselines,
-        "plots": training_plots(lambda name: thinned(*history.series(name)), baselines),
-        "results": results(history.records, history.status, baselines),
-        "samples": spread_samples(history.samples),
+        "plots": training_plots(history, baselines),
+        "results": results(history, baselines),
+        "samples": spread_samples(history.points("sample")),
         "text_source": text_source,
         "version": __version__,
         "time": time.strftime("%Y-%m-%d %H:%M"),
     }
     if corpus is not None:
-        values["characters"] = {
-            key: character_counts(corpus, key) for key in ("most_frequent", "first_left_out")
-        }
+        lists = "most_frequent", "first_left_out"
+        values["characters"] = {key: character_counts(corpus.vocab, corpus.info[key]) for key in lists}
     if len(ids) > 1:
         try:
             values |= _model_sections(run, ids)
         except CharlmError as error:
             run.missing.append(f"Everything that needs a model: {error}.")
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HTML), autoescape=True)
-    environment.filters |= {"thousands": "{:,}".format, "visible": visible}
-    return environment.get_template("report.html").render(values)
+    env = jinja2.Environment(loader=jinja2.PackageLoader("charlm.report", "html"), autoescape=True)
+    env.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+    env.filters |= {"thousands": "{:,}".format, "visible": visible}
+    return env.get_template("report.html").render(values)
+
+
+def results(history: History, baselines: dict) -> list[tuple[str, str, dict, str]]:
+    """Rows of the table of results: (name, text, figures, baseline). The model's rows, then the baselines.
+
+    baselines: key of corpus.json → figures.
+    """
+    rows, status, evaluations = [], history.status, history.evaluations
+    if evaluations:
+        best, last = status.get("best") or history.best, evaluations[-1]
+        rows.append((f"best, step {best['step']:,}", "validation", best, ""))
+        if last["step"] != best["step"]:
+            rows.append((f"last, step {last['step']:,}", "validation", last, ""))
+    if status.get("test"):
+        rows.append(("best weights", "test", status["test"], ""))
+    if not rows and (last := history.latest("bpc")):
+        figures = last | {"nats_per_character": last["bpc"] * math.log(2)}
+        rows.append((f"step {last['step']:,}", "train, during training", figures, ""))
+    return rows + [(baseline_title(key, of), "validation", of, key) for key, of in baselines.items()]
+
+
+def spread_samples(samples: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """At most MOST_SAMPLES of (step, text): the first, the last, and more early than late ones."""
+    if len(samples) <= MOST_SAMPLES:
+        return samples
+    places = np.unique(np.geomspace(1, len(samples), MOST_SAMPLES).round().astype(int) - 1)
+    return [samples[i] for i in places]
 
 
 def _model_sections(run: RunContents, ids: np.ndarray) -> dict:
@@ -180,16 +200,10 @@ def _model_sections(run: RunContents, ids: np.ndarray) -> dict:
     return {
         "probe": probe,
         "mean_bits": float(np.nanmean(probe.bits)),
-        "data": _script_json(passage_data(probe, vocab) | {"cells": cells}),
+        "data": passage_data(probe, vocab) | {"cells": cells},
         "cells": cells,
         "layers": layers,
         "context": context_plot(rows) if len(rows) > 2 else None,
         "context_symbols": len(near),
         "neighbours": nearest_symbols(model, vocab, counts),
     }
-
-
-def _script_json(values: dict) -> str:
-    """JSON for a <script>, which no text in it can close."""
-    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -10,33 +10,25 @@ import numpy as np
 
 from charlm.corpus.prepared import baseline_title
 from charlm.errors import CharlmError
+from charlm.monitor.run_files import History
 
 Series = tuple[np.ndarray, np.ndarray]  # x, y
 
-# Colours that stand for CSS variables of the page.
 INK, MUTED, GRID, FIRST, SECOND = "#010101", "#010102", "#010103", "#010104", "#010105"
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", FIRST: "line-1", SECOND: "line-2"}
 _SIZE = 4.4, 2.7  # inches; at the width of a phone the letters are still readable
 _STYLE = {
-    "svg.fonttype": "none",  # text stays text: the page's font, and a small file
-    "font.size": 9,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.labelcolor": INK,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.linewidth", "grid.linewidth"), 0.6),
     "axes.grid": True,
     "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
     "lines.linewidth": 1.5,
     "lines.markersize": 3.5,
-    "legend.frameon": False,
+    "font.size": 9,
     "legend.fontsize": 8.5,
+    "svg.fonttype": "none",  # text stays text: the page's font, and a small file
 }
 # figure of metrics.jsonl, label of the axis, caption of a plot by step
 CURVES = [
@@ -48,27 +40,34 @@ CURVES = [
 
 
 def import_matplotlib():
-    """(matplotlib, its Figure). Raises CharlmError when it is not installed."""
+    """The package, with its Figure. Raises CharlmError when it is not installed."""
     try:
-        import matplotlib
-        from matplotlib.figure import Figure
+        import matplotlib.figure
     except ImportError as error:
-        raise CharlmError(
-            "charlm report draws with matplotlib, which is not installed: pip install 'charlm[report]'"
-        ) from error
-    return matplotlib, Figure
+        raise CharlmError("matplotlib is not installed: pip install 'charlm[report]'") from error
+    return matplotlib
 
 
-def training_plots(series: Callable[[str], Series], baselines: dict) -> list[tuple[str, str]]:
+def series(history: History, name: str, most: int = 600) -> Series:
+    """(steps int64[n], values float64[n]) of one figure; of more than `most`, the means of neighbours."""
+    steps, values = np.array(history.points(name), np.float64).reshape(-1, 2).T
+    if len(steps) > most:
+        edges = np.linspace(0, len(steps), most + 1).astype(int)
+        steps, values = steps[edges[1:] - 1], np.add.reduceat(values, edges[:-1]) / np.diff(edges)
+    return steps.astype(np.int64), values
+
+
+def training_plots(history: History, baselines: dict) -> list[tuple[str, str]]:
     """(caption, <svg>) of every figure of training that has finite values.
 
-    series: name of a figure → (steps, values). baselines: key of corpus.json → figures.
+    baselines: key of corpus.json → figures.
     """
     # "6-gram, Witten-Bell" is too long for the margin
     levels = {baseline_title(key, row).split(",")[0]: row["bpc"] for key, row in baselines.items()}
-    plots = [("Bits per character", _bpc_plot(series("bpc"), series("validation/bpc"), levels))]
+    bpc = _bpc_plot(series(history, "bpc"), series(history, "validation/bpc"), levels)
+    plots = [("Bits per character", bpc)]
     for name, label, caption in CURVES:
-        plots.append((caption, _curve(*series(name), label, caption, log=name == "grad_norm")))
+        plots.append((caption, _curve(*series(history, name), label, caption, log=name == "grad_norm")))
     return [(caption, svg) for caption, svg in plots if svg]
 
 
@@ -82,12 +81,9 @@ def context_plot(rows: list[dict]) -> str:
         axes.set_ylabel("bits per character")
         axes.legend(loc="upper right")
 
-    distances = np.array([row["characters_from"] for row in rows])
-    figures = {
-        "since a reset": "nats_per_character",
-        "state carried from the start": "carried_nats_per_character",
-    }
-    lines = {k: (distances, np.array([row[v] for row in rows]) / np.log(2)) for k, v in figures.items()}
+    distances, lines = np.array([row["characters_from"] for row in rows]), {}
+    for label, kind in (("since a reset", ""), ("state carried from the start", "carried_")):
+        lines[label] = distances, np.array([row[f"{kind}nats_per_character"] for row in rows]) / np.log(2)
     return _plot("bits per character by characters since the state was reset", lines, [*lines], finish)
 
 
@@ -98,10 +94,10 @@ def _plot(title: str, lines: dict[str, Series], marked: list[str], finish: Calla
     """
     if not any(np.isfinite(y).any() for _, y in lines.values()):
         return None
-    matplotlib, figure_class = import_matplotlib()
+    matplotlib = import_matplotlib()
     # the salt makes ids inside the picture unique in the page, and the same in every run
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": title}):
-        figure = figure_class(figsize=_SIZE, layout="constrained")
+        figure = matplotlib.figure.Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
         for colour, (label, (x, y)) in zip((FIRST, SECOND), lines.items(), strict=False):
             if len(x):
@@ -116,7 +112,6 @@ def _plot(title: str, lines: dict[str, Series], marked: list[str], finish: Calla
 
 def _inline_svg(svg: str, title: str) -> str:
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     svg = re.sub(r' id="(?!\w*[0-9a-f]{10}")[^"]*"', "", svg)  # figure_1, axes_1: the same in every picture
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
@@ -133,10 +128,12 @@ def _short_number(value: float, _=None) -> str:
     return f"{value:g}"
 
 
-def _step_axis(axes) -> None:
+def _label_axes(axes, unit: str) -> None:
+    """Steps along x, unit along y."""
     axes.xaxis.set_major_formatter(_short_number)
     axes.xaxis.get_major_locator().set_params(nbins=5)
     axes.set_xlabel("step")
+    axes.set_ylabel(unit)
     axes.margins(x=0.02)
 
 
@@ -150,9 +147,8 @@ def _bpc_plot(train: Series, validation: Series, levels: dict[str, float]) -> st
             low, high = min(values), min(max(values), max([*last, *levels.values()]) * 1.6)
             axes.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low) or None)
         _draw_levels(axes, levels)
-        axes.set_ylabel("bits per character")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
-        _step_axis(axes)
+        _label_axes(axes, "bits per character")
 
     marked = ["validation"] if len(validation[0]) <= 30 else []
     lines = {"train": train, "validation": validation}
@@ -180,7 +176,6 @@ def _curve(steps: np.ndarray, values: np.ndarray, label: str, caption: str, log:
         else:
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(lambda value, _: _short_number(round(value, 12)))
-        axes.set_ylabel(label)
-        _step_axis(axes)
+        _label_axes(axes, label)
 
     return _plot(f"{caption}, by step", {label: (steps, values)}, [], finish)

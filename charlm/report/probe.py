@@ -7,15 +7,16 @@ C = L·H cells, layer by layer. The value of a cell is c in an LSTM, h in a GRU 
 from __future__ import annotations
 
 import base64
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional
 
-from charlm.corpus.vocabulary import Vocab
+from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError
 from charlm.model.char_lm import CharLM
-from charlm.report.contents import completed_characters, plain_characters, symbol_displays
 from charlm.report.text_facts import LAST, MEMORY, NAMES, Correlations, fact_values
 
 PASSAGE, STRETCHES = 2000, 12  # symbols in a stretch, and the number of stretches
@@ -26,6 +27,7 @@ WEAKEST = 0.25  # correlations below this are not shown
 RARE = 20_000  # symbols rarer than one in this many are not compared: they were hardly trained
 NEIGHBOURS, COMPARED = 5, 100  # neighbours shown for a symbol, and symbols that are candidates
 WITH_NEIGHBOURS = 36  # symbols that neighbours are shown for
+SIGNS = {"\n": "↵", "\t": "→", "\x7f": "␡", "\xa0": "⍽"}
 
 
 @dataclass
@@ -92,16 +94,14 @@ def _read(model: CharLM, texts: np.ndarray, facts: np.ndarray) -> Probe:
     for t in range(length):
         logits, carry = model.step(torch.from_numpy(texts[:, t]).to(model.device), carry)
         if t + 1 < length:
-            nats = -torch.log_softmax(logits[0].double(), -1).cpu().numpy()  # sync
-            if not np.isfinite(nats).all():
+            logs = torch.log_softmax(logits[0].double(), -1).cpu()  # sync
+            if not logs.isfinite().all():
                 raise CharlmError("the model's logits are not finite: use weights from before it diverged")
-            bits[t + 1] = nats[texts[0, t + 1]] / np.log(2)
-            likeliest = np.argpartition(nats, top - 1)[:top]
-            guesses[t + 1] = likeliest[np.argsort(nats[likeliest], kind="stable")]
-            chances[t + 1] = np.exp(-nats[guesses[t + 1]])
-        cells = (
-            carry[len(model.cell.states) - 1].transpose(0, 1).reshape(count, size).float().cpu().numpy()
-        )  # [N, C], sync
+            bits[t + 1] = -logs[texts[0, t + 1]] / np.log(2)
+            likeliest, guesses[t + 1] = logs.topk(top)
+            chances[t + 1] = likeliest.exp()
+        state = carry[len(model.cell.states) - 1].transpose(0, 1)  # [N, L, H]
+        cells = state.reshape(count, size).float().cpu().numpy()  # [N, C], sync
         values[t] = cells[0]
         if t >= warm_up:
             (choosing if 2 * t < length + warm_up else scoring).add(facts[:, t], cells)
@@ -165,25 +165,16 @@ def cell_data(probe: Probe, hidden_size: int) -> tuple[dict, list[list[dict]]]:
         + ([NAMES[fact[c]], round(float(score[c]), 2)] if abs(score[c]) >= WEAKEST else ["", 0])
         for c, a, b in zip(shown, low, high, strict=True)
     ]
-    layers = [
-        [
-            {
-                "fact": NAMES[f],
-                "description": (MEMORY | LAST)[NAMES[f]],
-                "unit": cell % hidden_size,
-                "score": float(scores[f, cell]),
-                "index": shown.index(cell),
-            }
-            for f, cell in pairs
-        ]
-        for pairs in matches
-    ]
+
+    def match(f: int, cell: int) -> dict:
+        about = {"fact": NAMES[f], "description": (MEMORY | LAST)[NAMES[f]], "score": float(scores[f, cell])}
+        return about | {"unit": cell % hidden_size, "index": shown.index(cell)}
+
+    layers = [[match(*pair) for pair in pairs] for pairs in matches]
     return {"values": base64.b64encode(coded.tobytes()).decode(), "list": rows, "total": total}, layers
 
 
-def nearest_symbols(
-    model: CharLM, vocab: Vocab, counts: np.ndarray
-) -> list[tuple[str, list[tuple[str, float]]]]:
+def nearest_symbols(model: CharLM, vocab: Vocab, counts: np.ndarray) -> list[tuple[str, list]]:
     """(display, [(display, cosine), …]) of the most frequent symbols: those with the most similar vectors.
 
     counts: int64[V]. The vector of a symbol is its embedding or, for one-hot input, its weights into layer 1.
@@ -194,17 +185,69 @@ def nearest_symbols(
         weight = getattr(model.layers[0], model.cell.input_weight).t()  # [V, G·H]
     else:
         return []
-    weight = weight.detach().float().cpu().numpy()
     frequent = np.argsort(-counts, kind="stable")[:COMPARED]
     frequent = frequent[counts[frequent] >= max(1, counts.sum() / RARE)]
-    vectors = weight[frequent]
-    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    vectors = functional.normalize(weight.detach().float().cpu()[frequent])
+    cosines = (vectors @ vectors.t()).fill_diagonal_(-torch.inf).numpy()
+    nearest = np.argsort(-cosines, kind="stable")[:, : min(NEIGHBOURS, len(cosines) - 1)]
     every = symbol_displays(vocab)
     displays = [every[symbol][0] for symbol in frequent]
+    return [
+        (display, [(displays[k], float(cosines[i, k])) for k in nearest[i]])
+        for i, display in enumerate(displays[:WITH_NEIGHBOURS])
+    ]
+
+
+def character_display(character: str) -> str:
+    """The character itself if it is visible, else a sign for it or its code point."""
+    code, category = ord(character), unicodedata.category(character)
+    if character in SIGNS:
+        return SIGNS[character]
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if category.startswith("M"):
+        return "◌" + character  # a combining mark needs a base
+    if category[0] in "CZ" and character != " ":  # control and the like, separators
+        return f"U+{code:04X}"
+    return character
+
+
+def _byte_display(byte: int) -> tuple[str, str]:
+    if byte < 0x80:
+        return character_display(chr(byte)), f"byte 0x{byte:02X}, {name_of(chr(byte))}"
+    return f"{byte:02X}", f"byte 0x{byte:02X}"
+
+
+def symbol_displays(vocab: Vocab) -> list[tuple[str, str]]:
+    """(display, name) of every symbol: 'a' and "'a' (U+0061 LATIN SMALL LETTER A)", 'E2' and 'byte 0xE2'."""
+    characters = [(character_display(c), name_of(c)) for c in vocab.characters]
+    end = [("■", "end of document")] * vocab.end_of_document
+    return characters + [_byte_display(b) for b in vocab.byte_symbols] + end
+
+
+def character_counts(vocab: Vocab, counts: list[tuple[int, int]]) -> list[tuple[str, str, int, float]]:
+    """(display, name, count, percent of the largest count) of (code, count) as corpus.json lists them."""
     rows = []
-    for i, display in enumerate(displays[:WITH_NEIGHBOURS]):
-        cosines = vectors @ vectors[i]
-        cosines[i] = -np.inf
-        nearest = np.argsort(-cosines, kind="stable")[: min(NEIGHBOURS, len(displays) - 1)]
-        rows.append((display, [(displays[k], float(cosines[k])) for k in nearest]))
+    for code, count in counts:
+        character = character_display(chr(code)), name_of(chr(code))
+        display, name = _byte_display(code) if vocab.bytes_only else character
+        rows.append((display, name, count, 100 * count / max(n for _, n in counts)))
     return rows
+
+
+def plain_characters(vocab: Vocab) -> list[str]:
+    """One character per symbol, for facts about text: a byte of a multi-byte character counts as a letter,
+    the end of a document as NUL."""
+    byte_symbols = [chr(b) if b < 0x80 else "é" for b in vocab.byte_symbols]
+    return [*vocab.characters, *byte_symbols, *["\0"] * vocab.end_of_document]
+
+
+def completed_characters(vocab: Vocab, ids: np.ndarray) -> dict[int, str]:
+    """Index in ids of each byte symbol that completes a multi-byte character → display of that character."""
+    completed, decode = {}, vocab.stream()
+    for place, symbol in enumerate(ids.tolist()):
+        utf8 = decode(symbol).encode("utf-8")
+        from_bytes = symbol >= len(vocab.characters) and len(utf8) > 1
+        if from_bytes and vocab.decode_bytes(ids[max(place + 1 - len(utf8), 0) : place + 1]) == utf8:
+            completed[place] = character_display(utf8.decode("utf-8"))
+    return completed

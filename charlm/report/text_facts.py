@@ -115,32 +115,23 @@ class Correlations:
     """Correlations of facts with cells from running sums, so memory does not grow with the text."""
 
     def __init__(self, cells: int):
-        self.n, self.facts, self.facts2 = 0, np.zeros(len(NAMES)), np.zeros(len(NAMES))
-        self.cells, self.cells2, self.products = (
-            np.zeros(cells),
-            np.zeros(cells),
-            np.zeros((len(NAMES), cells)),
-        )
+        self.n, self.products = 0, np.zeros((len(NAMES), cells))
+        self.sums, self.squares = np.zeros((2, len(NAMES) + cells))  # of the facts, then of the cells
 
     def add(self, facts: np.ndarray, cells: np.ndarray) -> None:
         """Add n observations: facts float[n, F], cells float[n, C]."""
-        facts, cells = facts.astype(np.float64), cells.astype(np.float64)
-        self.n += len(facts)
-        self.facts += facts.sum(0)
-        self.facts2 += (facts**2).sum(0)
-        self.cells += cells.sum(0)
-        self.cells2 += (cells**2).sum(0)
-        self.products += facts.T @ cells
+        both = np.concatenate([facts, cells], axis=1, dtype=np.float64)
+        self.n += len(both)
+        self.sums += both.sum(0)
+        self.squares += (both**2).sum(0)
+        self.products += both[:, : len(NAMES)].T @ both[:, len(NAMES) :]
 
     def values(self) -> np.ndarray:
         """float64[F, C]; 0 where the fact or the cell is constant."""
-        n = max(self.n, 1)
-        covariance = self.products / n - np.outer(self.facts, self.cells) / n**2
-        variances = np.outer(_variance(self.facts, self.facts2, n), _variance(self.cells, self.cells2, n))
+        n, facts = max(self.n, 1), len(NAMES)
+        mean, square = self.sums / n, self.squares / n
+        variance = square - mean**2
+        variance[variance <= 1e-9 * (square + 1e-30)] = 0  # only rounding errors remain
+        covariance = self.products / n - np.outer(mean[:facts], mean[facts:])
+        variances = np.outer(variance[:facts], variance[facts:])
         return np.divide(covariance, variances**0.5, out=np.zeros_like(covariance), where=variances > 0)
-
-
-def _variance(total: np.ndarray, squares: np.ndarray, n: int) -> np.ndarray:
-    """Zero where only rounding errors remain."""
-    variance = squares / n - (total / n) ** 2
-    return np.where(variance > 1e-9 * (squares / n + 1e-30), variance, 0)

@@ -74,12 +74,8 @@ def upload(folder: Path, name: str, private: bool = False, message: str | None =
     api = HfApi(library_name="charlm")
     try:
         api.create_repo(name, private=private or None, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=name,
-            folder_path=folder,
-            allow_patterns=[CARD, *FILES],
-            commit_message=message or "Model trained with charlm",
-        )
+        options = {"repo_id": name, "folder_path": folder, "allow_patterns": [CARD, *FILES]}
+        commit = api.upload_folder(**options, commit_message=message or "Model trained with charlm")
     except HfHubHTTPError as error:
         status = error.response.status_code
         message = " ".join((error.server_message or str(error)).split())

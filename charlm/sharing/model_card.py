@@ -1,7 +1,4 @@
-"""The model card: README.md next to the weights, as the Hugging Face Hub reads it.
-
-The text is in model_card.md. Paths of this machine are left out.
-"""
+"""The model card: README.md next to the weights, from model_card.md, without paths of this machine."""
 
 from __future__ import annotations
 
@@ -12,8 +9,8 @@ import torch
 import yaml
 
 from charlm import __version__
-from charlm.config.fields import BUILDERS, WITHOUT_EFFECT, Config
-from charlm.corpus.prepared import baseline_title
+from charlm.config.fields import BUILDERS, Config
+from charlm.corpus.prepared import baseline_title, fingerprinted
 from charlm.corpus.vocabulary import Vocab
 from charlm.model.char_lm import CharLM
 
@@ -59,9 +56,7 @@ def model_card(
 def _shown(config: Config) -> dict:
     """The sections of a config that change the result, without paths of this machine."""
     shown = {n: asdict(getattr(config, n)) for n in ("data", "vocab", "model", "optim", "train", "evaluate")}
-    for key in WITHOUT_EFFECT:
-        if key.startswith("data."):
-            del shown["data"][key.removeprefix("data.")]
+    shown["data"] = fingerprinted(config.data)
     if config.data.source in BUILDERS:
         shown["data"]["data_files"] = _names(config.data.data_files)
     shown["data"]["text"] = config.data.text[:200]

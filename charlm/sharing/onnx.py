@@ -53,23 +53,17 @@ def export(model: CharLM, vocab: Vocab, path: str | Path) -> float:
         import onnxruntime
     except ImportError as error:
         raise CharlmError(f"ONNX needs a package: {error}; pip install onnx onnxruntime") from error
-    window, states = _Window(model).eval(), model.states
-    file = io.BytesIO()
+    window, file = _Window(model).eval(), io.BytesIO()
+    example = (torch.zeros(2, 3, dtype=torch.long), *model.zeros(2))
+    inputs = ["ids", *model.states]
+    outputs = ["log_probabilities", *(f"next_{state}" for state in model.states)]
+    axes = {name: {1: "batch"} for name in inputs + outputs}
+    axes |= {name: {0: "batch", 1: "time"} for name in ("ids", "log_probabilities")}
+    options = {"input_names": inputs, "output_names": outputs, "dynamic_axes": axes, "opset_version": OPSET}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # about the older exporter, and about batches
-        torch.onnx.export(
-            window,
-            (torch.zeros(2, 3, dtype=torch.long), *model.zeros(2)),
-            file,
-            dynamo=False,  # the newer exporter unrolls recurrent layers: time would not be free
-            opset_version=OPSET,
-            input_names=["ids", *states],
-            output_names=["log_probabilities", *(f"next_{s}" for s in states)],
-            dynamic_axes={
-                **{name: {0: "batch", 1: "time"} for name in ("ids", "log_probabilities")},
-                **{name: {1: "batch"} for s in states for name in (s, f"next_{s}")},
-            },
-        )
+        # The newer exporter unrolls recurrent layers: time would not be free.
+        torch.onnx.export(window, example, file, dynamo=False, **options)
     graph = onnx.load_from_string(file.getvalue())
     graph.producer_name = "charlm"
     about = {"vocab.json": vocab.to_dict(), "model": vars(model.config)}

@@ -619,7 +619,7 @@ def test_report_reads_the_start_of_a_text_up_to_a_whole_character(run, tmp_path,
         read.append(text)
         return tmp_path / "text", []
 
-    monkeypatch.setattr("charlm.commands.inspect_run.MOST", most)
+    monkeypatch.setattr("charlm.commands.model.MOST", most)
     monkeypatch.setattr("charlm.report.page.write_page", write_page)
     (tmp_path / "text").write_text("aé狐🦊", encoding="utf-8")  # 1, 2, 3 and 4 bytes
     run("report", "runs/any", "--text", tmp_path / "text")

@@ -9,7 +9,7 @@ from helpers import small
 from charlm.commands.cli import main
 from charlm.config.parse import load_config
 from charlm.corpus.vocabulary import Vocab
-from charlm.hello.drawing import compute_panel, draw
+from charlm.hello.hello import compute_panel, draw
 from charlm.model.char_lm import CharLM
 from charlm.training.loop import train
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from charlm.errors import CharlmError
-from charlm.monitor.run_files import History, read_history, thinned
+from charlm.monitor.run_files import History, read_history
 from charlm.monitor.watch import picture
+from charlm.report.plots import series
 
 
 def write(run_dir, *records: dict | str, status: dict | None = None) -> History:
@@ -30,11 +31,11 @@ def test_series_samples_and_the_last_step(tmp_path):
         *({"step": 2, "loss": 3.0}, {"step": 2, "sample": "ab"}, {"step": 4, "loss": math.nan}),
         status={"status": "running", "step": 9},
     )
-    steps, values = history.series("loss")
+    steps, values = series(history, "loss")
     assert steps.dtype == np.int64 and steps.tolist() == [2, 4]
     assert values[0] == 3.0 and math.isnan(values[1])
-    assert history.samples == [(2, "ab")] and history.last_step == 9 and history.steps == 40
-    assert [len(part) for part in history.series("none")] == [0, 0]
+    assert history.points("sample") == [(2, "ab")] and history.last_step == 9 and history.steps == 40
+    assert [len(part) for part in series(history, "none")] == [0, 0]
 
 
 def test_lines_that_are_no_records_are_skipped(tmp_path):
@@ -45,7 +46,8 @@ def test_lines_that_are_no_records_are_skipped(tmp_path):
 
 def test_a_requeued_run_has_its_steps_once(tmp_path):
     pairs = ((1, 9), (2, 8), (3, 7), (2, 6), (3, 5))
-    steps, values = write(tmp_path, *({"step": step, "loss": loss} for step, loss in pairs)).series("loss")
+    history = write(tmp_path, *({"step": step, "loss": loss} for step, loss in pairs))
+    steps, values = series(history, "loss")
     assert steps.tolist() == [1, 2, 2, 3] and values.tolist() == [9, 8, 6, 5]
 
 
@@ -132,7 +134,10 @@ def test_a_config_of_something_else_is_an_error(tmp_path, content):
 
 
 def test_a_long_series_becomes_means_of_neighbours():
-    steps, values = thinned(np.arange(1, 1001), np.arange(1000.0), most=10)
+    history = History()
+    history.records = [{"step": step, "loss": step - 1.0} for step in range(1, 1001)]
+    steps, values = series(history, "loss", most=10)
     assert steps.tolist() == list(range(100, 1001, 100))
     assert values.tolist() == [100 * k + 49.5 for k in range(10)]
-    assert thinned(np.arange(3), np.arange(3.0))[0].tolist() == [0, 1, 2]
+    history.records = history.records[:3]
+    assert series(history, "loss", most=10)[0].tolist() == [1, 2, 3]

@@ -8,21 +8,19 @@ from charlm.config.fields import ModelConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.model.char_lm import CharLM
-from charlm.report.contents import (
-    character_display,
-    completed_characters,
-    plain_characters,
-    symbol_displays,
-)
 from charlm.report.probe import (
     GUESSES,
     PASSAGE,
     STRETCHES,
     cell_data,
+    character_display,
+    completed_characters,
     nearest_symbols,
     passage_data,
+    plain_characters,
     probe_model,
     stretches,
+    symbol_displays,
 )
 
 VOCAB = Vocab("\n abcdefg")  # others are spelled in bytes
