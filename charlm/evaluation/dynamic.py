@@ -29,7 +29,7 @@ from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.evaluation.evaluate import counts, evaluate, figures_of, lanes_of, targets_of, windows
 from charlm.model.char_lm import Carry, CharLM
-from charlm.model.device import keep_freed_memory, record_cuda_graph
+from charlm.model.device import Recorded, keep_freed_memory
 
 WINDOW = 32  # characters between two steps; shorter ones gain a little and take longer
 RATE, DECAY = 5e-4, 1e-3  # chosen on tiny Shakespeare's validation, see configs/LOG.md
@@ -115,25 +115,19 @@ class _Adapting:
         self.trained, self.decay = [p.detach().clone() for p in self.weights], decay
         options = {"fused": True, "capturable": model.device.type == "cuda"}
         self.optimizer = torch.optim.Adam(self.weights, rate, (0.0, MEMORY), **options)  # no momentum
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.recorded: Recorded | None = None
 
     def __call__(self, x: Tensor, carry: Carry | None, y: Tensor, reduction: str) -> tuple[Tensor, Carry]:
         """x, y: int64[N, T]. The carry is overwritten by the next call, the nats [N, T] are not."""
         given = (x, y, *(carry or self.model.zeros(len(x))))
-        if x.is_cuda and self.graph is None:
-            self.inputs = [t.clone(memory_format=torch.contiguous_format) for t in given]
-            self.graph = record_cuda_graph(self._run, x.device)
+        if x.is_cuda and self.recorded is None:
+            self.recorded = Recorded(self._step, *given, record=True)
             torch._foreach_copy_(self.weights, self.trained)  # recording has taken steps
             torch._foreach_zero_([t for state in self.optimizer.state.values() for t in state.values()])
-        if self.graph is None or x.shape != self.inputs[0].shape:
+        if self.recorded is None or x.shape != self.recorded.inputs[0].shape:
             return self._step(*given)
-        torch._foreach_copy_(self.inputs, given)
-        self.graph.replay()
-        nats, carry = self.outputs
+        nats, carry = self.recorded(*given)
         return nats.clone(), carry
-
-    def _run(self) -> None:
-        self.outputs = self._step(*self.inputs)
 
     def _step(self, x: Tensor, y: Tensor, *carry: Tensor) -> tuple[Tensor, Carry]:
         self.optimizer.zero_grad()  # to None: a recording then always writes the same tensors

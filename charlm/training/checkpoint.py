@@ -161,9 +161,8 @@ def load_newest(
 def evaluated_model(facts: dict, tensors: dict[str, dict[str, Tensor]], vocab: Vocab) -> CharLM:
     """The model of a checkpoint, with averaged weights if it has them. Draws random numbers of torch."""
     model = CharLM(ModelConfig(**facts["config"]["model"]), len(vocab))
-    load_weights(
-        model, tensors["model"] | tensors.get("average", {}), f"the checkpoint of step {facts['step']}"
-    )
+    weights = tensors["model"] | tensors.get("average", {})
+    load_weights(model, weights, f"the checkpoint of step {facts['step']}")
     return model
 
 

@@ -83,24 +83,23 @@ class Logger:
             lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
             records = [record for record in read_records(lines) if record["step"] <= step]
             replace(self.path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-            self.records = len(records)
             self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
             self.say(f"wandb: {self.mode} ({self.why})")
-        if self.mode != "disabled":
-            self._open_wandb(run_id)
-        if self.main:
-            for number, record in enumerate(records):
-                self._to_wandb(number, record)
+            if self.mode != "disabled":
+                self._open_wandb(run_id)
+            for record in records:
+                self._to_wandb(record)
         hidden = self.quiet or not sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=hidden)
 
-    def _to_wandb(self, number: int, record: dict) -> None:
+    def _to_wandb(self, record: dict) -> None:
         """Record n is step n at wandb, so that no restart loses or doubles one. An offline run gets all
         records again: the newest one holds the whole curve, and close() removes the earlier ones."""
-        if self.run is not None and number >= self.logged:
+        if self.run is not None and self.records >= self.logged:
             values = {name: value for name, value in record.items() if name != "time"}
             with self._wandb_may_fail():
-                self.run.log(values | {"_timestamp": record["time"]}, step=number)
+                self.run.log(values | {"_timestamp": record["time"]}, step=self.records)
+        self.records += 1
 
     @contextmanager
     def _wandb_may_fail(self) -> Iterator[None]:
@@ -115,16 +114,15 @@ class Logger:
             self.run = None
 
     def _open_wandb(self, run_id: str) -> None:
-        options = {"id": run_id, "mode": self.mode, "dir": self.config.run_dir}
-        if self.mode == "online":  # an offline run holds all, and replaces what was synced before
-            options["resume"] = "allow"
-        options["name"] = Path(self.config.run_dir).name
-        if self.main:
-            import wandb
+        import wandb
 
-            os.environ.setdefault("WANDB__SERVICE_WAIT", "600")  # 30 s, the default, may be too short
-            timeouts = {"init_timeout": 90 if self.mode == "online" else 600, "finish_timeout": self.timeout}
-            options["settings"] = wandb.Settings(console="off", silent=True, **timeouts)
+        os.environ.setdefault("WANDB__SERVICE_WAIT", "600")  # 30 s, the default, may be too short
+        online, run_dir = self.mode == "online", self.config.run_dir
+        options = {"id": run_id, "mode": self.mode, "dir": run_dir, "name": Path(run_dir).name}
+        timeouts = {"init_timeout": 90 if online else 600, "finish_timeout": self.timeout}
+        options["settings"] = wandb.Settings(console="off", silent=True, **timeouts)
+        if online:  # an offline run holds all, and replaces what was synced before
+            options["resume"] = "allow"
         try:
             self.accelerator.init_trackers(self.config.log.project, flatten(self.config), {"wandb": options})
         except Exception as error:  # of wandb, pydantic, the network
@@ -137,12 +135,11 @@ class Logger:
             self.mode = "disabled"
             self.say(f"wandb: disabled, because it does not start ({message})")
             return
-        if self.main:
-            self.run = self.accelerator.get_tracker("wandb", unwrap=True)
-            self.run.define_metric("*", step_metric="step")
-            self.logged = self.run.step
-            if self.mode == "online":
-                self.say(f"wandb: {self.run.url}")
+        self.run = self.accelerator.get_tracker("wandb", unwrap=True)
+        self.run.define_metric("*", step_metric="step")
+        self.logged = self.run.step
+        if online:
+            self.say(f"wandb: {self.run.url}")
 
     def say(self, text: str) -> None:
         """A line for people, above the bar."""
@@ -159,8 +156,7 @@ class Logger:
         if self.main:
             record = {"step": step} | values | {"time": round(time.time(), 3)}
             self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            self._to_wandb(self.records, record)
-            self.records += 1
+            self._to_wandb(record)
 
     def summary(self, values: dict) -> None:
         """Figures of the whole run, for the tracker."""
@@ -178,9 +174,9 @@ class Logger:
         self.figures(step, values)
         speed = values["characters_per_second"]
         short = f"loss {values['loss']:.3f}  bpc {values['bpc']:.3f}  {speed / 1000:.1f}k chars/s"
-        if self.bar is not None and not self.bar.disable:
+        if not self.bar.disable:
             self.bar.set_postfix_str(short)
-        elif not self.quiet:
+        else:
             left = f"  {tqdm.format_interval((steps - step) / pace)} left" if steps else ""
             self.say(f"step {step}{f'/{steps}' if steps else ''}  {short}{left}")
 

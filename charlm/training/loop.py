@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import timeit
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -29,11 +30,7 @@ MEASURED, SKIPPED = 100, 5  # steps of a process that train.minutes is measured 
 
 
 def train(
-    config: Config,
-    *,
-    quiet: bool = False,
-    watch: Watch | None = None,
-    stop: Stop | None = None,
+    config: Config, *, quiet: bool = False, watch: Watch | None = None, stop: Stop | None = None
 ) -> Summary:
     """Train the run of a config; a run that has a checkpoint is resumed from it.
 
@@ -143,10 +140,7 @@ class Measure:
 
 def _seconds(work: Callable[[], object]) -> float:
     """Seconds of the second of two calls: the first one warms up."""
-    for _ in range(2):
-        started = time.perf_counter()
-        work()
-    return time.perf_counter() - started
+    return timeit.repeat(work, repeat=2, number=1)[1]
 
 
 def log_figures(run: Run, setup: Setup, norm: Tensor) -> None:
@@ -188,7 +182,7 @@ def validate(run: Run, setup: Setup) -> None:
         better = state.best is None or nats < state.best["nats_per_character"]
         if better and math.isfinite(nats):
             state.best = {"step": state.step} | figures
-            run.log_best()
+            run.logger.summary({f"best/{k}": v for k, v in state.best.items()})
             _write_model(run, setup)
         mark = " (best)" if better else ""
         run.say(f"step {state.step}: validation {figures['bpc']:.4f} bpc, {figures['bpb']:.4f} bpb{mark}")
@@ -236,7 +230,7 @@ def finish(run: Run, setup: Setup) -> Summary:
 
 
 def _sample(run: Run, setup: Setup, model: CharLM) -> str:
-    options = {name: value for name, value in vars(run.config.sample).items() if name != "every"}
+    options = vars(run.config.sample)
     return options["prompt"] + generate(model, setup.corpus.vocab, end="\n", **options)
 
 
@@ -258,11 +252,9 @@ def _write_model(run: Run, setup: Setup) -> None:
 def _best_model(run: Run, setup: Setup) -> CharLM:
     """The model in model/, whose figures become state.best: read by the main process, sent to the others."""
     vocab = setup.corpus.vocab
-    model = CharLM(run.config.model, len(vocab))
-    if run.main:
-        model = CharLM.from_pretrained(run.dir / "model")
-        run.state.best = read_best(run.dir, vocab)["validation"]
-    run.state.best = gather_object([run.state.best])[0]
+    model = CharLM.from_pretrained(run.dir / "model") if run.main else CharLM(run.config.model, len(vocab))
+    best = read_best(run.dir, vocab)["validation"] if run.main else None
+    run.state.best = gather_object([best])[0]
     model = model.to(run.device).eval()
     for p in model.parameters():
         broadcast(p.data)

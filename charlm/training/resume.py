@@ -154,11 +154,10 @@ def fixed_steps(train: TrainConfig, facts: dict) -> int | None:
 
 def _restore(run: Run, setup: Setup, facts: dict, tensors: dict[str, dict[str, Tensor]]) -> None:
     state, rank = run.state, run.accelerator.process_index
-    load_weights(setup.model, tensors["model"], f"the checkpoint of step {facts['step']}")
+    where = f"the checkpoint of step {facts['step']}"
+    load_weights(setup.model, tensors["model"], where)
     if setup.average is not None:
-        load_weights(
-            setup.average.model, tensors["model"] | tensors["average"], f"the average of step {facts['step']}"
-        )
+        load_weights(setup.average.model, tensors["model"] | tensors["average"], f"the average in {where}")
     checkpoint.load_optimizer(setup.model, setup.optimizer, tensors["optimizer"])
     state.step = state.saved = facts["step"]
     state.position = Position(*facts["position"])
@@ -226,12 +225,9 @@ def secure_best(run: Run, setup: Setup) -> None:
     if not gather_object([safe])[0]:
         run.state.best, run.state.evaluated = None, -1
         if run.main:
-            warnings.warn(
-                f"{folder}: the best weights, of step {step}, are damaged or missing, and no checkpoint has "
-                f"them; the next evaluation chooses again",
-                CharlmWarning,
-                stacklevel=2,
-            )
+            lost = f"{folder}: the best weights, of step {step}, are damaged or missing"
+            advice = "and no checkpoint has them; the next evaluation chooses again"
+            warnings.warn(f"{lost}, {advice}", CharlmWarning, stacklevel=2)
 
 
 def _restore_best(run: Run, best: dict) -> bool:

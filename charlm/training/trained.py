@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypedDict, overload
@@ -64,8 +64,7 @@ class Trained(NamedTuple):
         vocabulary does not have.
         """
         count = 1 if num_samples is None else num_samples
-        sampling = dataclasses.replace(self.config.sample, **options)
-        pieces = stream_text(self.model, self.vocab, sampling, count)
+        pieces = stream_text(self.model, self.vocab, replace(self.config.sample, **options), count)
         drawn = ["".join(sample) for sample in zip(*pieces, strict=True)]
         return drawn[0] if num_samples is None else drawn
 
@@ -74,8 +73,7 @@ class Trained(NamedTuple):
 
         Raises CharlmError as generate does, when the first piece is requested.
         """
-        sampling = dataclasses.replace(self.config.sample, **options)
-        pieces = stream_text(self.model, self.vocab, sampling)
+        pieces = stream_text(self.model, self.vocab, replace(self.config.sample, **options))
         return (piece for (piece,) in pieces if piece)
 
     def score(self, text: str, context: str = "") -> Score:
@@ -95,32 +93,29 @@ def load(run: str | Path, device: str | torch.device | None = None, precision: s
     always computes in fp32, with a warning if another is set.
     Raises CharlmError when there is no model, no such device or no such precision.
     """
-    trained = _opened(run, device)
-    if precision is not None:
-        evaluating = dataclasses.replace(trained.config.evaluate, precision=precision)
-        trained = trained._replace(config=dataclasses.replace(trained.config, evaluate=evaluating))
-    chosen = trained.config.evaluate.precision
-    say = partial(warnings.warn, category=CharlmWarning, stacklevel=3)
-    set_precision(trained.model, chosen, trained.model.device, "evaluate.precision", say)
-    return trained
-
-
-def _opened(run: str | Path, device: str | torch.device | None) -> Trained:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise CharlmError(f"device {device}: {str(error).splitlines()[0]}") from error
+    model, vocab, config = _opened(run)
+    if precision is not None:
+        config = replace(config, evaluate=replace(config.evaluate, precision=precision))
+    say = partial(warnings.warn, category=CharlmWarning, stacklevel=3)
+    model = model.to(device).eval()
+    set_precision(model, config.evaluate.precision, model.device, "evaluate.precision", say)
+    return Trained(model, vocab, config)
+
+
+def _opened(run: str | Path) -> Trained:
     path, name = Path(run), str(run)
     if path.is_dir() and not (path / "config.json").exists():
-        config = read_run_config(path)
-        if (path / "model" / "config.json").exists():
-            model = CharLM.from_pretrained(path / "model", device)
-            return Trained(model, model.vocab, config)
-        loaded = load_newest(path)
-        if loaded is None:
-            raise CharlmError(f"{run}: holds neither a model/ nor a checkpoint; train it first")
-        return Trained(evaluated_model(*loaded).to(device).eval(), loaded[-1], config)
+        if not (path / "model" / "config.json").exists():
+            loaded = load_newest(path)
+            if loaded is None:
+                raise CharlmError(f"{run}: holds neither a model/ nor a checkpoint; train it first")
+            return Trained(evaluated_model(*loaded), loaded[-1], read_run_config(path))
+        path = run = path / "model"
     # "runs/nmae" next to a folder runs is a typing error, not a model of a user named runs.
     local = path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.parent.is_dir()
     if not path.is_dir() and local:
@@ -128,7 +123,7 @@ def _opened(run: str | Path, device: str | torch.device | None) -> Trained:
         near = difflib.get_close_matches(path.name, names, 1)
         hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
         raise CharlmError(f"{run}: no such run directory, model folder or hub id{hint}")
-    model = CharLM.from_pretrained(run, device)
+    model = CharLM.from_pretrained(run)
     return Trained(model, model.vocab, read_run_config(path.parent) if path.name == "model" else Config())
 
 
@@ -164,13 +159,11 @@ def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
     with torch.no_grad():
         for name, p in model.named_parameters():
             values = weights[name].to(p.device)
-            if name == "ngrams.weight" and vocab != source_vocab:
-                continue  # its rows are those of other symbols
             if name in ("input.weight", "output.weight", "output.bias"):
-                p[rows.to(p.device)] = values[source_rows.to(p.device)]
+                p[rows] = values[source_rows]
             elif name == f"layers.0.{model.cell.input_weight}" and not model.config.embedding_size:
-                p[:, rows.to(p.device)] = values[:, source_rows.to(p.device)]
-            else:
+                p[:, rows] = values[:, source_rows]
+            elif name != "ngrams.weight" or vocab == source_vocab:  # rows of n-grams are those of symbols
                 p.copy_(values)
     new = sorted(set(range(len(vocab))) - set(rows.tolist()))
     dropped = sorted(set(range(len(source_vocab))) - set(source_rows.tolist()))
