@@ -50,20 +50,14 @@ def keep_freed_memory(device: torch.device) -> Iterator[None]:
             keep(False)
 
 
-def set_float32_precision(kind: str) -> None:
-    """How a GPU multiplies float32: ieee, or tf32, torch's own default for recurrent layers."""
-    torch.backends.cudnn.rnn.fp32_precision = kind
-    torch.backends.cuda.matmul.fp32_precision = kind
-
-
-def set_precision(
-    model: nn.Module, precision: str, device: torch.device, name: str, say: Callable[[str], object]
-) -> None:
+def set_precision(model: nn.Module, precision: str, name: str, say: Callable[[str], object]) -> None:
     """What a model computes in on a GPU: fp32, tf32 or bf16 (fp16 is accelerate's). A CPU computes in fp32,
     and says so, with the name of the option, if another one is set."""
-    if device.type == "cuda":
+    if model.device.type == "cuda":
         model.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        set_float32_precision("tf32" if precision == "tf32" else "ieee")
+        kind = "tf32" if precision == "tf32" else "ieee"  # tf32 is torch's own default for recurrent layers
+        torch.backends.cudnn.rnn.fp32_precision = kind
+        torch.backends.cuda.matmul.fp32_precision = kind
     elif precision != "fp32":
         say(f"{name}={precision} is for GPUs: this CPU computes in fp32")
 

@@ -49,20 +49,15 @@ def steps_of(run_dir: str | Path) -> list[int]:
 
 
 def write_checkpoint(
-    run_dir: str | Path,
-    step: int,
-    facts: dict,
-    tensors: dict[str, dict[str, Tensor]],
-    vocab: Vocab,
-    *,
-    keep: int,
-    best_step: int | None = None,
+    run_dir: str | Path, facts: dict, tensors: dict[str, dict[str, Tensor]], vocab: Vocab, keep: int
 ) -> Path:
-    """Write a checkpoint, then delete old ones: all but the newest `keep` and that of best_step.
+    """Write the checkpoint of facts["step"], then delete old ones: all but the newest `keep` and that of
+    facts["best"]["step"].
 
     tensors: file name → name → tensor. Raises CharlmError when it cannot be written; the earlier ones are
     untouched then.
     """
+    step, best = facts["step"], facts["best"]
     folder = folder_of(run_dir, step)
     partial, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("partial", "old"))
     try:
@@ -89,7 +84,7 @@ def write_checkpoint(
         raise CharlmError(f"{folder}: cannot be written ({error.strerror or error}); {safe}") from error
     # A later step can only be a damaged checkpoint that was skipped: it is not counted, nor deleted.
     for other in [s for s in steps_of(run_dir) if s <= step][:-keep]:
-        if other != best_step:
+        if best is None or other != best["step"]:
             hidden = folder_of(run_dir, other).with_name(f".step-{other:08d}.old")
             os.rename(folder_of(run_dir, other), hidden)  # a kill while deleting leaves no half of it behind
             shutil.rmtree(hidden, ignore_errors=True)

@@ -114,8 +114,7 @@ class Measure:
         state.steps, pace = gather_object([(steps, pace)])[0]
         run.logger.bar.total = state.steps
         run.logger.figures(state.step, {"steps": state.steps, "seconds_per_step": round(pace, 6)})
-        found = f"{1000 * pace:,.1f} ms per step, so {state.steps:,} steps"
-        run.say(f"train.minutes={limit / 60:g}: {found}")
+        run.say(f"train.minutes={limit / 60:g}: {1000 * pace:,.1f} ms per step, so {state.steps:,} steps")
         return True
 
     def pauses(self) -> tuple[float, float]:
@@ -236,9 +235,8 @@ def _sample(run: Run, setup: Setup, model: CharLM) -> str:
 
 def _score(run: Run, setup: Setup, model: CharLM, split: str, most: int | None = None) -> dict:
     """The figures of evaluate() on a split, or on its first `most` symbols, over all processes."""
-    corpus, rank = setup.corpus, run.accelerator.process_index
-    processes = {"rank": rank, "world": run.world, "reduce": lambda sums: run.accelerator.reduce(sums, "sum")}
-    return evaluate(model, corpus.vocab, corpus[split][:most], run.config.evaluate, **processes)
+    corpus, config = setup.corpus, run.config.evaluate
+    return evaluate(model, corpus.vocab, corpus[split][:most], config, run.accelerator)
 
 
 def _write_model(run: Run, setup: Setup) -> None:

@@ -45,10 +45,9 @@ def save_checkpoint(run: Run, setup: Setup, *, wait: bool = False) -> None:
             run.logger.sync()  # no checkpoint without the figures that lead to it
             facts, tensors = state_of(run, setup)
             if run.main:
-                best_step = run.state.best["step"] if run.state.best else None
-                options = {"keep": run.config.checkpoint.keep, "best_step": best_step}
-                content = (run.state.step, facts, tensors, setup.corpus.vocab)
-                run.write_in_background(checkpoint.write_checkpoint, run.dir, *content, **options)
+                content = (facts, tensors, setup.corpus.vocab)
+                keep = run.config.checkpoint.keep
+                run.write_in_background(checkpoint.write_checkpoint, run.dir, *content, keep)
             run.write_status("running")
         if wait:
             run.wait_for_writes()
@@ -196,9 +195,9 @@ def _check_same(run: Run, corpus: Corpus, facts: dict, vocab: Vocab) -> None:
     differ = [key for key in now if now[key] != before[key] and not key.startswith(MAY_CHANGE)]
     where = f"run_dir={str(run.dir)!r}"
     if differ:
-        values = ", ".join(f"{key} is {now[key]!r}, was {before[key]!r}" for key in differ)
+        other = ", ".join(f"{key} is {now[key]!r}, was {before[key]!r}" for key in differ)
         advice = "Name another run_dir, or take those values back"
-        raise CharlmError(f"{where} holds a run of another config: {values}. {advice}")
+        raise CharlmError(f"{where} holds a run of another config: {other}. {advice}")
     what = "vocabulary" if vocab != corpus.vocab else "text"
     if what == "vocabulary" or facts["text_sha256"] != corpus.splits["train"]["sha256"]:
         another = f"another {what} than {corpus.folder} holds now"

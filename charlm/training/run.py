@@ -40,16 +40,13 @@ class NonFiniteLoss(CharlmError):
 
 @dataclass
 class Summary:
-    """How training ended.
+    """How training ended."""
 
-    status: done or interrupted. best, test: figures of evaluate(), best with its step. sample: text.
-    """
-
-    status: str
+    status: str  # done or interrupted
     step: int
     run_dir: Path
-    best: dict | None = None
-    test: dict | None = None
+    best: dict | None = None  # figures of evaluate(), with the step of these weights
+    test: dict | None = None  # figures of evaluate()
     sample: str = ""
 
 
@@ -134,8 +131,7 @@ class Run:
     def begin(self, setup: Setup) -> None:
         """Open the log at the step that training starts from."""
         self._begun = True
-        # The step and time of the last agreement, steps to the next.
-        self._agreed = (self.state.step, time.perf_counter(), 1)
+        self._agreed = (self.state.step, time.perf_counter(), 1)  # of the last: step, time; steps to the next
         self.write_status("running")
         self.logger.open(self.state.step, self.state.run_id, self.state.steps)
         self.logger.summary({f"best/{k}": v for k, v in (self.state.best or {}).items()})
@@ -195,8 +191,8 @@ class Run:
 
     # checkpoints in the background
 
-    def write_in_background(self, write, *args, **options) -> None:
-        """Call write(*args, **options) in a thread, after the call before it has ended.
+    def write_in_background(self, write, *args) -> None:
+        """Call write(*args) in a thread, after the call before it has ended.
 
         Training waits for a disk only if that is slower than checkpoints come. An error is raised by the next
         call or wait_for_writes().
@@ -206,7 +202,7 @@ class Run:
 
         def work() -> None:
             try:
-                written.set_result(write(*args, **options))
+                written.set_result(write(*args))
             except BaseException as error:  # for the thread that trains
                 written.set_exception(error)
 

@@ -90,8 +90,7 @@ class Step:
 
     def _clip(self) -> Tensor:
         """The norm [] of the gradient, which is clipped."""
-        if self.scaler is not None:
-            self.accelerator.unscale_gradients()
+        self.accelerator.unscale_gradients()  # of fp16
         if self.clip is None:
             return nn.utils.get_total_norm([p.grad for p in self.parameters])
         return nn.utils.clip_grad_norm_(self.parameters, self.clip)

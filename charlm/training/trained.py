@@ -103,7 +103,7 @@ def load(run: str | Path, device: str | torch.device | None = None, precision: s
         config = replace(config, evaluate=replace(config.evaluate, precision=precision))
     say = partial(warnings.warn, category=CharlmWarning, stacklevel=3)
     model = model.to(device).eval()
-    set_precision(model, config.evaluate.precision, model.device, "evaluate.precision", say)
+    set_precision(model, config.evaluate.precision, "evaluate.precision", say)
     return Trained(model, vocab, config)
 
 
