@@ -107,10 +107,8 @@ class Logger:
         try:
             yield
         except Exception as error:  # for instance, its process has ended
-            self.say(
-                f"wandb: failed, no longer used ({type(error).__name__} {error}); the figures are in "
-                f"{self.path}, and wandb gets them all when the run is resumed"
-            )
+            kept = f"the figures are in {self.path}, and wandb gets them all when the run is resumed"
+            self.say(f"wandb: failed, no longer used ({type(error).__name__} {error}); {kept}")
             self.run = None
 
     def _open_wandb(self, run_id: str) -> None:
@@ -126,14 +124,12 @@ class Logger:
         try:
             self.accelerator.init_trackers(self.config.log.project, flatten(self.config), {"wandb": options})
         except Exception as error:  # of wandb, pydantic, the network
-            message = " ".join(str(error).split())
+            problem = f"does not start ({' '.join(str(error).split())})"
             if self.config.log.wandb != "auto":
-                raise CharlmError(
-                    f"log.wandb={self.mode}: Weights & Biases does not start ({message}); "
-                    f"try log.wandb=offline or disabled"
-                ) from error
+                advice = "try log.wandb=offline or disabled"
+                raise CharlmError(f"log.wandb={self.mode}: Weights & Biases {problem}; {advice}") from error
             self.mode = "disabled"
-            self.say(f"wandb: disabled, because it does not start ({message})")
+            self.say(f"wandb: disabled, because it {problem}")
             return
         self.run = self.accelerator.get_tracker("wandb", unwrap=True)
         self.run.define_metric("*", step_metric="step")

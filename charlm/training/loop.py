@@ -26,6 +26,7 @@ from charlm.training.setup import Setup, set_up
 from charlm.training.signals import Stop
 
 Watch = Callable[[int, CharLM, float], None]  # (step, model, loss)
+SCORES = "{}: {bpc:.4f} bpc, {bpb:.4f} bpb, {nats_per_character:.4f} nats/char over {characters:,} characters"
 MEASURED, SKIPPED = 100, 5  # steps of a process that train.minutes is measured on; of them slower at first
 
 
@@ -220,10 +221,7 @@ def finish(run: Run, setup: Setup) -> Summary:
     run.write_status("done", best=summary.best, test=summary.test)
     for split, figures in (("validation", summary.best), ("test", summary.test)):
         if figures:
-            run.say(
-                f"{split}: {figures['bpc']:.4f} bpc, {figures['bpb']:.4f} bpb, "
-                f"{figures['nats_per_character']:.4f} nats/char over {figures['characters']:,} characters"
-            )
+            run.say(SCORES.format(split, **figures))
     run.say(f"done: {run.state.step} steps; the best weights are in {run.dir / 'model'}")
     return summary
 

@@ -55,7 +55,7 @@ def save_checkpoint(run: Run, setup: Setup, *, wait: bool = False) -> None:
     run.clock.checkpoint_seconds += run.clock.paused_seconds - before
 
 
-def state_of(run: Run, setup: Setup) -> tuple[dict, dict[str, dict[str, Tensor]]]:
+def state_of(run: Run, setup: Setup) -> tuple[dict, checkpoint.Tensors]:
     """(facts, tensors) of a checkpoint: copies, the same in all processes."""
     state, accelerator = run.state, run.accelerator
     carry = state.carry or setup.model.zeros(len(setup.lanes.lanes))
@@ -151,7 +151,7 @@ def fixed_steps(train: TrainConfig, facts: dict) -> int | None:
     return max(round(steps * train.minutes / minutes), 1) if minutes else None
 
 
-def _restore(run: Run, setup: Setup, facts: dict, tensors: dict[str, dict[str, Tensor]]) -> None:
+def _restore(run: Run, setup: Setup, facts: dict, tensors: checkpoint.Tensors) -> None:
     state, rank = run.state, run.accelerator.process_index
     where = f"the checkpoint of step {facts['step']}"
     load_weights(setup.model, tensors["model"], where)

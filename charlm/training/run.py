@@ -121,9 +121,8 @@ class Run:
             if self.main:
                 self._lock.acquire(timeout=0)
         except Timeout:
-            raise CharlmError(
-                f"{self.dir}: another process is training there; name another run_dir"
-            ) from None
+            problem = "another process is training there; name another run_dir"
+            raise CharlmError(f"{self.dir}: {problem}") from None
         except OSError as error:
             raise CharlmError(f"run_dir={str(self.dir)!r}: cannot be written ({error.strerror})") from error
         return self
@@ -234,10 +233,8 @@ class Run:
     def interrupted(self, reason: str) -> Summary:
         """The end of a run that was asked to stop, after its checkpoint."""
         self.write_status("interrupted", reason=reason)
-        self.say(
-            f"stopped at step {self.state.step} ({reason}); the checkpoint is written, "
-            f"the same command resumes from it"
-        )
+        saved = "the checkpoint is written, the same command resumes from it"
+        self.say(f"stopped at step {self.state.step} ({reason}); {saved}")
         return Summary("interrupted", self.state.step, self.dir, self.state.best)
 
     def __exit__(self, kind, error, _) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, overload
 import torch
 
 from charlm.config.fields import Config
-from charlm.config.parse import flatten, read_run_config
+from charlm.config.parse import read_run_config
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.evaluation.evaluate import Score, score
@@ -128,8 +128,8 @@ def _opened(run: str | Path) -> Trained:
 
 
 # Fields of the model on which the shapes and the meaning of its weights depend.
-_SHAPE = {"cell", "nonlinearity", "embedding_size", "hidden_size", "num_layers"}
-_SHAPE |= {"ngrams", "ngram_rows", "ngram_size", "tie_weights", "norm", "residual"}
+_SHAPE = ("cell", "nonlinearity", "embedding_size", "ngrams", "ngram_rows", "ngram_size", "hidden_size")
+_SHAPE += ("num_layers", "norm", "residual", "tie_weights")
 
 
 def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
@@ -142,18 +142,14 @@ def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
     Raises CharlmError when sizes differ, naming them, or no symbol is common.
     """
     source, source_vocab, _ = load(where, "cpu", "fp32")
-    ours, theirs = flatten(model.config), flatten(source.config)
-    differ = [
-        f"model.{k} is {v!r}, there {theirs[k]!r}" for k, v in ours.items() if k in _SHAPE and v != theirs[k]
-    ]
+    own, theirs, option = vars(model.config), vars(source.config), f"train.init_from={where}"
+    differ = [f"model.{k} is {own[k]!r}, there {theirs[k]!r}" for k in _SHAPE if own[k] != theirs[k]]
     if differ:
-        raise CharlmError(f"train.init_from={where}: does not fit: {', '.join(differ)}; use those values")
+        raise CharlmError(f"{option}: does not fit: {', '.join(differ)}; use those values")
     place = {spelled: index for index, spelled in enumerate(source_vocab.spelling)}
     pairs = [(i, place[s]) for i, s in enumerate(vocab.spelling) if s in place]
     if not any(vocab.spelling[i] for i, _ in pairs):
-        raise CharlmError(
-            f"train.init_from={where}: its vocabulary ({source_vocab}) has no character of ours ({vocab})"
-        )
+        raise CharlmError(f"{option}: its vocabulary ({source_vocab}) has no character of ours ({vocab})")
     rows, source_rows = (torch.tensor(index) for index in zip(*pairs, strict=True))
     weights = dict(source.named_parameters())
     with torch.no_grad():
