@@ -48,10 +48,10 @@ def evaluate_dynamic(
 ) -> dict:
     """Score a model on a text: with the weights as they are, and with weights that adapt.
 
-    ids: uint8[n] or uint16[n]. rate: of a step, 0 or more; None: default_rate(lanes). decay: share of the
-    difference to the trained weights that every step takes back, from 0 to 1. lanes: read side by side, at
-    most so many. window: characters of each lane between two steps. Of config, bptt is used, and context with
-    several lanes.
+    ids: uint8[n] or uint16[n]. rate: of a step, 0 or more; None: RATE · √lanes, at most 4 · RATE. decay: share
+    of the difference to the trained weights that every step takes back, from 0 to 1. lanes: read side by
+    side, at most so many. window: characters of each lane between two steps. Of config, bptt is used, and
+    context with several lanes.
     Returns the figures of evaluate in these lanes, and under "dynamic" those of adapting weights with the
     lanes, rate, decay and window. The model is not changed: a copy adapts.
     Raises CharlmError for an option out of range, and a text of fewer than 2 symbols.
@@ -65,7 +65,8 @@ def evaluate_dynamic(
         raise CharlmError(f"--dynamic_decay {decay}: must be from 0 to 1, such as {DECAY}")
     config = EvaluateConfig(lanes=lanes, context=config.context if lanes > 1 else 0, bptt=config.bptt)
     plain = evaluate(model, vocab, ids, config)
-    rate = default_rate(plain["lanes"]) if rate is None else rate
+    if rate is None:  # several lanes take fewer steps, along less noisy gradients: see configs/LOG.md
+        rate = RATE * min(math.sqrt(plain["lanes"]), 4.0)
     total = torch.zeros((), dtype=torch.float64, device=model.device)
     with keep_freed_memory(model.device):
         for nats in adapted_nats(model, ids, rate, decay, lanes, window, config.context):
@@ -74,12 +75,6 @@ def evaluate_dynamic(
     adapted = {name: figures[name] for name in ("nats_per_character", "bpc", "bpb", "perplexity")}
     protocol = {"lanes": plain["lanes"], "window": window, "rate": rate, "decay": decay}
     return plain | {"dynamic": adapted | protocol}
-
-
-def default_rate(lanes: int) -> float:
-    """RATE for one lane. Several take fewer steps along less noisy gradients: RATE · √lanes, and no more than
-    4 · RATE, which was best for 16 lanes and for 64, see configs/LOG.md."""
-    return RATE * min(math.sqrt(lanes), 4.0)
 
 
 @torch.no_grad()

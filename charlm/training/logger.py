@@ -41,8 +41,7 @@ def wandb_mode(choice: str) -> tuple[str, str]:
     modes = ("online", "offline", "disabled")
     if choice != "auto":
         return choice, "log.wandb"
-    if os.environ.get("WANDB_MODE"):
-        mode = os.environ["WANDB_MODE"]
+    if mode := os.environ.get("WANDB_MODE"):
         mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
         if mode not in modes:
             raise CharlmError(f"WANDB_MODE={mode}: choose one of {', '.join(modes)}")

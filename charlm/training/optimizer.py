@@ -156,11 +156,6 @@ class Average:
             self.model.ngrams = model.ngrams
 
     @torch.no_grad()
-    def begin(self, model: CharLM) -> None:
-        """Start again from the weights of a model."""
-        torch._foreach_copy_(self._weights, list(averaged(model).values()))
-
-    @torch.no_grad()
     def update(self, model: CharLM, step: int) -> None:
         """Include the weights after a step; 1 is the first."""
         decay = min(self.decay, (1 + step) / (10 + step))

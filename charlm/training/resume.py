@@ -7,7 +7,6 @@ from dataclasses import asdict
 from socket import gethostname
 
 import torch
-import torch.nn.functional as F
 from accelerate.utils import gather_object
 from torch import Tensor
 
@@ -59,14 +58,12 @@ def state_of(run: Run, setup: Setup) -> tuple[dict, checkpoint.Tensors]:
     """(facts, tensors) of a checkpoint: copies, the same in all processes."""
     state, accelerator = run.state, run.accelerator
     carry = state.carry or setup.model.zeros(len(setup.lanes.lanes))
-    losses = torch.zeros(run.world, 0)  # [processes, steps since the last line]; NCCL gathers no empty tensor
-    if state.losses:
-        losses = accelerator.gather(torch.stack(state.losses)[None]).cpu()
+    losses = gather_object([torch.tensor(state.losses)])  # of each process, [steps since the last line]
     tensors = {
         "model": weights_of(setup.model),
         "optimizer": checkpoint.optimizer_tensors(setup.model, setup.optimizer),
-        "carry": {str(i): _all_lanes(run, c) for i, c in enumerate(carry)},
-        "losses": {"losses": losses},
+        "carry": {str(i): torch.cat(gather_object([c.cpu()]), 1) for i, c in enumerate(carry)},
+        "losses": {"losses": torch.stack(losses)},
         "random": _random_states(run),
     }
     if setup.average is not None:
@@ -91,17 +88,6 @@ def state_of(run: Run, setup: Setup) -> tuple[dict, checkpoint.Tensors]:
 def _most_lanes(run: Run) -> int:
     """Lanes of the process that has most."""
     return -(-run.config.train.batch_size // run.world)
-
-
-def _all_lanes(run: Run, carry: Tensor) -> Tensor:
-    """[L, all lanes, H] on the CPU, of [L, lanes of this process, H] in every process."""
-    most, lanes = _most_lanes(run), run.config.train.batch_size
-    # All processes send [most, L, H].
-    padded = F.pad(carry, (0, 0, 0, most - carry.shape[1])).transpose(0, 1).contiguous()
-    blocks = run.accelerator.gather(padded).split(most)
-    starts = [rank * lanes // run.world for rank in range(run.world + 1)]
-    blocks = [b[: stop - start] for b, start, stop in zip(blocks, starts, starts[1:], strict=False)]
-    return torch.cat(blocks).transpose(0, 1).contiguous().cpu()
 
 
 def _random_states(run: Run) -> dict[str, Tensor]:
@@ -135,7 +121,7 @@ def resume_or_start(run: Run, setup: Setup) -> State:
     elif run.config.train.init_from:
         run.say(warm_start(setup.model, setup.corpus.vocab, run.config.train.init_from))
         if setup.average is not None:
-            setup.average.begin(setup.model)
+            load_weights(setup.average.model, weights_of(setup.model), "the average")
     if run.main:
         replace(run.dir / "config.yaml", to_yaml(run.config))
     run.begin(setup)
