@@ -48,7 +48,7 @@ def evaluate_dynamic(
 ) -> dict:
     """Score a model on a text: with the weights as they are, and with weights that adapt.
 
-    ids: uint8[n] or uint16[n]. rate: of a step, 0 or more; None: RATE · √lanes, at most 4 · RATE. decay: share
+    ids: uint8[n] or uint16[n]. rate: of a step, ≥ 0; None: RATE · √lanes, at most 4 · RATE. decay: share
     of the difference to the trained weights that every step takes back, from 0 to 1. lanes: read side by
     side, at most so many. window: characters of each lane between two steps. Of config, bptt is used, and
     context with several lanes.

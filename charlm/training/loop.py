@@ -17,13 +17,13 @@ from charlm.evaluation.evaluate import LN2, evaluate
 from charlm.model.char_lm import CharLM
 from charlm.model.device import keep_freed_memory, peak_memory
 from charlm.model.pretrained import read_best
-from charlm.sampling.generate import generate
 from charlm.terminal import visible
 from charlm.training.optimizer import learning_rate, set_learning_rate
 from charlm.training.resume import resume_or_start, save_checkpoint, secure_best, state_of
 from charlm.training.run import Clock, Run, State, Summary
 from charlm.training.setup import Setup, set_up
 from charlm.training.signals import Stop
+from charlm.training.trained import Trained
 
 Watch = Callable[[int, CharLM, float], None]  # (step, model, loss)
 SCORES = "{}: {bpc:.4f} bpc, {bpb:.4f} bpb, {nats_per_character:.4f} nats/char over {characters:,} characters"
@@ -227,8 +227,7 @@ def finish(run: Run, setup: Setup) -> Summary:
 
 
 def _sample(run: Run, setup: Setup, model: CharLM) -> str:
-    options = vars(run.config.sample)
-    return options["prompt"] + generate(model, setup.corpus.vocab, end="\n", **options)
+    return run.config.sample.prompt + Trained(model, setup.corpus.vocab, run.config).generate()
 
 
 def _score(run: Run, setup: Setup, model: CharLM, split: str, most: int | None = None) -> dict:

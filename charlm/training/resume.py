@@ -8,7 +8,6 @@ from socket import gethostname
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor
 
 from charlm.config.checks import LENGTH
 from charlm.config.fields import WITHOUT_EFFECT, TrainConfig
@@ -59,12 +58,15 @@ def state_of(run: Run, setup: Setup) -> tuple[dict, checkpoint.Tensors]:
     state, accelerator = run.state, run.accelerator
     carry = state.carry or setup.model.zeros(len(setup.lanes.lanes))
     losses = gather_object([torch.tensor(state.losses)])  # of each process, [steps since the last line]
+    random = {"cpu": torch.get_rng_state()}
+    if run.device.type == "cuda":
+        random["cuda"] = torch.cuda.get_rng_state(run.device)
     tensors = {
         "model": weights_of(setup.model),
         "optimizer": checkpoint.optimizer_tensors(setup.model, setup.optimizer),
         "carry": {str(i): torch.cat(gather_object([c.cpu()]), 1) for i, c in enumerate(carry)},
         "losses": {"losses": torch.stack(losses)},
-        "random": _random_states(run),
+        "random": {name: torch.stack(gather_object([r])) for name, r in random.items()},
     }
     if setup.average is not None:
         names = averaged(setup.average.model)
@@ -88,14 +90,6 @@ def state_of(run: Run, setup: Setup) -> tuple[dict, checkpoint.Tensors]:
 def _most_lanes(run: Run) -> int:
     """Lanes of the process that has most."""
     return -(-run.config.train.batch_size // run.world)
-
-
-def _random_states(run: Run) -> dict[str, Tensor]:
-    """torch's random states of all processes: uint8 [processes, n] each."""
-    states = {"cpu": torch.get_rng_state()}
-    if run.device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(run.device)
-    return {name: run.accelerator.gather(s.to(run.device)[None]).cpu() for name, s in states.items()}
 
 
 def resume_or_start(run: Run, setup: Setup) -> State:
@@ -170,10 +164,9 @@ def _fit_slices(run: Run, setup: Setup, facts: dict) -> None:
     slices = -(-lanes // facts.get("lanes_at_once", lanes))
     if run.config.train.accumulate == facts["config"]["train"]["accumulate"] and slices > setup.step.slices:
         setup.step.slices = slices
-        run.say(
-            f"{lanes} lanes per process, where {facts['lanes_at_once']} were computed at once before: "
-            f"computed in {slices} slices (set train.accumulate to choose another number)"
-        )
+        before = f"where {facts['lanes_at_once']} were computed at once before"
+        advice = "set train.accumulate to choose another number"
+        run.say(f"{lanes} lanes per process, {before}: computed in {slices} slices ({advice})")
 
 
 def _check_same(run: Run, corpus: Corpus, facts: dict, vocab: Vocab) -> None:

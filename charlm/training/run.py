@@ -272,10 +272,9 @@ class Run:
                 f"train.bptt or model.hidden_size; {self.last_checkpoint()}"
             )
         elif isinstance(error, RuntimeError) and self.world > 1 and re.search(_LOST, str(error)):
-            message = (
-                f"process {self.accelerator.process_index} has lost another process of this run, which has "
-                f"ended or cannot be reached; {self.last_checkpoint()}, the same command resumes from it"
-            )
+            lost = "has lost another process of this run, which has ended or cannot be reached"
+            message = f"process {self.accelerator.process_index} {lost}; {self.last_checkpoint()}"
+            message += ", the same command resumes from it"
         else:
             return
         raise CharlmError(message) from error
