@@ -94,10 +94,8 @@ def adapted_nats(
 
 
 class _Adapting:
-    """A copy of a model, called as the model is, whose weights take a step after each window.
-
-    A GPU records the first window with its step, and replays it for all of the same shape.
-    """
+    """A copy of a model, called as the model is, whose weights take a step after each window. A GPU records
+    the first window with its step, and replays it for all of the same shape."""
 
     def __init__(self, model: CharLM, rate: float, decay: float):
         self.model = copy.deepcopy(model).eval().to(model.device)  # lays the weights out for cuDNN

@@ -34,10 +34,8 @@ _MOST, _BIAS, _MANTISSA = np.float32(87), np.float32(127), np.float32(1 << 23)  
 
 @_quick
 def _sigmoid(x, bits):
-    """x[n] becomes 1 / (1 + exp(-x)), within 1e-7. bits: int32[n], overwritten.
-
-    In loops of vector instructions, unlike calls of the C library's exp. NaN stays NaN.
-    """
+    """x[n] becomes 1 / (1 + exp(-x)), within 1e-7. bits: int32[n], overwritten. In loops of vector
+    instructions, unlike calls of the C library's exp. NaN stays NaN."""
     for i in range(len(x)):
         v = _MOST if -x[i] > _MOST else -_MOST if -x[i] < -_MOST else -x[i]
         k = np.floor(v * _LOG2E + _HALF)
@@ -52,9 +50,7 @@ def _sigmoid(x, bits):
 @_quick
 def _cell(mode, x, y, h, c, bits):
     """One lane of one layer. x[G·H]: from the input, y[G·H]: from h, biases added to both; overwritten.
-
-    Updates h[H] and, of an LSTM, c[H]. tanh(v) is 2 · sigmoid(2 v) - 1.
-    """
+    Updates h[H] and, of an LSTM, c[H]. tanh(v) is 2 · sigmoid(2 v) - 1."""
     size = len(h)
     summed = 4 * size if mode == LSTM else 2 * size if mode == GRU else size
     for i in range(summed):

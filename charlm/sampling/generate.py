@@ -78,10 +78,8 @@ def generate(model: CharLM, vocab: Vocab, end: str = "", **options) -> str:
 
 
 class ModelStepper:
-    """Stepper's interface on any device, by CharLM.step, in the model's compute_dtype.
-
-    record: a GPU replays the step as one launch.
-    """
+    """Stepper's interface on any device, by CharLM.step, in the model's compute_dtype. record: a GPU replays
+    the step as one launch."""
 
     @torch.inference_mode()
     def __init__(self, model: CharLM, carry: Carry, record: bool = False):

@@ -51,9 +51,7 @@ def steps_of(run_dir: str | Path) -> list[int]:
 
 def write_checkpoint(run_dir: str | Path, facts: dict, tensors: Tensors, vocab: Vocab, keep: int) -> Path:
     """Write the checkpoint of facts["step"], then delete old ones: all but the newest `keep` and the best.
-
-    Raises CharlmError when it cannot be written; the earlier ones are untouched then.
-    """
+    Raises CharlmError when it cannot be written; the earlier ones are untouched then."""
     step, best = facts["step"], facts["best"]
     folder = folder_of(run_dir, step)
     partial, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("partial", "old"))
@@ -89,10 +87,8 @@ def write_checkpoint(run_dir: str | Path, facts: dict, tensors: Tensors, vocab: 
 
 
 def load_checkpoint(folder: str | Path) -> tuple[dict, Tensors, Vocab]:
-    """(facts, tensors, vocabulary) of a checkpoint, every file compared with its sha256.
-
-    Raises DamagedCheckpoint, naming the file.
-    """
+    """(facts, tensors, vocabulary) of a checkpoint, every file compared with its sha256. Raises
+    DamagedCheckpoint, naming the file."""
     folder = Path(folder)
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))

@@ -23,10 +23,8 @@ from charlm.files import replace
 
 
 def read_records(lines: Iterable[bytes]) -> Iterator[dict]:
-    """The records in lines of metrics.jsonl, each with an int "step" and a float "time".
-
-    Other lines are skipped, and a last line without its newline, which is half written.
-    """
+    """The records in lines of metrics.jsonl, each with an int "step" and a float "time". Other lines are
+    skipped, and a last line without its newline, which is half written."""
     for line in lines:
         try:
             record = json.loads(line) if line.endswith(b"\n") else None
@@ -176,10 +174,8 @@ class Logger:
             self.say(f"step {step}{f'/{steps}' if steps else ''}  {short}{left}")
 
     def close(self, failed: bool = False, at_once: bool = False) -> None:
-        """Close the bar, the file and the wandb run, which is marked if the run failed.
-
-        at_once: wandb is left as it is; it gets all figures when the run is resumed.
-        """
+        """Close the bar, the file and the wandb run, which is marked if the run failed. at_once: wandb is
+        left as it is; it gets all figures when the run is resumed."""
         if self.bar is not None:
             self.bar.close()
         if self.file is not None:

@@ -91,10 +91,8 @@ class Measure:
         self.mark = (0, 0.0)  # steps done, and seconds of training by then, that the measurement starts from
 
     def fix_steps(self) -> bool:
-        """Set state.steps after MEASURED steps, or a quarter of the minutes; True if it is set.
-
-        The main process decides, at some steps only, because the others wait for it.
-        """
+        """Set state.steps after MEASURED steps, or a quarter of the minutes; True if it is set. The main
+        process decides, at some steps only, because the others wait for it."""
         run, state, limit = self.run, self.run.state, 60 * self.run.config.train.minutes
         done = state.step - self.first
         if done > 10 and done % 10:
@@ -119,10 +117,8 @@ class Measure:
         return True
 
     def pauses(self) -> tuple[float, float]:
-        """Seconds per step of evaluations, samples and checkpoints, and of those after the last step.
-
-        Each is tried and its result dropped; of validation only a part is read, in as many lanes.
-        """
+        """Seconds per step of evaluations, samples and checkpoints, and of those after the last step. Each is
+        tried and its result dropped; of validation only a part is read, in as many lanes."""
         run, setup, config, evaluation = self.run, self.setup, self.run.config, 0.0
         if "validation" in setup.corpus.splits:
             warm = config.evaluate.lanes * config.evaluate.context  # symbols read before those that count

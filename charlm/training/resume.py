@@ -31,10 +31,8 @@ MAY_CHANGE = (*WITHOUT_EFFECT, *LENGTHS, "evaluate.", "sample.", "checkpoint.", 
 
 
 def save_checkpoint(run: Run, setup: Setup, *, wait: bool = False) -> None:
-    """Write the whole state, unless that of this step is written already.
-
-    It is written while training continues; with wait, it is on the disk when this returns.
-    """
+    """Write the whole state, unless that of this step is written already. It is written while training
+    continues; with wait, it is on the disk when this returns."""
     before = run.clock.paused_seconds
     with run.clock.paused():
         if run.state.saved != run.state.step:
@@ -156,10 +154,8 @@ def _restore(run: Run, setup: Setup, facts: dict, tensors: checkpoint.Tensors) -
 
 
 def _fit_slices(run: Run, setup: Setup, facts: dict) -> None:
-    """Compute the lanes of a process in more slices where it has more of them than a device held before.
-
-    Not when train.accumulate was changed: then that value counts.
-    """
+    """Compute the lanes of a process in more slices where it has more of them than a device held before. Not
+    when train.accumulate was changed: then that value counts."""
     lanes = _most_lanes(run)
     slices = -(-lanes // facts.get("lanes_at_once", lanes))
     if run.config.train.accumulate == facts["config"]["train"]["accumulate"] and slices > setup.step.slices:

@@ -155,10 +155,8 @@ class Run:
         return every > 0 and self.state.step % every == 0
 
     def agree(self, reason: str | None) -> str | None:
-        """Why to stop, agreed by all processes, so that they stop at the same step; None to continue.
-
-        They agree about once a second, at least every tenth step, because to agree is to wait for each other.
-        """
+        """Why to stop, agreed by all processes, so that they stop at the same step; None to continue. They
+        agree about once a second, at least every tenth step, because to agree is to wait for each other."""
         if self.world == 1:
             return reason
         step, (last, since, patience) = self.state.step, self._agreed
@@ -191,11 +189,8 @@ class Run:
     # checkpoints in the background
 
     def write_in_background(self, write, *args) -> None:
-        """Call write(*args) in a thread, after the call before it has ended.
-
-        Training waits for a disk only if that is slower than checkpoints come. An error is raised by the next
-        call or wait_for_writes().
-        """
+        """Call write(*args) in a thread, after the call before it has ended. Training waits for a disk only
+        if that is slower than checkpoints come. An error is raised by the next call or wait_for_writes()."""
         self.wait_for_writes()
         self._written = written = Future()
 

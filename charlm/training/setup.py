@@ -50,10 +50,8 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def set_up(config: Config, accelerator: Accelerator, say: Callable[[str], None]) -> Setup:
-    """Prepare or open the corpus, then build the rest. say: prints a line for people.
-
-    Raises CharlmError for what the user can correct.
-    """
+    """Prepare or open the corpus, then build the rest. say: prints a line for people. Raises CharlmError for
+    what the user can correct."""
     rank, processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     cell_of(config.model), records_steps(config, accelerator)  # refuse these before the corpus is prepared
     corpus = prepare(config) if accelerator.is_main_process else wait_for(config)

@@ -98,9 +98,7 @@ class Step:
 
 def records_steps(config: Config, accelerator: Accelerator) -> bool:
     """True if steps are recorded as a CUDA graph: train.cuda_graph, or by default wherever it is possible.
-
-    Raises CharlmError for train.cuda_graph=True where it is not.
-    """
+    Raises CharlmError for train.cuda_graph=True where it is not."""
     possible = accelerator.distributed_type == DistributedType.NO and accelerator.scaler is None
     if config.train.cuda_graph and not possible:
         raise CharlmError("train.cuda_graph=True: works in one process without a launcher, not in fp16")

@@ -69,10 +69,8 @@ class Trained(NamedTuple):
         return drawn[0] if num_samples is None else drawn
 
     def stream(self, **options: Unpack[Sampling]) -> Iterator[str]:
-        """The text of generate(**options) in pieces of whole characters, each as soon as it is drawn.
-
-        Raises CharlmError as generate does, when the first piece is requested.
-        """
+        """The text of generate(**options) in pieces of whole characters, each as soon as it is drawn. Raises
+        CharlmError as generate does, when the first piece is requested."""
         pieces = stream_text(self.model, self.vocab, replace(self.config.sample, **options))
         return (piece for (piece,) in pieces if piece)
 
