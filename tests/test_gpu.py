@@ -11,7 +11,6 @@ from charlm.corpus.vocabulary import Vocab
 from charlm.evaluation.by_context import by_context
 from charlm.evaluation.dynamic import _Adapting, adapted_nats, evaluate_dynamic
 from charlm.evaluation.evaluate import evaluate
-from charlm.model.device import set_float32_precision
 from charlm.sampling.generate import generate, generate_ids
 from charlm.training.lanes import Lanes, Position
 from charlm.training.loop import train, train_step
@@ -35,7 +34,7 @@ OPTIONS = {
 def afresh():
     """accelerate keeps the precision of a process's first run, and refuses another; torch keeps tf32."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    set_float32_precision("ieee")
+    torch.backends.cudnn.rnn.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
 def run(tmp_path, name: str, **train_options):

@@ -20,7 +20,7 @@ import torch
 
 from charlm.config.fields import EvaluateConfig
 from charlm.corpus.vocabulary import Vocab
-from charlm.evaluation.evaluate import counts, figures_of, nats_of, targets_of
+from charlm.evaluation.evaluate import counts, nats_of, targets_of
 from charlm.model.char_lm import CharLM
 
 AT_ONCE = 1 << 14  # symbols in one forward call
@@ -54,22 +54,13 @@ def by_context(
             lanes = max(1, AT_ONCE // min(length, config.bptt))
             parts = np.split(starts, range(lanes, len(starts), lanes))
             costs = [nats_of(model, ids, part, length, config.bptt)[:, width - 1 :].ravel() for part in parts]
-            reset, counted = np.concatenate(costs)[: targets - width + 1], counts(vocab, ids[width:])
-            ours, theirs = (
-                figures_of(float(nats.sum(dtype=np.float64)), *counted)
-                for nats in (reset, carried[width - 1 :])
-            )
-            total += width * ours["nats_per_character"]
-            rows.append(
-                {
-                    "characters_from": width,
-                    "characters_to": length,
-                    "nats_per_character": ours["nats_per_character"],
-                    "carried_nats_per_character": theirs["nats_per_character"],
-                    "windows_nats_per_character": total / length,
-                    "characters": ours["characters"],
-                }
-            )
+            both = np.concatenate(costs)[: targets - width + 1], carried[width - 1 :]
+            _, characters, _ = counts(vocab, ids[width:])
+            ours, theirs = (float(nats.sum(dtype=np.float64)) / max(characters, 1) for nats in both)
+            total += width * ours
+            row = {"characters_from": width, "characters_to": length, "nats_per_character": ours}
+            row |= {"carried_nats_per_character": theirs, "windows_nats_per_character": total / length}
+            rows.append(row | {"characters": characters})
     return rows
 
 

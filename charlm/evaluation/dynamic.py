@@ -29,7 +29,7 @@ from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.evaluation.evaluate import counts, evaluate, figures_of, lanes_of, targets_of, windows
 from charlm.model.char_lm import Carry, CharLM
-from charlm.model.device import keep_freed_memory, record_cuda_graph
+from charlm.model.device import Recorded, keep_freed_memory
 
 WINDOW = 32  # characters between two steps; shorter ones gain a little and take longer
 RATE, DECAY = 5e-4, 1e-3  # chosen on tiny Shakespeare's validation, see configs/LOG.md
@@ -48,10 +48,10 @@ def evaluate_dynamic(
 ) -> dict:
     """Score a model on a text: with the weights as they are, and with weights that adapt.
 
-    ids: uint8[n] or uint16[n]. rate: of a step, 0 or more; None: default_rate(lanes). decay: share of the
-    difference to the trained weights that every step takes back, from 0 to 1. lanes: read side by side, at
-    most so many. window: characters of each lane between two steps. Of config, bptt is used, and context with
-    several lanes.
+    ids: uint8[n] or uint16[n]. rate: of a step, ≥ 0; None: RATE · √lanes, at most 4 · RATE. decay: share
+    of the difference to the trained weights that every step takes back, from 0 to 1. lanes: read side by
+    side, at most so many. window: characters of each lane between two steps. Of config, bptt is used, and
+    context with several lanes.
     Returns the figures of evaluate in these lanes, and under "dynamic" those of adapting weights with the
     lanes, rate, decay and window. The model is not changed: a copy adapts.
     Raises CharlmError for an option out of range, and a text of fewer than 2 symbols.
@@ -65,7 +65,8 @@ def evaluate_dynamic(
         raise CharlmError(f"--dynamic_decay {decay}: must be from 0 to 1, such as {DECAY}")
     config = EvaluateConfig(lanes=lanes, context=config.context if lanes > 1 else 0, bptt=config.bptt)
     plain = evaluate(model, vocab, ids, config)
-    rate = default_rate(plain["lanes"]) if rate is None else rate
+    if rate is None:  # several lanes take fewer steps, along less noisy gradients: see configs/LOG.md
+        rate = RATE * min(math.sqrt(plain["lanes"]), 4.0)
     total = torch.zeros((), dtype=torch.float64, device=model.device)
     with keep_freed_memory(model.device):
         for nats in adapted_nats(model, ids, rate, decay, lanes, window, config.context):
@@ -74,12 +75,6 @@ def evaluate_dynamic(
     adapted = {name: figures[name] for name in ("nats_per_character", "bpc", "bpb", "perplexity")}
     protocol = {"lanes": plain["lanes"], "window": window, "rate": rate, "decay": decay}
     return plain | {"dynamic": adapted | protocol}
-
-
-def default_rate(lanes: int) -> float:
-    """RATE for one lane. Several take fewer steps along less noisy gradients: RATE · √lanes, and no more than
-    4 · RATE, which was best for 16 lanes and for 64, see configs/LOG.md."""
-    return RATE * min(math.sqrt(lanes), 4.0)
 
 
 @torch.no_grad()
@@ -99,10 +94,8 @@ def adapted_nats(
 
 
 class _Adapting:
-    """A copy of a model, called as the model is, whose weights take a step after each window.
-
-    A GPU records the first window with its step, and replays it for all of the same shape.
-    """
+    """A copy of a model, called as the model is, whose weights take a step after each window. A GPU records
+    the first window with its step, and replays it for all of the same shape."""
 
     def __init__(self, model: CharLM, rate: float, decay: float):
         self.model = copy.deepcopy(model).eval().to(model.device)  # lays the weights out for cuDNN
@@ -115,25 +108,19 @@ class _Adapting:
         self.trained, self.decay = [p.detach().clone() for p in self.weights], decay
         options = {"fused": True, "capturable": model.device.type == "cuda"}
         self.optimizer = torch.optim.Adam(self.weights, rate, (0.0, MEMORY), **options)  # no momentum
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.recorded: Recorded | None = None
 
     def __call__(self, x: Tensor, carry: Carry | None, y: Tensor, reduction: str) -> tuple[Tensor, Carry]:
         """x, y: int64[N, T]. The carry is overwritten by the next call, the nats [N, T] are not."""
         given = (x, y, *(carry or self.model.zeros(len(x))))
-        if x.is_cuda and self.graph is None:
-            self.inputs = [t.clone(memory_format=torch.contiguous_format) for t in given]
-            self.graph = record_cuda_graph(self._run, x.device)
+        if x.is_cuda and self.recorded is None:
+            self.recorded = Recorded(self._step, *given, record=True)
             torch._foreach_copy_(self.weights, self.trained)  # recording has taken steps
             torch._foreach_zero_([t for state in self.optimizer.state.values() for t in state.values()])
-        if self.graph is None or x.shape != self.inputs[0].shape:
+        if self.recorded is None or x.shape != self.recorded.inputs[0].shape:
             return self._step(*given)
-        torch._foreach_copy_(self.inputs, given)
-        self.graph.replay()
-        nats, carry = self.outputs
+        nats, carry = self.recorded(*given)
         return nats.clone(), carry
-
-    def _run(self) -> None:
-        self.outputs = self._step(*self.inputs)
 
     def _step(self, x: Tensor, y: Tensor, *carry: Tensor) -> tuple[Tensor, Carry]:
         self.optimizer.zero_grad()  # to None: a recording then always writes the same tensors

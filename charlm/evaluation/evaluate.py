@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.model.char_lm import CharLM
 from charlm.model.device import keep_freed_memory
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 LN2 = math.log(2)
 WINDOW = 1024  # symbols per forward call of score; has no influence on the figures
@@ -113,21 +117,15 @@ def lanes_of(targets: int, lanes: int, context: int) -> tuple[np.ndarray, int, i
 
 @torch.inference_mode()
 def evaluate(
-    model: CharLM,
-    vocab: Vocab,
-    ids: np.ndarray,
-    config: EvaluateConfig,
-    *,
-    rank: int = 0,
-    world: int = 1,
-    reduce: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    model: CharLM, vocab: Vocab, ids: np.ndarray, config: EvaluateConfig, processes: Accelerator | None = None
 ) -> dict:
     """Score a model on a text; with one lane this is the exact single pass.
 
-    ids: uint8[n] or uint16[n]. With several ranks each reads its share of the lanes and `reduce` adds up
-    float64[4] over them. Returns figures_of() and the protocol: lanes and context.
+    ids: uint8[n] or uint16[n]. processes: several that score together; each reads its share of the lanes, and
+    float64[4] are added up over them. Returns figures_of() and the protocol: lanes and context.
     Raises CharlmError for a text of fewer than 2 symbols.
     """
+    rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
     targets = targets_of(ids)
     starts, length, context = lanes_of(targets, config.lanes, config.context)
     lanes = len(starts)
@@ -139,8 +137,8 @@ def evaluate(
                 sums[0] += nats.double().sum()
         counted = ids[starts[0] + 1 : min(starts[-1] + length, targets) + 1]
         sums[1:] = torch.tensor(counts(vocab, counted), dtype=torch.float64)
-    if reduce is not None:
-        sums = reduce(sums)
+    if processes is not None:
+        sums = processes.reduce(sums, "sum")
     return figures_of(*sums.tolist()) | {"lanes": lanes, "context": context}
 
 
@@ -154,16 +152,11 @@ class Score:
     """float64[len(text)]: the surprisal of every character in bits, -log2 of the probability that the model
     gave it; NaN for a first one not predicted. A character spelled in bytes costs the sum over its bytes."""
     nats_per_character: float
-    bpc: float
-    """Bits per character: the mean of bits. (Of a bytes-only model, evaluate() counts bytes instead.)"""
-    bpb: float
-    """Bits per byte of UTF-8: the figure that compares across vocabularies."""
-    perplexity: float
-    """Per character."""
-    characters: int
-    """Characters that were predicted."""
-    bytes: int
-    """Their bytes in UTF-8."""
+    bpc: float  # bits per character: the mean of bits; of a bytes-only model, evaluate() counts bytes instead
+    bpb: float  # bits per byte of UTF-8: the figure that compares across vocabularies
+    perplexity: float  # per character
+    characters: int  # that were predicted
+    bytes: int  # of these characters in UTF-8
 
 
 @torch.inference_mode()

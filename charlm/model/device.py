@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # options of mallopt, in glibc's malloc.h
 _depth = 0
@@ -22,10 +22,7 @@ def keep(yes: bool) -> None:
     system clears every page of it first, a quarter of the time of an LSTM of 512 units with 64 lanes × 64
     characters. Other allocators are not changed.
     """
-    try:
-        libc = ctypes.CDLL(None)
-    except (OSError, TypeError):  # TypeError on Windows
-        return
+    libc = ctypes.CDLL(None)
     if hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(_MMAP_MAX, 0 if yes else 65536)
         libc.mallopt(_TRIM_THRESHOLD, -1 if yes else 64 << 20)  # -1: never
@@ -38,57 +35,74 @@ def keep(yes: bool) -> None:
 def keep_freed_memory(device: torch.device) -> Iterator[None]:
     """keep(True) within the block, for work on a CPU; blocks may be nested."""
     global _depth
-    nested = _depth or device.type != "cpu"
-    if not nested:
+    on_cpu = device.type == "cpu"
+    if on_cpu and not _depth:
         keep(True)
-    _depth += device.type == "cpu"
+    _depth += on_cpu
     try:
         yield
     finally:
-        _depth -= device.type == "cpu"
-        if not nested:
+        _depth -= on_cpu
+        if on_cpu and not _depth:
             keep(False)
 
 
-def set_float32_precision(kind: str) -> None:
-    """How a GPU multiplies float32: ieee, or tf32, torch's own default for recurrent layers."""
-    torch.backends.cudnn.rnn.fp32_precision = kind
-    torch.backends.cuda.matmul.fp32_precision = kind
-
-
-def set_precision(
-    model: nn.Module, precision: str, device: torch.device, name: str, say: Callable[[str], object]
-) -> None:
+def set_precision(model: nn.Module, precision: str, name: str, say: Callable[[str], object]) -> None:
     """What a model computes in on a GPU: fp32, tf32 or bf16 (fp16 is accelerate's). A CPU computes in fp32,
     and says so, with the name of the option, if another one is set."""
-    if device.type == "cuda":
+    if model.device.type == "cuda":
         model.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        set_float32_precision("tf32" if precision == "tf32" else "ieee")
+        kind = "tf32" if precision == "tf32" else "ieee"  # tf32 is torch's own default for recurrent layers
+        torch.backends.cudnn.rnn.fp32_precision = kind
+        torch.backends.cuda.matmul.fp32_precision = kind
     elif precision != "fp32":
         say(f"{name}={precision} is for GPUs: this CPU computes in fp32")
 
 
-def record_cuda_graph(run: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGraph:
-    """run() on a GPU, as one launch: replay() of the result does the same with the same tensors.
+class Recorded:
+    """A function of tensors, run on copies of them that stay where they are, so that a GPU can record it once
+    and replay it.
 
-    run works on tensors that keep their place in memory, and must not wait for the GPU. It runs a few times
-    first.
+    The kernels of a small model run for less time than it takes to launch them one by one; a replay launches
+    them all at once. The function may not wait for the GPU. It runs a few times before it is recorded. A
+    recording draws as many random numbers as the function itself.
+    record: False, as on a CPU: the function runs from the same tensors, without a recording.
     """
-    with torch.cuda.device(device):
-        random = torch.cuda.get_rng_state(device)
-        side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                run()
-        torch.cuda.current_stream().wait_stream(side)
-        # By default torch records on a stream of the GPU that it first recorded on, and forbids operations in
-        # other threads (one reads the next window) that would be wrong in this thread only.
-        with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
-            run()
-        torch.cuda.empty_cache()  # of the first runs
-        torch.cuda.set_rng_state(random, device)
-    return graph
+
+    def __init__(self, function: Callable, *given: Tensor, record: bool):
+        self.function = function
+        self.inputs = [t.clone(memory_format=torch.contiguous_format) for t in given]
+        self.graph = self._record(given[0].device) if record else None
+
+    def __call__(self, *given: Tensor):
+        """What the function returns for these tensors; the next call may overwrite it."""
+        for static, value in zip(self.inputs, given, strict=True):
+            static.copy_(value)
+        if self.graph is None:
+            self._run()
+        else:
+            self.graph.replay()
+        return self.outputs
+
+    def _run(self) -> None:
+        self.outputs = self.function(*self.inputs)
+
+    def _record(self, device: torch.device) -> torch.cuda.CUDAGraph:
+        with torch.cuda.device(device):
+            random = torch.cuda.get_rng_state(device)
+            side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP):
+                    self._run()
+            torch.cuda.current_stream().wait_stream(side)
+            # By default torch records on a stream of the GPU that it first recorded on, and forbids in other
+            # threads, too (one reads the next window), what would be wrong in this thread only.
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
+                self._run()
+            torch.cuda.empty_cache()  # of the first runs
+            torch.cuda.set_rng_state(random, device)
+        return graph
 
 
 def peak_memory(device: torch.device) -> int:

@@ -81,10 +81,8 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str | Path) -> None:
-    """Copy weights into the parameters of the same names.
-
-    Raises CharlmError, naming the differences, when names or shapes differ.
-    """
+    """Copy weights into the parameters of the same names. Raises CharlmError, naming the differences, when
+    names or shapes differ."""
     own = {name: tuple(p.shape) for name, p in model.named_parameters()}
     theirs = {name: tuple(w.shape) for name, w in weights.items()}
     if own != theirs:

@@ -34,10 +34,8 @@ _MOST, _BIAS, _MANTISSA = np.float32(87), np.float32(127), np.float32(1 << 23)  
 
 @_quick
 def _sigmoid(x, bits):
-    """x[n] becomes 1 / (1 + exp(-x)), within 1e-7. bits: int32[n], overwritten.
-
-    In loops of vector instructions, unlike calls of the C library's exp. NaN stays NaN.
-    """
+    """x[n] becomes 1 / (1 + exp(-x)), within 1e-7. bits: int32[n], overwritten. In loops of vector
+    instructions, unlike calls of the C library's exp. NaN stays NaN."""
     for i in range(len(x)):
         v = _MOST if -x[i] > _MOST else -_MOST if -x[i] < -_MOST else -x[i]
         k = np.floor(v * _LOG2E + _HALF)
@@ -52,9 +50,7 @@ def _sigmoid(x, bits):
 @_quick
 def _cell(mode, x, y, h, c, bits):
     """One lane of one layer. x[G·H]: from the input, y[G·H]: from h, biases added to both; overwritten.
-
-    Updates h[H] and, of an LSTM, c[H]. tanh(v) is 2 · sigmoid(2 v) - 1.
-    """
+    Updates h[H] and, of an LSTM, c[H]. tanh(v) is 2 · sigmoid(2 v) - 1."""
     size = len(h)
     summed = 4 * size if mode == LSTM else 2 * size if mode == GRU else size
     for i in range(summed):
@@ -118,36 +114,18 @@ def _sum_ngrams(ids, last, table, sums):
 
 @compiled
 def _step_alone(
-    mode,
-    ids,
-    table,
-    last,
-    rows,
-    sums,
-    w_ngrams,
-    w_in,
-    b_in,
-    w_hidden,
-    b_hidden,
-    w_out,
-    b_out,
-    h,
-    c,
-    x,
-    y,
-    bits,
-    out,
+    mode, ids, last, rows, sums, table, w_ngrams, w_i, b_i, w_h, b_h, w_out, b_out, h, c, x, y, bits, out
 ):
-    """A whole step of one lane. w_in[L-1, H, G·H], b_in: of the layers but the first; out[V]: the logits."""
+    """A whole step of one lane. w_i[L-1, H, G·H], b_i: of the layers but the first; out[V]: the logits."""
     x[:] = table[ids[0]]
     _sum_ngrams(ids, last, rows, sums)
     _add_product(sums[0], w_ngrams, x)
-    for layer in range(len(w_hidden)):
+    for layer in range(len(w_h)):
         if layer:
-            x[:] = b_in[layer - 1]
-            _add_product(h[layer - 1], w_in[layer - 1], x)
-        y[:] = b_hidden[layer]
-        _add_product(h[layer], w_hidden[layer], y)
+            x[:] = b_i[layer - 1]
+            _add_product(h[layer - 1], w_i[layer - 1], x)
+        y[:] = b_h[layer]
+        _add_product(h[layer], w_h[layer], y)
         _cell(mode, x, y, h[layer], c[layer], bits)
     out[:] = b_out
     _add_product(h[-1], w_out, out)
@@ -184,31 +162,22 @@ class Stepper:
         rows, last = torch.empty(1, 0), torch.empty(lanes, 0)
         if model.ngrams is not None:
             rows, last = model.ngrams.weight, carry[-1][0]
-        self.w_in, self.b_in = torch.empty(layers - 1, size, gates), torch.empty(layers - 1, gates)
-        self.w_hidden, self.b_hidden = torch.empty(layers, size, gates), torch.empty(layers, gates)
+        self.w_i, self.b_i = torch.empty(layers - 1, size, gates), torch.empty(layers - 1, gates)
+        self.w_h, self.b_h = torch.empty(layers, size, gates), torch.empty(layers, gates)
         for i, layer in enumerate(model.layers):
-            self.w_hidden[i], self.b_hidden[i] = layer.weight_hh_l0.t(), layer.bias_hh_l0
+            self.w_h[i], self.b_h[i] = layer.weight_hh_l0.t(), layer.bias_hh_l0
             if i:
-                self.w_in[i - 1], self.b_in[i - 1] = layer.weight_ih_l0.t(), layer.bias_ih_l0
+                self.w_i[i - 1], self.b_i[i - 1] = layer.weight_ih_l0.t(), layer.bias_ih_l0
         self.b_out = model.output.bias.clone()
         copied = (model.output.weight.t(), carry[0], carry[len(model.cell.states) - 1])
         self.w_out, self.h, self.c = (t.clone(memory_format=torch.contiguous_format) for t in copied)
         self.x, self.y = torch.empty(lanes, gates), torch.empty(lanes, gates)
         self.logits, bits = torch.empty(lanes, model.vocab_size), np.empty(gates, np.int32)
         self._ngrams = (last.long().numpy(), rows.numpy(), self.sums.numpy())
-        weights = (self.w_ngrams, self.w_in, self.b_in, self.w_hidden, self.b_hidden, self.w_out, self.b_out)
+        weights = (self.table, self.w_ngrams, self.w_i, self.b_i, self.w_h, self.b_h, self.w_out, self.b_out)
+        weights = (w.numpy() for w in weights)
         x, y, h, c, out = (t.numpy() for t in (self.x, self.y, self.h, self.c, self.logits))
-        self._alone = (
-            self.table.numpy(),
-            *self._ngrams,
-            *(w.numpy() for w in weights),
-            h[:, 0],
-            c[:, 0],
-            x[0],
-            y[0],
-            bits,
-            out[0],
-        )
+        self._alone = (*self._ngrams, *weights, h[:, 0], c[:, 0], x[0], y[0], bits, out[0])
         self._layers = [(x, y, h[i], c[i], bits) for i in range(layers)]
 
     def step(self, ids: np.ndarray) -> np.ndarray:
@@ -222,8 +191,8 @@ class Stepper:
             self.x.addmm_(self.sums, self.w_ngrams)
         for i, views in enumerate(self._layers):
             if i:
-                torch.addmm(self.b_in[i - 1], self.h[i - 1], self.w_in[i - 1], out=self.x)
-            torch.addmm(self.b_hidden[i], self.h[i], self.w_hidden[i], out=self.y)
+                torch.addmm(self.b_i[i - 1], self.h[i - 1], self.w_i[i - 1], out=self.x)
+            torch.addmm(self.b_h[i], self.h[i], self.w_h[i], out=self.y)
             _cells(self.mode, *views)
         torch.addmm(self.b_out, self.h[-1], self.w_out, out=self.logits)
         return self.logits.numpy()

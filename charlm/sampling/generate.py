@@ -8,12 +8,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from charlm.config.fields import SampleConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.model.char_lm import Carry, CharLM
-from charlm.model.device import record_cuda_graph
+from charlm.model.device import Recorded
 
 BLOCK = 256  # uniform numbers drawn at a time
 WORTH_RECORDING = 10  # symbols: a recording runs the step four times first
@@ -77,10 +78,8 @@ def generate(model: CharLM, vocab: Vocab, end: str = "", **options) -> str:
 
 
 class ModelStepper:
-    """Stepper's interface on any device, by CharLM.step, in the model's compute_dtype.
-
-    record: a GPU replays the step as one launch.
-    """
+    """Stepper's interface on any device, by CharLM.step, in the model's compute_dtype. record: a GPU replays
+    the step as one launch."""
 
     @torch.inference_mode()
     def __init__(self, model: CharLM, carry: Carry, record: bool = False):
@@ -89,23 +88,19 @@ class ModelStepper:
         states = len(model.cell.states)  # what else a carry holds keeps its dtype
         carry = *(c.to(model.compute_dtype) for c in carry[:states]), *carry[states:]
         self.model, self.carry = model, tuple(c.clone() for c in carry)
-        self.ids = torch.zeros(carry[0].shape[1], dtype=torch.int64, device=carry[0].device)
-        self.graph = record_cuda_graph(self._run, model.device) if record else None
+        ids = torch.zeros(carry[0].shape[1], dtype=torch.int64, device=carry[0].device)
+        self._run = Recorded(self._advance, ids, record=record)
         torch._foreach_copy_(self.carry, carry)  # a recording has run steps
 
-    def _run(self) -> None:
-        self.logits, carry = self.model.step(self.ids, self.carry)
+    def _advance(self, ids: Tensor) -> Tensor:
+        logits, carry = self.model.step(ids, self.carry)
         torch._foreach_copy_(self.carry, carry)
+        return logits
 
     @torch.inference_mode()
     def step(self, ids: np.ndarray) -> np.ndarray:
         """Read one symbol per sample, int64[N]; returns logits float32[N, V]."""
-        self.ids.copy_(torch.from_numpy(ids))
-        if self.graph is None:
-            self._run()
-        else:
-            self.graph.replay()
-        return self.logits.float().cpu().numpy()  # sync
+        return self._run(torch.from_numpy(ids)).float().cpu().numpy()  # sync
 
 
 class Sampler:

@@ -31,6 +31,7 @@ from charlm.model.pretrained import load_weights
 
 FORMAT = {"format": "charlm checkpoint", "version": 2}
 NEEDED = {"facts.json", "vocab.json", "model.safetensors"}
+Tensors = dict[str, dict[str, Tensor]]  # file, without .safetensors → name → tensor
 
 
 class DamagedCheckpoint(CharlmError):
@@ -48,21 +49,10 @@ def steps_of(run_dir: str | Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def write_checkpoint(
-    run_dir: str | Path,
-    step: int,
-    facts: dict,
-    tensors: dict[str, dict[str, Tensor]],
-    vocab: Vocab,
-    *,
-    keep: int,
-    best_step: int | None = None,
-) -> Path:
-    """Write a checkpoint, then delete old ones: all but the newest `keep` and that of best_step.
-
-    tensors: file name → name → tensor. Raises CharlmError when it cannot be written; the earlier ones are
-    untouched then.
-    """
+def write_checkpoint(run_dir: str | Path, facts: dict, tensors: Tensors, vocab: Vocab, keep: int) -> Path:
+    """Write the checkpoint of facts["step"], then delete old ones: all but the newest `keep` and the best.
+    Raises CharlmError when it cannot be written; the earlier ones are untouched then."""
+    step, best = facts["step"], facts["best"]
     folder = folder_of(run_dir, step)
     partial, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("partial", "old"))
     try:
@@ -89,29 +79,26 @@ def write_checkpoint(
         raise CharlmError(f"{folder}: cannot be written ({error.strerror or error}); {safe}") from error
     # A later step can only be a damaged checkpoint that was skipped: it is not counted, nor deleted.
     for other in [s for s in steps_of(run_dir) if s <= step][:-keep]:
-        if other != best_step:
+        if best is None or other != best["step"]:
             hidden = folder_of(run_dir, other).with_name(f".step-{other:08d}.old")
             os.rename(folder_of(run_dir, other), hidden)  # a kill while deleting leaves no half of it behind
             shutil.rmtree(hidden, ignore_errors=True)
     return folder
 
 
-def load_checkpoint(folder: str | Path) -> tuple[dict, dict[str, dict[str, Tensor]], Vocab]:
-    """(facts, tensors, vocabulary) of a checkpoint, every file compared with its sha256.
-
-    Raises DamagedCheckpoint, naming the file.
-    """
+def load_checkpoint(folder: str | Path) -> tuple[dict, Tensors, Vocab]:
+    """(facts, tensors, vocabulary) of a checkpoint, every file compared with its sha256. Raises
+    DamagedCheckpoint, naming the file."""
     folder = Path(folder)
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        supported = {k: manifest[k] for k in FORMAT} == FORMAT
+        supported = FORMAT.items() <= manifest.items()
         listed = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpoint(f"{folder / 'manifest.json'}: {error!r}") from error
     if not supported:
         raise DamagedCheckpoint(f"{folder}: not a checkpoint of this version of charlm")
-    unlisted = {p.name for p in folder.iterdir()} | NEEDED
-    unlisted -= {"manifest.json", *listed}
+    unlisted = ({p.name for p in folder.iterdir()} | NEEDED) - {"manifest.json", *listed}
     if unlisted:
         raise DamagedCheckpoint(f"{folder / 'manifest.json'}: does not list {', '.join(sorted(unlisted))}")
     files = {}
@@ -130,7 +117,7 @@ def load_checkpoint(folder: str | Path) -> tuple[dict, dict[str, dict[str, Tenso
 
 def load_newest(
     run_dir: str | Path, gather: Callable[[list], list] = list, here: str = ""
-) -> tuple[dict, dict[str, dict[str, Tensor]], Vocab] | None:
+) -> tuple[dict, Tensors, Vocab] | None:
     """The newest undamaged checkpoint of a run, or None when it has none.
 
     A damaged one is skipped with a warning. Raises CharlmError when all are damaged: whether to start again
@@ -150,20 +137,17 @@ def load_newest(
             return loaded
         warnings.warn(f"damaged checkpoint skipped: {damage[0]}", CharlmWarning, stacklevel=2)
     if steps:
-        shared = "; all processes must see the same folder" if here else ""
-        raise CharlmError(
-            f"{run_dir}: none of its {len(steps)} checkpoint(s) is undamaged; delete {run_dir} to start "
-            f"again, or name another run_dir{shared}"
-        )
+        advice = f"delete {run_dir} to start again, or name another run_dir"
+        advice += "; all processes must see the same folder" if here else ""
+        raise CharlmError(f"{run_dir}: none of its {len(steps)} checkpoint(s) is undamaged; {advice}")
     return None
 
 
-def evaluated_model(facts: dict, tensors: dict[str, dict[str, Tensor]], vocab: Vocab) -> CharLM:
+def evaluated_model(facts: dict, tensors: Tensors, vocab: Vocab) -> CharLM:
     """The model of a checkpoint, with averaged weights if it has them. Draws random numbers of torch."""
     model = CharLM(ModelConfig(**facts["config"]["model"]), len(vocab))
-    load_weights(
-        model, tensors["model"] | tensors.get("average", {}), f"the checkpoint of step {facts['step']}"
-    )
+    weights = tensors["model"] | tensors.get("average", {})
+    load_weights(model, weights, f"the checkpoint of step {facts['step']}")
     return model
 
 

@@ -23,10 +23,8 @@ from charlm.files import replace
 
 
 def read_records(lines: Iterable[bytes]) -> Iterator[dict]:
-    """The records in lines of metrics.jsonl, each with an int "step" and a float "time".
-
-    Other lines are skipped, and a last line without its newline, which is half written.
-    """
+    """The records in lines of metrics.jsonl, each with an int "step" and a float "time". Other lines are
+    skipped, and a last line without its newline, which is half written."""
     for line in lines:
         try:
             record = json.loads(line) if line.endswith(b"\n") else None
@@ -38,14 +36,12 @@ def read_records(lines: Iterable[bytes]) -> Iterator[dict]:
 
 def wandb_mode(choice: str) -> tuple[str, str]:
     """(online | offline | disabled, why) for log.wandb. Never prompts, never waits longer than 3 seconds."""
-    modes = ("online", "offline", "disabled")
     if choice != "auto":
         return choice, "log.wandb"
-    if os.environ.get("WANDB_MODE"):
-        mode = os.environ["WANDB_MODE"]
+    if mode := os.environ.get("WANDB_MODE"):
         mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
-        if mode not in modes:
-            raise CharlmError(f"WANDB_MODE={mode}: choose one of {', '.join(modes)}")
+        if mode not in ("online", "offline", "disabled"):
+            raise CharlmError(f"WANDB_MODE={mode}: choose one of online, offline, disabled")
         return mode, "WANDB_MODE"
     url = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     try:
@@ -83,24 +79,23 @@ class Logger:
             lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
             records = [record for record in read_records(lines) if record["step"] <= step]
             replace(self.path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-            self.records = len(records)
             self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
             self.say(f"wandb: {self.mode} ({self.why})")
-        if self.mode != "disabled":
-            self._open_wandb(run_id)
-        if self.main:
-            for number, record in enumerate(records):
-                self._to_wandb(number, record)
+            if self.mode != "disabled":
+                self._open_wandb(run_id)
+            for record in records:
+                self._to_wandb(record)
         hidden = self.quiet or not sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=hidden)
 
-    def _to_wandb(self, number: int, record: dict) -> None:
+    def _to_wandb(self, record: dict) -> None:
         """Record n is step n at wandb, so that no restart loses or doubles one. An offline run gets all
         records again: the newest one holds the whole curve, and close() removes the earlier ones."""
-        if self.run is not None and number >= self.logged:
+        if self.run is not None and self.records >= self.logged:
             values = {name: value for name, value in record.items() if name != "time"}
             with self._wandb_may_fail():
-                self.run.log(values | {"_timestamp": record["time"]}, step=number)
+                self.run.log(values | {"_timestamp": record["time"]}, step=self.records)
+        self.records += 1
 
     @contextmanager
     def _wandb_may_fail(self) -> Iterator[None]:
@@ -108,41 +103,35 @@ class Logger:
         try:
             yield
         except Exception as error:  # for instance, its process has ended
-            self.say(
-                f"wandb: failed, no longer used ({type(error).__name__} {error}); the figures are in "
-                f"{self.path}, and wandb gets them all when the run is resumed"
-            )
+            kept = f"the figures are in {self.path}, and wandb gets them all when the run is resumed"
+            self.say(f"wandb: failed, no longer used ({type(error).__name__} {error}); {kept}")
             self.run = None
 
     def _open_wandb(self, run_id: str) -> None:
-        options = {"id": run_id, "mode": self.mode, "dir": self.config.run_dir}
-        if self.mode == "online":  # an offline run holds all, and replaces what was synced before
-            options["resume"] = "allow"
-        options["name"] = Path(self.config.run_dir).name
-        if self.main:
-            import wandb
+        import wandb
 
-            os.environ.setdefault("WANDB__SERVICE_WAIT", "600")  # 30 s, the default, may be too short
-            timeouts = {"init_timeout": 90 if self.mode == "online" else 600, "finish_timeout": self.timeout}
-            options["settings"] = wandb.Settings(console="off", silent=True, **timeouts)
+        os.environ.setdefault("WANDB__SERVICE_WAIT", "600")  # 30 s, the default, may be too short
+        online, run_dir = self.mode == "online", self.config.run_dir
+        options = {"id": run_id, "mode": self.mode, "dir": run_dir, "name": Path(run_dir).name}
+        timeouts = {"init_timeout": 90 if online else 600, "finish_timeout": self.timeout}
+        options["settings"] = wandb.Settings(console="off", silent=True, **timeouts)
+        if online:  # an offline run holds all, and replaces what was synced before
+            options["resume"] = "allow"
         try:
             self.accelerator.init_trackers(self.config.log.project, flatten(self.config), {"wandb": options})
         except Exception as error:  # of wandb, pydantic, the network
-            message = " ".join(str(error).split())
+            problem = f"does not start ({' '.join(str(error).split())})"
             if self.config.log.wandb != "auto":
-                raise CharlmError(
-                    f"log.wandb={self.mode}: Weights & Biases does not start ({message}); "
-                    f"try log.wandb=offline or disabled"
-                ) from error
+                advice = "try log.wandb=offline or disabled"
+                raise CharlmError(f"log.wandb={self.mode}: Weights & Biases {problem}; {advice}") from error
             self.mode = "disabled"
-            self.say(f"wandb: disabled, because it does not start ({message})")
+            self.say(f"wandb: disabled, because it {problem}")
             return
-        if self.main:
-            self.run = self.accelerator.get_tracker("wandb", unwrap=True)
-            self.run.define_metric("*", step_metric="step")
-            self.logged = self.run.step
-            if self.mode == "online":
-                self.say(f"wandb: {self.run.url}")
+        self.run = self.accelerator.get_tracker("wandb", unwrap=True)
+        self.run.define_metric("*", step_metric="step")
+        self.logged = self.run.step
+        if online:
+            self.say(f"wandb: {self.run.url}")
 
     def say(self, text: str) -> None:
         """A line for people, above the bar."""
@@ -159,8 +148,7 @@ class Logger:
         if self.main:
             record = {"step": step} | values | {"time": round(time.time(), 3)}
             self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            self._to_wandb(self.records, record)
-            self.records += 1
+            self._to_wandb(record)
 
     def summary(self, values: dict) -> None:
         """Figures of the whole run, for the tracker."""
@@ -178,17 +166,15 @@ class Logger:
         self.figures(step, values)
         speed = values["characters_per_second"]
         short = f"loss {values['loss']:.3f}  bpc {values['bpc']:.3f}  {speed / 1000:.1f}k chars/s"
-        if self.bar is not None and not self.bar.disable:
+        if not self.bar.disable:
             self.bar.set_postfix_str(short)
-        elif not self.quiet:
+        else:
             left = f"  {tqdm.format_interval((steps - step) / pace)} left" if steps else ""
             self.say(f"step {step}{f'/{steps}' if steps else ''}  {short}{left}")
 
     def close(self, failed: bool = False, at_once: bool = False) -> None:
-        """Close the bar, the file and the wandb run, which is marked if the run failed.
-
-        at_once: wandb is left as it is; it gets all figures when the run is resumed.
-        """
+        """Close the bar, the file and the wandb run, which is marked if the run failed. at_once: wandb is
+        left as it is; it gets all figures when the run is resumed."""
         if self.bar is not None:
             self.bar.close()
         if self.file is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import timeit
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -16,24 +17,21 @@ from charlm.evaluation.evaluate import LN2, evaluate
 from charlm.model.char_lm import CharLM
 from charlm.model.device import keep_freed_memory, peak_memory
 from charlm.model.pretrained import read_best
-from charlm.sampling.generate import generate
 from charlm.terminal import visible
 from charlm.training.optimizer import learning_rate, set_learning_rate
 from charlm.training.resume import resume_or_start, save_checkpoint, secure_best, state_of
 from charlm.training.run import Clock, Run, State, Summary
 from charlm.training.setup import Setup, set_up
 from charlm.training.signals import Stop
+from charlm.training.trained import Trained
 
 Watch = Callable[[int, CharLM, float], None]  # (step, model, loss)
+SCORES = "{}: {bpc:.4f} bpc, {bpb:.4f} bpb, {nats_per_character:.4f} nats/char over {characters:,} characters"
 MEASURED, SKIPPED = 100, 5  # steps of a process that train.minutes is measured on; of them slower at first
 
 
 def train(
-    config: Config,
-    *,
-    quiet: bool = False,
-    watch: Watch | None = None,
-    stop: Stop | None = None,
+    config: Config, *, quiet: bool = False, watch: Watch | None = None, stop: Stop | None = None
 ) -> Summary:
     """Train the run of a config; a run that has a checkpoint is resumed from it.
 
@@ -93,10 +91,8 @@ class Measure:
         self.mark = (0, 0.0)  # steps done, and seconds of training by then, that the measurement starts from
 
     def fix_steps(self) -> bool:
-        """Set state.steps after MEASURED steps, or a quarter of the minutes; True if it is set.
-
-        The main process decides, at some steps only, because the others wait for it.
-        """
+        """Set state.steps after MEASURED steps, or a quarter of the minutes; True if it is set. The main
+        process decides, at some steps only, because the others wait for it."""
         run, state, limit = self.run, self.run.state, 60 * self.run.config.train.minutes
         done = state.step - self.first
         if done > 10 and done % 10:
@@ -117,15 +113,12 @@ class Measure:
         state.steps, pace = gather_object([(steps, pace)])[0]
         run.logger.bar.total = state.steps
         run.logger.figures(state.step, {"steps": state.steps, "seconds_per_step": round(pace, 6)})
-        found = f"{1000 * pace:,.1f} ms per step, so {state.steps:,} steps"
-        run.say(f"train.minutes={limit / 60:g}: {found}")
+        run.say(f"train.minutes={limit / 60:g}: {1000 * pace:,.1f} ms per step, so {state.steps:,} steps")
         return True
 
     def pauses(self) -> tuple[float, float]:
-        """Seconds per step of evaluations, samples and checkpoints, and of those after the last step.
-
-        Each is tried and its result dropped; of validation only a part is read, in as many lanes.
-        """
+        """Seconds per step of evaluations, samples and checkpoints, and of those after the last step. Each is
+        tried and its result dropped; of validation only a part is read, in as many lanes."""
         run, setup, config, evaluation = self.run, self.setup, self.run.config, 0.0
         if "validation" in setup.corpus.splits:
             warm = config.evaluate.lanes * config.evaluate.context  # symbols read before those that count
@@ -143,10 +136,7 @@ class Measure:
 
 def _seconds(work: Callable[[], object]) -> float:
     """Seconds of the second of two calls: the first one warms up."""
-    for _ in range(2):
-        started = time.perf_counter()
-        work()
-    return time.perf_counter() - started
+    return timeit.repeat(work, repeat=2, number=1)[1]
 
 
 def log_figures(run: Run, setup: Setup, norm: Tensor) -> None:
@@ -188,7 +178,7 @@ def validate(run: Run, setup: Setup) -> None:
         better = state.best is None or nats < state.best["nats_per_character"]
         if better and math.isfinite(nats):
             state.best = {"step": state.step} | figures
-            run.log_best()
+            run.logger.summary({f"best/{k}": v for k, v in state.best.items()})
             _write_model(run, setup)
         mark = " (best)" if better else ""
         run.say(f"step {state.step}: validation {figures['bpc']:.4f} bpc, {figures['bpb']:.4f} bpb{mark}")
@@ -227,24 +217,19 @@ def finish(run: Run, setup: Setup) -> Summary:
     run.write_status("done", best=summary.best, test=summary.test)
     for split, figures in (("validation", summary.best), ("test", summary.test)):
         if figures:
-            run.say(
-                f"{split}: {figures['bpc']:.4f} bpc, {figures['bpb']:.4f} bpb, "
-                f"{figures['nats_per_character']:.4f} nats/char over {figures['characters']:,} characters"
-            )
+            run.say(SCORES.format(split, **figures))
     run.say(f"done: {run.state.step} steps; the best weights are in {run.dir / 'model'}")
     return summary
 
 
 def _sample(run: Run, setup: Setup, model: CharLM) -> str:
-    options = {name: value for name, value in vars(run.config.sample).items() if name != "every"}
-    return options["prompt"] + generate(model, setup.corpus.vocab, end="\n", **options)
+    return run.config.sample.prompt + Trained(model, setup.corpus.vocab, run.config).generate()
 
 
 def _score(run: Run, setup: Setup, model: CharLM, split: str, most: int | None = None) -> dict:
     """The figures of evaluate() on a split, or on its first `most` symbols, over all processes."""
-    corpus, rank = setup.corpus, run.accelerator.process_index
-    processes = {"rank": rank, "world": run.world, "reduce": lambda sums: run.accelerator.reduce(sums, "sum")}
-    return evaluate(model, corpus.vocab, corpus[split][:most], run.config.evaluate, **processes)
+    corpus, config = setup.corpus, run.config.evaluate
+    return evaluate(model, corpus.vocab, corpus[split][:most], config, run.accelerator)
 
 
 def _write_model(run: Run, setup: Setup) -> None:
@@ -258,11 +243,9 @@ def _write_model(run: Run, setup: Setup) -> None:
 def _best_model(run: Run, setup: Setup) -> CharLM:
     """The model in model/, whose figures become state.best: read by the main process, sent to the others."""
     vocab = setup.corpus.vocab
-    model = CharLM(run.config.model, len(vocab))
-    if run.main:
-        model = CharLM.from_pretrained(run.dir / "model")
-        run.state.best = read_best(run.dir, vocab)["validation"]
-    run.state.best = gather_object([run.state.best])[0]
+    model = CharLM.from_pretrained(run.dir / "model") if run.main else CharLM(run.config.model, len(vocab))
+    best = read_best(run.dir, vocab)["validation"] if run.main else None
+    run.state.best = gather_object([best])[0]
     model = model.to(run.device).eval()
     for p in model.parameters():
         broadcast(p.data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -147,19 +148,12 @@ class Average:
     """
 
     def __init__(self, model: CharLM, decay: float):
-        """Starts from the model's weights. Draws random numbers of torch."""
+        """Starts from the model's weights."""
         self.decay = decay
-        self.model = CharLM(model.config, model.vocab_size).to(model.device).eval()
-        self.model.compute_dtype = model.compute_dtype
+        self.model = copy.deepcopy(model).eval().to(model.device)  # lays the weights out for cuDNN
         self._weights = [p.requires_grad_(False) for p in averaged(self.model).values()]
         if model.ngrams is not None:
             self.model.ngrams = model.ngrams
-        self.begin(model)
-
-    @torch.no_grad()
-    def begin(self, model: CharLM) -> None:
-        """Start again from the weights of a model."""
-        torch._foreach_copy_(self._weights, list(averaged(model).values()))
 
     @torch.no_grad()
     def update(self, model: CharLM, step: int) -> None:

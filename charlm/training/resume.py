@@ -7,9 +7,7 @@ from dataclasses import asdict
 from socket import gethostname
 
 import torch
-import torch.nn.functional as F
 from accelerate.utils import gather_object
-from torch import Tensor
 
 from charlm.config.checks import LENGTH
 from charlm.config.fields import WITHOUT_EFFECT, TrainConfig
@@ -33,10 +31,8 @@ MAY_CHANGE = (*WITHOUT_EFFECT, *LENGTHS, "evaluate.", "sample.", "checkpoint.", 
 
 
 def save_checkpoint(run: Run, setup: Setup, *, wait: bool = False) -> None:
-    """Write the whole state, unless that of this step is written already.
-
-    It is written while training continues; with wait, it is on the disk when this returns.
-    """
+    """Write the whole state, unless that of this step is written already. It is written while training
+    continues; with wait, it is on the disk when this returns."""
     before = run.clock.paused_seconds
     with run.clock.paused():
         if run.state.saved != run.state.step:
@@ -45,10 +41,9 @@ def save_checkpoint(run: Run, setup: Setup, *, wait: bool = False) -> None:
             run.logger.sync()  # no checkpoint without the figures that lead to it
             facts, tensors = state_of(run, setup)
             if run.main:
-                best_step = run.state.best["step"] if run.state.best else None
-                options = {"keep": run.config.checkpoint.keep, "best_step": best_step}
-                content = (run.state.step, facts, tensors, setup.corpus.vocab)
-                run.write_in_background(checkpoint.write_checkpoint, run.dir, *content, **options)
+                content = (facts, tensors, setup.corpus.vocab)
+                keep = run.config.checkpoint.keep
+                run.write_in_background(checkpoint.write_checkpoint, run.dir, *content, keep)
             run.write_status("running")
         if wait:
             run.wait_for_writes()
@@ -56,19 +51,20 @@ def save_checkpoint(run: Run, setup: Setup, *, wait: bool = False) -> None:
     run.clock.checkpoint_seconds += run.clock.paused_seconds - before
 
 
-def state_of(run: Run, setup: Setup) -> tuple[dict, dict[str, dict[str, Tensor]]]:
+def state_of(run: Run, setup: Setup) -> tuple[dict, checkpoint.Tensors]:
     """(facts, tensors) of a checkpoint: copies, the same in all processes."""
     state, accelerator = run.state, run.accelerator
     carry = state.carry or setup.model.zeros(len(setup.lanes.lanes))
-    losses = torch.zeros(run.world, 0)  # [processes, steps since the last line]; NCCL gathers no empty tensor
-    if state.losses:
-        losses = accelerator.gather(torch.stack(state.losses)[None]).cpu()
+    losses = gather_object([torch.tensor(state.losses)])  # of each process, [steps since the last line]
+    random = {"cpu": torch.get_rng_state()}
+    if run.device.type == "cuda":
+        random["cuda"] = torch.cuda.get_rng_state(run.device)
     tensors = {
         "model": weights_of(setup.model),
         "optimizer": checkpoint.optimizer_tensors(setup.model, setup.optimizer),
-        "carry": {str(i): _all_lanes(run, c) for i, c in enumerate(carry)},
-        "losses": {"losses": losses},
-        "random": _random_states(run),
+        "carry": {str(i): torch.cat(gather_object([c.cpu()]), 1) for i, c in enumerate(carry)},
+        "losses": {"losses": torch.stack(losses)},
+        "random": {name: torch.stack(gather_object([r])) for name, r in random.items()},
     }
     if setup.average is not None:
         names = averaged(setup.average.model)
@@ -94,25 +90,6 @@ def _most_lanes(run: Run) -> int:
     return -(-run.config.train.batch_size // run.world)
 
 
-def _all_lanes(run: Run, carry: Tensor) -> Tensor:
-    """[L, all lanes, H] on the CPU, of [L, lanes of this process, H] in every process."""
-    most, lanes = _most_lanes(run), run.config.train.batch_size
-    # All processes send [most, L, H].
-    padded = F.pad(carry, (0, 0, 0, most - carry.shape[1])).transpose(0, 1).contiguous()
-    blocks = run.accelerator.gather(padded).split(most)
-    starts = [rank * lanes // run.world for rank in range(run.world + 1)]
-    blocks = [b[: stop - start] for b, start, stop in zip(blocks, starts, starts[1:], strict=False)]
-    return torch.cat(blocks).transpose(0, 1).contiguous().cpu()
-
-
-def _random_states(run: Run) -> dict[str, Tensor]:
-    """torch's random states of all processes: uint8 [processes, n] each."""
-    states = {"cpu": torch.get_rng_state()}
-    if run.device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(run.device)
-    return {name: run.accelerator.gather(s.to(run.device)[None]).cpu() for name, s in states.items()}
-
-
 def resume_or_start(run: Run, setup: Setup) -> State:
     """Load the newest undamaged checkpoint of the run directory, if there is one, and open the log.
 
@@ -136,7 +113,7 @@ def resume_or_start(run: Run, setup: Setup) -> State:
     elif run.config.train.init_from:
         run.say(warm_start(setup.model, setup.corpus.vocab, run.config.train.init_from))
         if setup.average is not None:
-            setup.average.begin(setup.model)
+            load_weights(setup.average.model, weights_of(setup.model), "the average")
     if run.main:
         replace(run.dir / "config.yaml", to_yaml(run.config))
     run.begin(setup)
@@ -152,13 +129,12 @@ def fixed_steps(train: TrainConfig, facts: dict) -> int | None:
     return max(round(steps * train.minutes / minutes), 1) if minutes else None
 
 
-def _restore(run: Run, setup: Setup, facts: dict, tensors: dict[str, dict[str, Tensor]]) -> None:
+def _restore(run: Run, setup: Setup, facts: dict, tensors: checkpoint.Tensors) -> None:
     state, rank = run.state, run.accelerator.process_index
-    load_weights(setup.model, tensors["model"], f"the checkpoint of step {facts['step']}")
+    where = f"the checkpoint of step {facts['step']}"
+    load_weights(setup.model, tensors["model"], where)
     if setup.average is not None:
-        load_weights(
-            setup.average.model, tensors["model"] | tensors["average"], f"the average of step {facts['step']}"
-        )
+        load_weights(setup.average.model, tensors["model"] | tensors["average"], f"the average in {where}")
     checkpoint.load_optimizer(setup.model, setup.optimizer, tensors["optimizer"])
     state.step = state.saved = facts["step"]
     state.position = Position(*facts["position"])
@@ -178,18 +154,15 @@ def _restore(run: Run, setup: Setup, facts: dict, tensors: dict[str, dict[str, T
 
 
 def _fit_slices(run: Run, setup: Setup, facts: dict) -> None:
-    """Compute the lanes of a process in more slices where it has more of them than a device held before.
-
-    Not when train.accumulate was changed: then that value counts.
-    """
+    """Compute the lanes of a process in more slices where it has more of them than a device held before. Not
+    when train.accumulate was changed: then that value counts."""
     lanes = _most_lanes(run)
     slices = -(-lanes // facts.get("lanes_at_once", lanes))
     if run.config.train.accumulate == facts["config"]["train"]["accumulate"] and slices > setup.step.slices:
         setup.step.slices = slices
-        run.say(
-            f"{lanes} lanes per process, where {facts['lanes_at_once']} were computed at once before: "
-            f"computed in {slices} slices (set train.accumulate to choose another number)"
-        )
+        before = f"where {facts['lanes_at_once']} were computed at once before"
+        advice = "set train.accumulate to choose another number"
+        run.say(f"{lanes} lanes per process, {before}: computed in {slices} slices ({advice})")
 
 
 def _check_same(run: Run, corpus: Corpus, facts: dict, vocab: Vocab) -> None:
@@ -197,9 +170,9 @@ def _check_same(run: Run, corpus: Corpus, facts: dict, vocab: Vocab) -> None:
     differ = [key for key in now if now[key] != before[key] and not key.startswith(MAY_CHANGE)]
     where = f"run_dir={str(run.dir)!r}"
     if differ:
-        values = ", ".join(f"{key} is {now[key]!r}, was {before[key]!r}" for key in differ)
+        other = ", ".join(f"{key} is {now[key]!r}, was {before[key]!r}" for key in differ)
         advice = "Name another run_dir, or take those values back"
-        raise CharlmError(f"{where} holds a run of another config: {values}. {advice}")
+        raise CharlmError(f"{where} holds a run of another config: {other}. {advice}")
     what = "vocabulary" if vocab != corpus.vocab else "text"
     if what == "vocabulary" or facts["text_sha256"] != corpus.splits["train"]["sha256"]:
         another = f"another {what} than {corpus.folder} holds now"
@@ -226,12 +199,9 @@ def secure_best(run: Run, setup: Setup) -> None:
     if not gather_object([safe])[0]:
         run.state.best, run.state.evaluated = None, -1
         if run.main:
-            warnings.warn(
-                f"{folder}: the best weights, of step {step}, are damaged or missing, and no checkpoint has "
-                f"them; the next evaluation chooses again",
-                CharlmWarning,
-                stacklevel=2,
-            )
+            lost = f"{folder}: the best weights, of step {step}, are damaged or missing"
+            advice = "and no checkpoint has them; the next evaluation chooses again"
+            warnings.warn(f"{lost}, {advice}", CharlmWarning, stacklevel=2)
 
 
 def _restore_best(run: Run, best: dict) -> bool:

@@ -8,6 +8,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,16 +40,13 @@ class NonFiniteLoss(CharlmError):
 
 @dataclass
 class Summary:
-    """How training ended.
+    """How training ended."""
 
-    status: done or interrupted. best, test: figures of evaluate(), best with its step. sample: text.
-    """
-
-    status: str
+    status: str  # done or interrupted
     step: int
     run_dir: Path
-    best: dict | None = None
-    test: dict | None = None
+    best: dict | None = None  # figures of evaluate(), with the step of these weights
+    test: dict | None = None  # figures of evaluate()
     sample: str = ""
 
 
@@ -112,11 +110,9 @@ class Run:
         self.state, self.clock = State(), Clock()
         self.logger = Logger(config, self.accelerator, quiet=quiet)
         self.say = self.logger.say
-        self._writing: Thread | None = None  # writes a checkpoint
-        self._write_error: BaseException | None = None
+        self._written: Future | None = None  # of the checkpoint that a thread writes
         self._threads = torch.get_num_threads()
         self._begun = False  # before that a failure leaves the status of an earlier run
-        self._agreed = (0, 0.0, 1)  # the step and time of the last agreement, steps to the next
         self._lock = FileLock(self.dir / ".lock")
 
     def __enter__(self) -> Run:
@@ -125,9 +121,8 @@ class Run:
             if self.main:
                 self._lock.acquire(timeout=0)
         except Timeout:
-            raise CharlmError(
-                f"{self.dir}: another process is training there; name another run_dir"
-            ) from None
+            problem = "another process is training there; name another run_dir"
+            raise CharlmError(f"{self.dir}: {problem}") from None
         except OSError as error:
             raise CharlmError(f"run_dir={str(self.dir)!r}: cannot be written ({error.strerror})") from error
         return self
@@ -135,10 +130,10 @@ class Run:
     def begin(self, setup: Setup) -> None:
         """Open the log at the step that training starts from."""
         self._begun = True
-        self._agreed = (self.state.step, time.perf_counter(), 1)
+        self._agreed = (self.state.step, time.perf_counter(), 1)  # of the last: step, time; steps to the next
         self.write_status("running")
         self.logger.open(self.state.step, self.state.run_id, self.state.steps)
-        self.log_best()
+        self.logger.summary({f"best/{k}": v for k, v in (self.state.best or {}).items()})
         corpus, train = setup.corpus, self.config.train
         self.say(corpus.report() if self.state.step == 0 else str(corpus.folder))
         self.say(
@@ -160,10 +155,8 @@ class Run:
         return every > 0 and self.state.step % every == 0
 
     def agree(self, reason: str | None) -> str | None:
-        """Why to stop, agreed by all processes, so that they stop at the same step; None to continue.
-
-        They agree about once a second, at least every tenth step, because to agree is to wait for each other.
-        """
+        """Why to stop, agreed by all processes, so that they stop at the same step; None to continue. They
+        agree about once a second, at least every tenth step, because to agree is to wait for each other."""
         if self.world == 1:
             return reason
         step, (last, since, patience) = self.state.step, self._agreed
@@ -180,11 +173,8 @@ class Run:
         """Raise NonFiniteLoss, naming the step, if a loss since the last line, or a weight, is not finite."""
         losses = self.state.losses
         weights = torch.stack([p.isfinite().all() for p in model.parameters()]).all()
-        finite = [
-            *(loss.isfinite() for loss in losses),
-            weights,
-        ]  # the loss of a step is older than its update
-        finite = torch.stack(finite).tolist()  # sync
+        # Losses first: the loss of a step is older than its update.
+        finite = torch.stack([*(loss.isfinite() for loss in losses), weights]).tolist()  # sync
         if all(finite):
             return
         step = self.state.step - len(losses) + finite.index(False) + 1
@@ -198,31 +188,25 @@ class Run:
 
     # checkpoints in the background
 
-    def write_in_background(self, write, *args, **options) -> None:
-        """Call write(*args, **options) in a thread, after the call before it has ended.
-
-        Training waits for a disk only if that is slower than checkpoints come. An error is raised by the next
-        call or wait_for_writes().
-        """
+    def write_in_background(self, write, *args) -> None:
+        """Call write(*args) in a thread, after the call before it has ended. Training waits for a disk only
+        if that is slower than checkpoints come. An error is raised by the next call or wait_for_writes()."""
         self.wait_for_writes()
+        self._written = written = Future()
 
         def work() -> None:
             try:
-                write(*args, **options)
+                written.set_result(write(*args))
             except BaseException as error:  # for the thread that trains
-                self._write_error = error
+                written.set_exception(error)
 
         # A daemon: after a second Ctrl-C the process does not wait for it. The checkpoint before is complete.
-        self._writing = Thread(target=work, name="checkpoint", daemon=True)
-        self._writing.start()
+        Thread(target=work, name="checkpoint", daemon=True).start()
 
     def wait_for_writes(self) -> None:
         """Until the checkpoint is on the disk. Raises what went wrong."""
-        if self._writing is not None:
-            self._writing.join()
-        error, self._write_error = self._write_error, None
-        if error is not None:
-            raise error
+        if self._written is not None:
+            self._written.result()
 
     # files of the run directory, and its end
 
@@ -235,10 +219,6 @@ class Run:
             text = model_card(setup.model, setup.corpus.vocab, self.config, *facts)
             replace(self.dir / "model" / "README.md", text)
 
-    def log_best(self) -> None:
-        """The best figures so far, for the tracker."""
-        self.logger.summary({f"best/{k}": v for k, v in (self.state.best or {}).items()})
-
     def write_status(self, status: str, *, synced: bool = True, **more) -> None:
         """status.json: running, done, interrupted or failed."""
         if self.main:
@@ -248,16 +228,14 @@ class Run:
     def interrupted(self, reason: str) -> Summary:
         """The end of a run that was asked to stop, after its checkpoint."""
         self.write_status("interrupted", reason=reason)
-        self.say(
-            f"stopped at step {self.state.step} ({reason}); the checkpoint is written, "
-            f"the same command resumes from it"
-        )
+        saved = "the checkpoint is written, the same command resumes from it"
+        self.say(f"stopped at step {self.state.step} ({reason}); {saved}")
         return Summary("interrupted", self.state.step, self.dir, self.state.best)
 
     def __exit__(self, kind, error, _) -> None:
         at_once = kind is KeyboardInterrupt  # waits for no disk and no network
-        if self._writing is not None and not at_once:
-            self._writing.join()
+        if self._written is not None and not at_once:
+            self._written.exception()  # waits
         try:
             self.logger.close(failed=error is not None, at_once=at_once)
             if at_once and self._begun:
@@ -279,7 +257,6 @@ class Run:
 
     def _explain(self, error: BaseException | None) -> None:
         """Raise as a CharlmError what the machine, not the program, is to blame for."""
-        message = ""
         if isinstance(error, OSError) and error.errno in _DISK:
             message = f"{self.dir}: cannot be written ({error.strerror}); {self.last_checkpoint()}"
         elif isinstance(error, RuntimeError) and re.search(_MEMORY, str(error)):
@@ -290,9 +267,9 @@ class Run:
                 f"train.bptt or model.hidden_size; {self.last_checkpoint()}"
             )
         elif isinstance(error, RuntimeError) and self.world > 1 and re.search(_LOST, str(error)):
-            message = (
-                f"process {self.accelerator.process_index} has lost another process of this run, which has "
-                f"ended or cannot be reached; {self.last_checkpoint()}, the same command resumes from it"
-            )
-        if message:
-            raise CharlmError(message) from error
+            lost = "has lost another process of this run, which has ended or cannot be reached"
+            message = f"process {self.accelerator.process_index} {lost}; {self.last_checkpoint()}"
+            message += ", the same command resumes from it"
+        else:
+            return
+        raise CharlmError(message) from error

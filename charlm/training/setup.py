@@ -50,10 +50,8 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def set_up(config: Config, accelerator: Accelerator, say: Callable[[str], None]) -> Setup:
-    """Prepare or open the corpus, then build the rest. say: prints a line for people.
-
-    Raises CharlmError for what the user can correct.
-    """
+    """Prepare or open the corpus, then build the rest. say: prints a line for people. Raises CharlmError for
+    what the user can correct."""
     rank, processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     cell_of(config.model), records_steps(config, accelerator)  # refuse these before the corpus is prepared
     corpus = prepare(config) if accelerator.is_main_process else wait_for(config)
@@ -61,11 +59,11 @@ def set_up(config: Config, accelerator: Accelerator, say: Callable[[str], None])
     place = {"rank": rank, "world": processes, "seed": train.seed, "device": device}
     lanes = Lanes(corpus["train"], train.batch_size, train.bptt, **place)
     torch.manual_seed(train.seed)
-    model = CharLM(config.model, len(corpus.vocab))
-    set_precision(model, train.precision, device, "train.precision", say)
+    model = CharLM(config.model, len(corpus.vocab)).to(device)
+    set_precision(model, train.precision, "train.precision", say)
     if device.type == "cpu" and train.gradients != "fp32" and processes > 1:
         say("train.gradients=bf16 is for GPUs: these CPUs average gradients in fp32")
-    optimizer = make_optimizer(model.to(device), config.optim)
+    optimizer = make_optimizer(model, config.optim)
     average = Average(model, config.optim.average) if config.optim.average else None
     step = Step(config, accelerator, model, optimizer)
     torch.manual_seed(train.seed + 1 + rank)  # dropout differs by process

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from charlm.config.fields import Config
 from charlm.errors import CharlmError
 from charlm.model.char_lm import Carry, CharLM
-from charlm.model.device import record_cuda_graph
+from charlm.model.device import Recorded
 from charlm.training.optimizer import AdamW, averaged
 
 
@@ -43,7 +43,7 @@ class Step:
         self.wrapped, self._scaled = accelerator.prepare(model, optimizer, device_placement=[False, False])
         if accelerator.num_processes > 1:
             fix_summation_order(self.wrapped, accelerator.device)
-        self._run: Callable[[Tensor, Tensor, Carry], tuple[Tensor, Tensor, Carry]] | None = None
+        self._run: Callable[..., tuple[Tensor, Tensor, Carry]] | None = None
 
     def __call__(self, x: Tensor, y: Tensor, carry: Carry | None) -> tuple[Tensor, Tensor, Carry]:
         carry = carry or self.model.zeros(len(x))
@@ -51,8 +51,9 @@ class Step:
             whole = self.slices == 1 and len(x) == self.lanes_per_process
             self._run = self._plain if whole else self._in_slices
             if self.recorded:
-                self._run = Recorded(self._run, self.model, x, y, carry)
-        return self._run(x, y, carry)
+                self._run = Recorded(self._run, x, y, *carry, record=x.is_cuda)
+        loss, norm, carry = self._run(x, y, *carry)
+        return (loss.clone(), norm.clone(), carry) if self.recorded else (loss, norm, carry)
 
     def update(self) -> None:
         """Change the weights by the gradients, and drop these; a recorded step overwrites them."""
@@ -63,12 +64,14 @@ class Step:
         if not self.recorded:
             self.optimizer.zero_grad()
 
-    def _plain(self, x: Tensor, y: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Carry]:
+    def _plain(self, x: Tensor, y: Tensor, *carry: Tensor) -> tuple[Tensor, Tensor, Carry]:
+        self.optimizer.zero_grad()  # to None: a recording then always writes the same tensors
         loss, carry = self.wrapped(x, carry, y)
         self._backward(loss)
         return loss.detach(), self._clip(), carry
 
-    def _in_slices(self, x: Tensor, y: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Carry]:
+    def _in_slices(self, x: Tensor, y: Tensor, *carry: Tensor) -> tuple[Tensor, Tensor, Carry]:
+        self.optimizer.zero_grad()
         slices = min(self.slices, len(x))
         parts = [t.tensor_split(slices) for t in (x, y)] + [c.tensor_split(slices, 1) for c in carry]
         losses, carries = [], []
@@ -87,8 +90,7 @@ class Step:
 
     def _clip(self) -> Tensor:
         """The norm [] of the gradient, which is clipped."""
-        if self.scaler is not None:
-            self.accelerator.unscale_gradients()
+        self.accelerator.unscale_gradients()  # of fp16
         if self.clip is None:
             return nn.utils.get_total_norm([p.grad for p in self.parameters])
         return nn.utils.clip_grad_norm_(self.parameters, self.clip)
@@ -96,46 +98,13 @@ class Step:
 
 def records_steps(config: Config, accelerator: Accelerator) -> bool:
     """True if steps are recorded as a CUDA graph: train.cuda_graph, or by default wherever it is possible.
-
-    Raises CharlmError for train.cuda_graph=True where it is not.
-    """
+    Raises CharlmError for train.cuda_graph=True where it is not."""
     possible = accelerator.distributed_type == DistributedType.NO and accelerator.scaler is None
     if config.train.cuda_graph and not possible:
         raise CharlmError("train.cuda_graph=True: works in one process without a launcher, not in fp16")
     if config.train.cuda_graph is None:
         return possible and accelerator.device.type == "cuda"
     return config.train.cuda_graph
-
-
-class Recorded:
-    """A step on tensors that stay where they are, so that a GPU can record it once and replay it.
-
-    The kernels of a small model run for less time than it takes to launch them one by one; a replay launches
-    them all at once. On a CPU the same step runs from the same tensors, without a recording. The step may not
-    wait for the GPU. A recording draws as many random numbers as the step itself.
-    """
-
-    def __init__(self, step: Callable, model: nn.Module, x: Tensor, y: Tensor, carry: Carry):
-        self.step, self.model = step, model
-        self.inputs = [t.clone(memory_format=torch.contiguous_format) for t in (x, y, *carry)]
-        self.graph = record_cuda_graph(self._run, x.device) if x.is_cuda else None
-
-    def __call__(self, x: Tensor, y: Tensor, carry: Carry) -> tuple[Tensor, Tensor, Carry]:
-        """The carry is overwritten by the next call, loss and norm are not."""
-        for static, value in zip(self.inputs, (x, y, *carry), strict=True):
-            static.copy_(value)
-        if self.graph is None:
-            self._run()
-        else:
-            self.graph.replay()
-        loss, norm, carry = self.outputs
-        return loss.clone(), norm.clone(), carry
-
-    def _run(self) -> None:
-        """Gradients start at None, so that a recording always writes the same tensors."""
-        self.model.zero_grad(set_to_none=True)
-        x, y, *carry = self.inputs
-        self.outputs = self.step(x, y, tuple(carry))
 
 
 def gradient_exchange(gradients: str) -> DistributedDataParallelKwargs:

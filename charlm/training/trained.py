@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypedDict, overload
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, overload
 import torch
 
 from charlm.config.fields import Config
-from charlm.config.parse import flatten, read_run_config
+from charlm.config.parse import read_run_config
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.evaluation.evaluate import Score, score
@@ -64,18 +64,14 @@ class Trained(NamedTuple):
         vocabulary does not have.
         """
         count = 1 if num_samples is None else num_samples
-        sampling = dataclasses.replace(self.config.sample, **options)
-        pieces = stream_text(self.model, self.vocab, sampling, count)
+        pieces = stream_text(self.model, self.vocab, replace(self.config.sample, **options), count)
         drawn = ["".join(sample) for sample in zip(*pieces, strict=True)]
         return drawn[0] if num_samples is None else drawn
 
     def stream(self, **options: Unpack[Sampling]) -> Iterator[str]:
-        """The text of generate(**options) in pieces of whole characters, each as soon as it is drawn.
-
-        Raises CharlmError as generate does, when the first piece is requested.
-        """
-        sampling = dataclasses.replace(self.config.sample, **options)
-        pieces = stream_text(self.model, self.vocab, sampling)
+        """The text of generate(**options) in pieces of whole characters, each as soon as it is drawn. Raises
+        CharlmError as generate does, when the first piece is requested."""
+        pieces = stream_text(self.model, self.vocab, replace(self.config.sample, **options))
         return (piece for (piece,) in pieces if piece)
 
     def score(self, text: str, context: str = "") -> Score:
@@ -95,46 +91,42 @@ def load(run: str | Path, device: str | torch.device | None = None, precision: s
     always computes in fp32, with a warning if another is set.
     Raises CharlmError when there is no model, no such device or no such precision.
     """
-    trained = _opened(run, device)
-    if precision is not None:
-        evaluating = dataclasses.replace(trained.config.evaluate, precision=precision)
-        trained = trained._replace(config=dataclasses.replace(trained.config, evaluate=evaluating))
-    chosen = trained.config.evaluate.precision
-    say = partial(warnings.warn, category=CharlmWarning, stacklevel=3)
-    set_precision(trained.model, chosen, trained.model.device, "evaluate.precision", say)
-    return trained
-
-
-def _opened(run: str | Path, device: str | torch.device | None) -> Trained:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise CharlmError(f"device {device}: {str(error).splitlines()[0]}") from error
+    model, vocab, config = _opened(run)
+    if precision is not None:
+        config = replace(config, evaluate=replace(config.evaluate, precision=precision))
+    say = partial(warnings.warn, category=CharlmWarning, stacklevel=3)
+    model = model.to(device).eval()
+    set_precision(model, config.evaluate.precision, "evaluate.precision", say)
+    return Trained(model, vocab, config)
+
+
+def _opened(run: str | Path) -> Trained:
     path, name = Path(run), str(run)
     if path.is_dir() and not (path / "config.json").exists():
-        config = read_run_config(path)
-        if (path / "model" / "config.json").exists():
-            model = CharLM.from_pretrained(path / "model", device)
-            return Trained(model, model.vocab, config)
-        loaded = load_newest(path)
-        if loaded is None:
-            raise CharlmError(f"{run}: holds neither a model/ nor a checkpoint; train it first")
-        return Trained(evaluated_model(*loaded).to(device).eval(), loaded[-1], config)
+        if not (path / "model" / "config.json").exists():
+            loaded = load_newest(path)
+            if loaded is None:
+                raise CharlmError(f"{run}: holds neither a model/ nor a checkpoint; train it first")
+            return Trained(evaluated_model(*loaded), loaded[-1], read_run_config(path))
+        path = run = path / "model"
     # "runs/nmae" next to a folder runs is a typing error, not a model of a user named runs.
     local = path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.parent.is_dir()
     if not path.is_dir() and local:
-        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, names, 1)
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
         hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
         raise CharlmError(f"{run}: no such run directory, model folder or hub id{hint}")
-    model = CharLM.from_pretrained(run, device)
+    model = CharLM.from_pretrained(run)
     return Trained(model, model.vocab, read_run_config(path.parent) if path.name == "model" else Config())
 
 
 # Fields of the model on which the shapes and the meaning of its weights depend.
-_SHAPE = {"cell", "nonlinearity", "embedding_size", "hidden_size", "num_layers"}
-_SHAPE |= {"ngrams", "ngram_rows", "ngram_size", "tie_weights", "norm", "residual"}
+_SHAPE = ("cell", "nonlinearity", "embedding_size", "ngrams", "ngram_rows", "ngram_size", "hidden_size")
+_SHAPE += ("num_layers", "norm", "residual", "tie_weights")
 
 
 def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
@@ -147,30 +139,24 @@ def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
     Raises CharlmError when sizes differ, naming them, or no symbol is common.
     """
     source, source_vocab, _ = load(where, "cpu", "fp32")
-    ours, theirs = flatten(model.config), flatten(source.config)
-    differ = [
-        f"model.{k} is {v!r}, there {theirs[k]!r}" for k, v in ours.items() if k in _SHAPE and v != theirs[k]
-    ]
+    own, theirs, option = vars(model.config), vars(source.config), f"train.init_from={where}"
+    differ = [f"model.{k} is {own[k]!r}, there {theirs[k]!r}" for k in _SHAPE if own[k] != theirs[k]]
     if differ:
-        raise CharlmError(f"train.init_from={where}: does not fit: {', '.join(differ)}; use those values")
+        raise CharlmError(f"{option}: does not fit: {', '.join(differ)}; use those values")
     place = {spelled: index for index, spelled in enumerate(source_vocab.spelling)}
     pairs = [(i, place[s]) for i, s in enumerate(vocab.spelling) if s in place]
     if not any(vocab.spelling[i] for i, _ in pairs):
-        raise CharlmError(
-            f"train.init_from={where}: its vocabulary ({source_vocab}) has no character of ours ({vocab})"
-        )
+        raise CharlmError(f"{option}: its vocabulary ({source_vocab}) has no character of ours ({vocab})")
     rows, source_rows = (torch.tensor(index) for index in zip(*pairs, strict=True))
     weights = dict(source.named_parameters())
     with torch.no_grad():
         for name, p in model.named_parameters():
             values = weights[name].to(p.device)
-            if name == "ngrams.weight" and vocab != source_vocab:
-                continue  # its rows are those of other symbols
             if name in ("input.weight", "output.weight", "output.bias"):
-                p[rows.to(p.device)] = values[source_rows.to(p.device)]
+                p[rows] = values[source_rows]
             elif name == f"layers.0.{model.cell.input_weight}" and not model.config.embedding_size:
-                p[:, rows.to(p.device)] = values[:, source_rows.to(p.device)]
-            else:
+                p[:, rows] = values[:, source_rows]
+            elif name != "ngrams.weight" or vocab == source_vocab:  # rows of n-grams are those of symbols
                 p.copy_(values)
     new = sorted(set(range(len(vocab))) - set(rows.tolist()))
     dropped = sorted(set(range(len(source_vocab))) - set(source_rows.tolist()))

@@ -78,22 +78,25 @@ class Steps:
         self.parameters, self.carry, self.recorded = list(model.parameters()), model.zeros(len(ids)), recorded
         self.step = None
 
-    def _step(self, x: Tensor, y: Tensor, carry):
+    def _step(self, x: Tensor, y: Tensor, *carry: Tensor):
+        self.optimizer.zero_grad()
         loss, carry = self.model(x, carry, y)
         loss.backward()
         return loss.detach(), nn.utils.clip_grad_norm_(self.parameters, 1.0), carry
 
     def __call__(self, steps: int) -> float:
         """Characters/s. The first call records the step, whose memory is its own from then on."""
-        from charlm.training.step import Recorded
+        from charlm.model.device import Recorded
 
         if self.step is None:
             window = next(windows(self.ids, self.bptt, 1))
-            self.step = Recorded(self._step, self.model, *window, self.carry) if self.recorded else self._step
+            self.step = self._step
+            if self.recorded:
+                self.step = Recorded(self._step, *window, *self.carry, record=self.ids.is_cuda)
 
         def run() -> None:
             for x, y in windows(self.ids, self.bptt, steps):
-                _, _, self.carry = self.step(x, y, self.carry)
+                _, _, self.carry = self.step(x, y, *self.carry)
                 self.optimizer.step()
                 if not self.recorded:
                     self.optimizer.zero_grad()

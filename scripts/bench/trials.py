@@ -18,6 +18,7 @@ from charlm.corpus.prepared import prepare
 from charlm.errors import CharlmError
 from charlm.evaluation.evaluate import evaluate
 from charlm.model.char_lm import CharLM
+from charlm.model.pretrained import load_weights, weights_of
 from charlm.training.lanes import Lanes
 from charlm.training.loop import train_step
 from charlm.training.optimizer import set_learning_rate
@@ -82,7 +83,7 @@ class CharlmTrial(Trial):
         self.state = State()
         torch.manual_seed(self.config.train.seed + 1)
         if self.setup.average is not None:
-            self.setup.average.begin(self.model)
+            load_weights(self.setup.average.model, weights_of(self.model), "the average")
 
     def step(self, rate: float) -> Tensor:
         self.config.optim.learning_rate = rate

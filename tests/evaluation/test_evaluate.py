@@ -1,6 +1,7 @@
 """Evaluation and scores of characters against a pass written by hand, in float64, one symbol at a time."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -308,17 +309,21 @@ def test_ranks_together_equal_one(world, lanes, context):
     alone = evaluate(model, vocab, ids, options)
     stored = []
 
-    def store(sums: torch.Tensor) -> torch.Tensor:
+    def store(sums: torch.Tensor, reduction: str) -> torch.Tensor:
+        assert reduction == "sum"
         stored.append(sums.clone())
         return sums
 
+    def process(rank: int, reduce) -> SimpleNamespace:
+        """As an Accelerator."""
+        return SimpleNamespace(process_index=rank, num_processes=world, reduce=reduce)
+
     for rank in range(world):
-        evaluate(model, vocab, ids, options, rank=rank, world=world, reduce=store)
+        evaluate(model, vocab, ids, options, process(rank, store))
     assert [(s.dtype, tuple(s.shape)) for s in stored] == [(torch.float64, (4,))] * world
     assert sum(bool(s.any()) for s in stored) == min(world, lanes), "a rank has read nothing, or too much"
     together = [
-        evaluate(model, vocab, ids, options, rank=r, world=world, reduce=lambda _: sum(stored))
-        for r in range(world)
+        evaluate(model, vocab, ids, options, process(r, lambda *_: sum(stored))) for r in range(world)
     ]
     assert together[0] == pytest.approx(alone, rel=1e-6)
     assert all(t == together[0] for t in together)

@@ -49,9 +49,8 @@ def save(run_dir, step, *, keep=9, best_step=None, size=3):
         group: {"a/b": torch.full((2, size), float(step)), "n": torch.arange(5, dtype=torch.uint8)}
         for group in ("model", "optimizer", "carry", "random")
     }
-    return write_checkpoint(
-        run_dir, step, {"step": step, "best": None}, tensors, VOCAB, keep=keep, best_step=best_step
-    )
+    facts = {"step": step, "best": best_step and {"step": best_step}}
+    return write_checkpoint(run_dir, facts, tensors, VOCAB, keep)
 
 
 # what is in it
@@ -110,7 +109,8 @@ def test_weights_that_are_views_of_one_buffer_survive(tmp_path):
             at += p.numel()
         assert len({p.untyped_storage().data_ptr() for p in parameters}) == 1
     others = {group: {"n": torch.zeros(1)} for group in ("optimizer", "carry", "random")}
-    write_checkpoint(tmp_path, 1, {}, {"model": weights_of(model)} | others, VOCAB, keep=1)
+    facts = {"step": 1, "best": None}
+    write_checkpoint(tmp_path, facts, {"model": weights_of(model)} | others, VOCAB, keep=1)
     model.save_pretrained(tmp_path / "model", VOCAB)
     _, tensors, _ = load_checkpoint(folder_of(tmp_path, 1))
     again = CharLM.from_pretrained(tmp_path / "model")
@@ -384,7 +384,7 @@ def save_on_and_on():
         step += 1
         groups = ("model", "optimizer", "carry", "random")
         tensors = {g: {"w": torch.full((700, 700), float(step))} for g in groups}
-        write_checkpoint(run_dir, step, {"step": step}, tensors, vocab, keep=2)
+        write_checkpoint(run_dir, {"step": step, "best": None}, tensors, vocab, keep=2)
 
 for kill in range(kills):
     pid = os.fork()
@@ -427,7 +427,7 @@ def test_a_vocabulary_that_does_not_fit_the_weights_is_refused(run_of_three, tmp
     config = small(tmp_path / "run", checkpoint={"every": 4, "keep": 3})
     shutil.copytree(run_of_three.run_dir, config.run_dir)
     facts, tensors = newest(config.run_dir)
-    write_checkpoint(config.run_dir, 16, facts | {"step": 16}, tensors, VOCAB, keep=9)
+    write_checkpoint(config.run_dir, facts | {"step": 16}, tensors, VOCAB, keep=9)
     before = files_of(tmp_path / "run" / "checkpoints")
     with pytest.raises(CharlmError, match="was trained on another vocabulary than"):
         train(config, quiet=True)
