@@ -45,12 +45,9 @@ def test_rooms_stay_small(folder):
 
 
 def test_the_house_keeps_its_budget():
-    """A feature that is added pays with code that goes, or with a measurement in configs/LOG.md.
-
-    8,800 lines before 2026-11-27's n-grams, train.minutes, lanes of dynamic evaluation, evaluate.precision.
-    """
+    """A feature that is added pays with code that goes."""
     files = list(PACKAGE.rglob("*.py"))
-    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) < 9250
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) < 8800
     assert len([file for file in files if file.name not in ("__init__.py", "__main__.py")]) <= 55
 
 
