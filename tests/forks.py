@@ -17,6 +17,7 @@ import tempfile
 SERVER = """
 import atexit, json, os, sys, tempfile, threading, traceback
 import jinja2, wandb
+import torch._dynamo, torch.distributed.fsdp  # what several processes import, which takes two seconds
 import charlm.commands.cli as cli, charlm.commands.train, charlm.training.loop
 from charlm.config.fields import ModelConfig
 from charlm.config.parse import from_dict, parse
