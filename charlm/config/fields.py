@@ -88,13 +88,6 @@ class ModelConfig(checks.Section):
     """Nonlinearity of the rnn cell."""
     embedding_size: checks.Natural = 64
     """Width of the learned embedding; 0 for one-hot input."""
-    ngrams: checks.Natural = 0
-    """Add hashed embeddings of the last 2, 3, … up to this many symbols to the input, such as 5; 0 for none.
-    The model learns faster; its file grows by ngram_rows × ngram_size × 4 bytes."""
-    ngram_rows: checks.Positive = 65536
-    """Rows of the table of n-gram embeddings; n-grams with the same hash share a row."""
-    ngram_size: checks.Positive = 64
-    """Width of the n-gram embeddings."""
     hidden_size: checks.Positive = 256
     """Units per recurrent layer."""
     num_layers: checks.Positive = 1
@@ -121,6 +114,12 @@ class ModelConfig(checks.Section):
     """Use the embedding matrix for the logits as well; needs embedding_size equal to hidden_size."""
     forget_bias: float = 1.0
     """Initial bias of the forget gates of an lstm; torch's default would be near 0."""
+    ngrams: checks.Natural = 0
+    """Mix the prediction with n-grams counted in the training text, of up to so many symbols of context, such
+    as 8; 0 for none. A model on a CPU is far better for it; the file grows by ngram_lines × 64 bytes."""
+    ngram_lines: checks.Positive = 1 << 20
+    """Lines of the table of n-grams. Each holds 16 pairs of a context and the symbol after it, the frequent
+    ones first; half as many as the text has symbols is enough."""
 
     @property
     def in_one_call(self) -> bool:
@@ -131,8 +130,7 @@ class ModelConfig(checks.Section):
     def __post_init__(self):
         vars(self).update(self.not_given(checks.preset(self.size).get("model", {})))
         super().__post_init__()
-        allowed = self.ngrams == 0 or (self.ngrams > 1 and self.embedding_size)
-        self.require(allowed, "ngrams", "must be 0; or 2 or more, with an embedding_size")
+        self.require(self.ngrams != 1, "ngrams", "must be 0, or 2 or more")
         advice = f"model.embedding_size={self.embedding_size} must equal model.hidden_size={self.hidden_size}"
         allowed = not self.tie_weights or self.embedding_size == self.hidden_size
         self.require(allowed, "tie_weights", advice)

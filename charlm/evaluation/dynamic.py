@@ -102,8 +102,6 @@ class _Adapting:
         for module in self.model.modules():
             if isinstance(module, nn.RNNBase):
                 module.train()  # cuDNN has a backward in training mode only; dropout lies outside
-        if self.model.ngrams is not None:
-            self.model.ngrams.requires_grad_(False)  # too large to change in every window
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
         self.trained, self.decay = [p.detach().clone() for p in self.weights], decay
         options = {"fused": True, "capturable": model.device.type == "cuda"}

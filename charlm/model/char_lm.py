@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from charlm.config.fields import ModelConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.model.cells import Carry, cell_of, flatten_weights
-from charlm.model.layers import LockedDropout, NGrams, RMSNorm, activation_penalty, cross_entropy
+from charlm.model.layers import LockedDropout, RMSNorm, activation_penalty, cross_entropy
+from charlm.model.ngrams import NGrams
 from charlm.model.pretrained import load_model, save_model
 
 
@@ -48,11 +49,10 @@ class CharLM(nn.Module):
         self.compute_dtype = torch.float32  # bfloat16: low-precision copies of the weights, made in the graph
         E, H = config.embedding_size or vocab_size, config.hidden_size
         self.input = nn.Embedding(vocab_size, E) if config.embedding_size else OneHot(vocab_size)
-        self.ngrams = NGrams(config.ngrams, config.ngram_rows, config.ngram_size) if config.ngrams else None
-        E += config.ngram_size if config.ngrams else 0
         # One module per layer, dropout outside: cuDNN's own dropout has a random state that cannot be saved.
         self.layers = nn.ModuleList(self.cell.layer(H if i else E, config) for i in range(config.num_layers))
         self.output = nn.Linear(H, vocab_size)
+        self.ngrams = NGrams(config.ngrams, config.ngram_lines, vocab_size, H) if config.ngrams else None
         kind = LockedDropout if config.locked_dropout else nn.Dropout
         rates = (config.input_dropout, config.output_dropout, config.dropout)
         dropouts = [kind(config.dropout if p is None else p) for p in rates]
@@ -109,15 +109,16 @@ class CharLM(nn.Module):
     ) -> tuple[Tensor, Carry]:
         """Read a window.
 
-        ids: int64[B, T]. carry: from the window before, or None. Returns (logits [B, T, V], carry).
+        ids: int64[B, T]. carry: from the window before, or None. Returns (logits [B, T, V], carry). With
+        model.ngrams the logits are logarithms of the mixture's probabilities.
         With targets, int64[B, T], returns the cross-entropy in nats instead of the logits (reduction as in
         torch: mean, sum or none [B, T]; computed in float32), and a carry cut off from the graph. In training
         the gradient of the mean includes that of activation_reg and temporal_reg.
         """
         if carry is None:
             carry = self.zeros(len(ids))
-        x, carry, last = self._embedded(ids, carry)
-        x = self.input_dropout(x.to(self.compute_dtype))
+        carry, last = carry[: len(self.cell.states)], carry[len(self.cell.states) :]
+        x = self.input_dropout(self.input(ids.t()).transpose(0, 1).to(self.compute_dtype))
         drop = self.config.weight_drop if self.training else 0.0
         states, calls = [], [[layer] for layer in self.layers]
         if self.in_one_call and x.is_cuda:
@@ -130,20 +131,32 @@ class CharLM(nn.Module):
             x = self._joined(x, out)  # [B, T, H]
             states.append(state)
         joined = states[0] if len(states) == 1 else map(torch.cat, zip(*states, strict=True))
-        carry = tuple(c.to(torch.float32) for c in joined) + last
+        carry = tuple(c.to(torch.float32) for c in joined)
+        if self.ngrams is not None:
+            found, last = self.ngrams(ids.t(), last[0][0], None if targets is None else targets.t())
+            carry += (last[None],)
         h, x = x, self.output_dropout(x)
         weight, bias = self.output.weight, self.output.bias
-        if targets is None and x.dtype == weight.dtype:
-            return self.output(x), carry  # by the module, so that its hooks run
         if targets is None:
-            return F.linear(x, weight.to(x.dtype), bias.to(x.dtype)), carry  # [B, T, V]
+            # By the module where that computes the same, so that its hooks run.
+            same = x.dtype == weight.dtype
+            logits = self.output(x) if same else F.linear(x, weight.to(x.dtype), bias.to(x.dtype))
+            if self.ngrams is not None:
+                log_p = logits.float().log_softmax(-1).transpose(0, 1)
+                logits = self.ngrams.combine(log_p, found, h.transpose(0, 1)).transpose(0, 1)
+            return logits, carry  # [B, T, V]
         flat = x.transpose(0, 1).flatten(0, 1)  # time-first, as in memory: no copy
-        loss = cross_entropy(flat, weight, bias, targets.t().flatten(), reduction)
+        targets = targets.t()
+        each = reduction if self.ngrams is None else "none"
+        loss = cross_entropy(flat, weight, bias, targets.flatten(), each)
+        if self.ngrams is not None:
+            loss = -self.ngrams.combine(-loss.view(targets.shape), found, h.transpose(0, 1)) * (targets >= 0)
+            loss = {"mean": torch.mean, "sum": torch.sum, "none": torch.flatten}[reduction](loss)
         ar, tar = self.config.activation_reg, self.config.temporal_reg
         if self.training and (ar or tar) and reduction == "mean":
             loss = loss + activation_penalty(h, x, ar, tar)
         if reduction == "none":
-            loss = loss.view(targets.t().shape).t()
+            loss = loss.view(targets.shape).t()
         return loss, tuple(c.detach() for c in carry)
 
     def step(self, ids: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
@@ -151,23 +164,19 @@ class CharLM(nn.Module):
 
         The same as forward on a window of one, in the dtype of the weights, without its set-up costs.
         """
-        x, carry, last = self._embedded(ids[:, None], carry)
-        x, states = x[:, 0].to(self.output.weight.dtype), []  # [B, E]
+        carry, last = carry[: len(self.cell.states)], carry[len(self.cell.states) :]
+        x, states = self.input(ids).to(self.output.weight.dtype), []  # [B, E]
         for i, layer in enumerate(self.layers):
             inputs = self._normed(i, x) if i else x
             out, state = self.cell.step(layer, inputs, tuple(c[i] for c in carry))
             states.append(state)
             x = self._joined(x, out)
-        return self.output(x), tuple(torch.stack(parts) for parts in zip(*states, strict=True)) + last
-
-    def _embedded(self, ids: Tensor, carry: Carry) -> tuple[Tensor, Carry, Carry]:
-        """ids [B, T] → (input of the first layer [B, T, E], carry of the layers, rest of the carry)."""
-        x = self.input(ids.t())
-        if self.ngrams is None:
-            return x.transpose(0, 1), carry, ()
-        *states, last = carry
-        ngrams, last = self.ngrams(ids.t(), last[0])
-        return torch.cat([x, ngrams], -1).transpose(0, 1), tuple(states), (last[None],)
+        logits, carry = self.output(x), tuple(torch.stack(parts) for parts in zip(*states, strict=True))
+        if self.ngrams is not None:
+            found, last = self.ngrams(ids[None], last[0][0])
+            logits = self.ngrams.combine(logits.float().log_softmax(-1)[None], found, x[None])[0]
+            carry += (last[None],)
+        return logits, carry
 
     def _normed(self, i: int, x: Tensor) -> Tensor:
         """The input of a layer but the first: x, normalised in the dtype of the norm's weights."""

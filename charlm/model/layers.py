@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 RECURRENT = 1  # index of the recurrent weights among a layer's: input, recurrent, and a bias of each
-HASH_PRIME, HASH_FACTOR = 2**31 - 1, 92821  # of n-grams; products stay below 2^63
 MAX_LOGITS = 1 << 24  # in memory at once: 64 MB in float32
 
 
@@ -26,36 +25,6 @@ class LockedDropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, T, H] → the same shape; dropped units are dropped at every time."""
         return x * bernoulli_mask(x[:, :1], self.p) if self.training and self.p else x
-
-
-class NGrams(nn.Embedding):
-    """Embeddings of the last 2, 3, … n symbols at every time, summed: rows of one table, chosen by a hash.
-
-    The recurrent layers need not learn spelling first, for almost no arithmetic (Bojanowski et al. 2017).
-    Rows start at zero: an n-gram that training has not met adds nothing. On a CPU the gradient is sparse.
-    """
-
-    def __init__(self, n: int, rows: int, size: int):
-        super().__init__(rows, size, sparse=True, _weight=torch.zeros(rows, size))
-        self.n = n
-
-    def _apply(self, fn, recurse: bool = True) -> NGrams:
-        super()._apply(fn, recurse)
-        self.sparse = not self.weight.is_cuda
-        return self
-
-    def forward(self, ids: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-        """ids: int64[T, B]. last: float32[B, n - 1], the symbols before them, each plus 1, or 0 for none.
-
-        Returns (float32[T, B, size], last of the next window).
-        """
-        codes = torch.cat([last.t().long(), ids + 1])
-        hashed, rows = codes[self.n - 1 :], []
-        for n in range(2, self.n + 1):
-            hashed = (hashed * HASH_FACTOR + codes[self.n - n : 1 - n]) % HASH_PRIME
-            rows.append(hashed * (2 * n + 40503) % HASH_PRIME % self.num_embeddings)
-        x = F.embedding(torch.stack(rows), self.weight, sparse=self.sparse).sum(0)
-        return x, codes[1 - self.n :].t().float()
 
 
 class RMSNorm(nn.RMSNorm):

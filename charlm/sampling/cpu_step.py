@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from charlm.corpus.kernels import compiled
 from charlm.model.cells import TorchCell
 from charlm.model.char_lm import Carry, CharLM
-from charlm.model.layers import HASH_FACTOR, HASH_PRIME
 
 # Division by zero is not checked, which would prevent vector instructions; products and sums may be fused.
 _quick = numba.njit(error_model="numpy", fastmath={"contract"})
@@ -100,26 +99,9 @@ def _add_product(x, weight, y):
 
 
 @compiled
-def _sum_ngrams(ids, last, table, sums):
-    """sums[N, S]: what NGrams adds for each lane's symbol, after those of last, int64[N, n - 1], updated."""
-    sums[:] = 0
-    for lane in range(len(ids)):
-        hashed = np.int64(ids[lane] + 1)
-        for k in range(last.shape[1]):  # n-grams of k + 2 symbols
-            hashed = (hashed * HASH_FACTOR + last[lane, -1 - k]) % HASH_PRIME
-            sums[lane] += table[hashed * (2 * k + 40507) % HASH_PRIME % len(table)]
-        for k in range(last.shape[1]):
-            last[lane, k] = last[lane, k + 1] if k + 1 < last.shape[1] else ids[lane] + 1
-
-
-@compiled
-def _step_alone(
-    mode, ids, last, rows, sums, table, w_ngrams, w_i, b_i, w_h, b_h, w_out, b_out, h, c, x, y, bits, out
-):
+def _step_alone(mode, ids, table, w_i, b_i, w_h, b_h, w_out, b_out, h, c, x, y, bits, out):
     """A whole step of one lane. w_i[L-1, H, G·H], b_i: of the layers but the first; out[V]: the logits."""
     x[:] = table[ids[0]]
-    _sum_ngrams(ids, last, rows, sums)
-    _add_product(sums[0], w_ngrams, x)
     for layer in range(len(w_h)):
         if layer:
             x[:] = b_i[layer - 1]
@@ -139,15 +121,15 @@ def _cells(mode, x, y, h, c, bits):
 
 
 def steppable(model: CharLM) -> bool:
-    """Whether Stepper computes the model: on a CPU, a cell of torch, nothing between the layers."""
-    plain = model.config.norm == "none" and not model.config.residual
+    """Whether Stepper computes the model: on a CPU, a cell of torch, no norms between layers, no n-grams."""
+    plain = model.config.norm == "none" and not model.config.residual and model.ngrams is None
     return model.device.type == "cpu" and isinstance(model.cell, TorchCell) and plain
 
 
 class Stepper:
     """A steppable model and its carry, advanced by one symbol per lane at a time.
 
-    model: float32, on a CPU; weights are copied, the table of n-grams is not. carry: [L, N, H] each, copied.
+    model: float32, on a CPU; weights are copied. carry: [L, N, H] each, copied.
     """
 
     @torch.no_grad()
@@ -156,12 +138,7 @@ class Stepper:
         first, gates = model.layers[0], len(model.layers[0].bias_ih_l0)
         self.mode = ("RNN_TANH", "RNN_RELU", "GRU", "LSTM").index(first.mode)
         symbols = model.input(torch.arange(model.vocab_size))  # [V, E]
-        w_symbols, w_ngrams = first.weight_ih_l0.tensor_split([symbols.shape[1]], 1)
-        self.table = F.linear(symbols, w_symbols, first.bias_ih_l0)  # [V, G·H]
-        self.w_ngrams, self.sums = w_ngrams.t().contiguous(), torch.empty(lanes, w_ngrams.shape[1])
-        rows, last = torch.empty(1, 0), torch.empty(lanes, 0)
-        if model.ngrams is not None:
-            rows, last = model.ngrams.weight, carry[-1][0]
+        self.table = F.linear(symbols, first.weight_ih_l0, first.bias_ih_l0)  # [V, G·H]
         self.w_i, self.b_i = torch.empty(layers - 1, size, gates), torch.empty(layers - 1, gates)
         self.w_h, self.b_h = torch.empty(layers, size, gates), torch.empty(layers, gates)
         for i, layer in enumerate(model.layers):
@@ -173,11 +150,10 @@ class Stepper:
         self.w_out, self.h, self.c = (t.clone(memory_format=torch.contiguous_format) for t in copied)
         self.x, self.y = torch.empty(lanes, gates), torch.empty(lanes, gates)
         self.logits, bits = torch.empty(lanes, model.vocab_size), np.empty(gates, np.int32)
-        self._ngrams = (last.long().numpy(), rows.numpy(), self.sums.numpy())
-        weights = (self.table, self.w_ngrams, self.w_i, self.b_i, self.w_h, self.b_h, self.w_out, self.b_out)
+        weights = (self.table, self.w_i, self.b_i, self.w_h, self.b_h, self.w_out, self.b_out)
         weights = (w.numpy() for w in weights)
         x, y, h, c, out = (t.numpy() for t in (self.x, self.y, self.h, self.c, self.logits))
-        self._alone = (*self._ngrams, *weights, h[:, 0], c[:, 0], x[0], y[0], bits, out[0])
+        self._alone = (*weights, h[:, 0], c[:, 0], x[0], y[0], bits, out[0])
         self._layers = [(x, y, h[i], c[i], bits) for i in range(layers)]
 
     def step(self, ids: np.ndarray) -> np.ndarray:
@@ -186,9 +162,6 @@ class Stepper:
             _step_alone(self.mode, ids, *self._alone)
             return self.logits.numpy()
         torch.index_select(self.table, 0, torch.from_numpy(ids), out=self.x)
-        if self.w_ngrams.numel():
-            _sum_ngrams(ids, *self._ngrams)
-            self.x.addmm_(self.sums, self.w_ngrams)
         for i, views in enumerate(self._layers):
             if i:
                 torch.addmm(self.b_i[i - 1], self.h[i - 1], self.w_i[i - 1], out=self.x)

@@ -11,9 +11,6 @@ from torch import nn
 
 from charlm.config.fields import OptimConfig
 from charlm.model.char_lm import CharLM
-from charlm.model.layers import NGrams
-
-ROW_RATE = 20  # times the learning rate: of the first update of a row
 
 
 def learning_rate(step: int, optim: OptimConfig, steps: int | None) -> float:
@@ -39,19 +36,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices that are multiplied decay; biases and the embedding do not, and form one group without decay.
-
-    The table of n-grams is a group of its own.
-    """
-    kinds = (nn.Embedding, NGrams)
-    embeddings, tables = ({id(m.weight) for m in model.modules() if isinstance(m, k)} for k in kinds)
-    parts = {"decays": [], "others": [], "rows": []}
+    """Matrices that are multiplied decay; biases and the embedding do not, and form a group without."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    parts = {weight_decay: [], 0.0: []}
     for p in model.parameters():
-        decays = weight_decay and p.ndim > 1 and id(p) not in embeddings
-        parts["rows" if id(p) in tables else "decays" if decays else "others"].append(p)
-    options = {"decays": {"weight_decay": weight_decay}, "others": {}, "rows": {"rows": True}}
-    groups = [{"params": parts[name], "weight_decay": 0.0} | options[name] for name in parts]
-    return [group for group in groups if group["params"]]
+        if p.requires_grad:
+            parts[weight_decay if p.ndim > 1 and id(p) not in embeddings else 0.0].append(p)
+    return [{"params": group, "weight_decay": decay} for decay, group in parts.items() if group]
 
 
 def make_optimizer(model: nn.Module, optim: OptimConfig) -> AdamW:
@@ -94,9 +85,6 @@ class AdamW(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            if group.get("rows"):
-                self._update_rows(*parameters, group, overflow)
-                continue
             states = [self.state[p] or self._new_state(p) for p in parameters]
             moments, squares, steps = ([s[k] for s in states] for k in ("exp_avg", "exp_avg_sq", "step"))
             torch._foreach_add_(steps, 1)
@@ -108,25 +96,6 @@ class AdamW(torch.optim.Optimizer):
             if overflow is not None:
                 torch._foreach_sub_(steps, [overflow] * len(steps))
 
-    def _update_rows(self, p: torch.Tensor, group: dict, overflow: torch.Tensor | None) -> None:
-        """Adagrad (Duchi et al. 2011) with one sum of squares per row: rare n-grams learn as fast as frequent
-        ones, and what the rows of n-grams need in memory and in a checkpoint is little more than themselves.
-
-        p: [rows, size]. The gradient is sparse on a CPU; on a GPU the rows that were not read have zeros.
-        """
-        state, rows, grad = self.state[p], slice(None), p.grad
-        if not state:
-            state["sum"] = p.new_zeros(len(p))
-        if grad.is_sparse:
-            grad = grad.coalesce()
-            rows, grad = grad.indices()[0], grad.values()
-        if overflow is not None:
-            grad = torch.where(overflow > 0, 0, grad)
-        total = state["sum"][rows] + grad.square().mean(1)
-        state["sum"][rows] = total
-        scale = (total.sqrt() + group["eps"])[:, None]
-        p[rows] = torch.addcdiv(p[rows], grad, scale, value=-ROW_RATE * group["lr"])
-
     def _new_state(self, p: torch.Tensor) -> dict[str, torch.Tensor]:
         state = self.state[p]
         state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
@@ -135,8 +104,8 @@ class AdamW(torch.optim.Optimizer):
 
 
 def averaged(model: CharLM) -> dict[str, nn.Parameter]:
-    """The parameters that an average is of, by name: not the table of n-grams, whose rows change rarely."""
-    return {name: p for name, p in model.named_parameters() if name != "ngrams.weight"}
+    """The parameters that are trained and averaged, by name: all but the counts of n-grams."""
+    return {name: p for name, p in model.named_parameters() if p.is_floating_point()}
 
 
 class Average:
@@ -144,16 +113,15 @@ class Average:
 
     The last weights of a run jitter around where they are heading; their average does not. An average of few
     steps would still be full of the first weights, so the decay rises with the steps: min(decay, (1 + n) /
-    (10 + n)) after n steps. The table of n-grams is the model's own: the two share it.
+    (10 + n)) after n steps. The two share the counts of n-grams.
     """
 
     def __init__(self, model: CharLM, decay: float):
         """Starts from the model's weights."""
         self.decay = decay
-        self.model = copy.deepcopy(model).eval().to(model.device)  # lays the weights out for cuDNN
+        shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+        self.model = copy.deepcopy(model, shared).eval().to(model.device)  # lays the weights out for cuDNN
         self._weights = [p.requires_grad_(False) for p in averaged(self.model).values()]
-        if model.ngrams is not None:
-            self.model.ngrams = model.ngrams
 
     @torch.no_grad()
     def update(self, model: CharLM, step: int) -> None:

@@ -125,8 +125,8 @@ def _opened(run: str | Path) -> Trained:
 
 
 # Fields of the model on which the shapes and the meaning of its weights depend.
-_SHAPE = ("cell", "nonlinearity", "embedding_size", "ngrams", "ngram_rows", "ngram_size", "hidden_size")
-_SHAPE += ("num_layers", "norm", "residual", "tie_weights")
+_SHAPE = ("cell", "nonlinearity", "embedding_size", "ngrams", "hidden_size", "num_layers")
+_SHAPE += ("norm", "residual", "tie_weights")
 
 
 def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
@@ -135,7 +135,7 @@ def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
     where: a run directory, a model folder or a hub id. Rows of embedding and output (or columns of the first
     layer, when the input is one-hot) go to the symbol that spells the same bytes: a character, or the byte
     symbol of a bytes-only vocabulary. Symbols that the other model lacks keep their fresh rows.
-    N-grams are only copied between equal vocabularies.
+    The counts of n-grams stay those of the new model's text.
     Raises CharlmError when sizes differ, naming them, or no symbol is common.
     """
     source, source_vocab, _ = load(where, "cpu", "fp32")
@@ -156,7 +156,7 @@ def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
                 p[rows] = values[source_rows]
             elif name == f"layers.0.{model.cell.input_weight}" and not model.config.embedding_size:
                 p[:, rows] = values[:, source_rows]
-            elif name != "ngrams.weight" or vocab == source_vocab:  # rows of n-grams are those of symbols
+            elif p.is_floating_point():
                 p.copy_(values)
     new = sorted(set(range(len(vocab))) - set(rows.tolist()))
     dropped = sorted(set(range(len(source_vocab))) - set(source_rows.tolist()))

@@ -7,11 +7,12 @@ nn.LSTM, nn.Linear and torch's AdamW with them; `name: gpt options` trains a pla
 --layers --width --heads --block --batch --tie --learning_rate --final_ratio --betas --weight_decay --clip
 --compile --stride (see scripts/bench/gpt.py). Any way may have its own --seconds and --warmup.
 
-The seconds are of training alone. A few steps at learning rate 0 come first, in which kernels are chosen,
-recorded and compiled; then the optimizer's state and the data are put at their start. The schedule follows
-the clock: the share of the seconds that has passed stands for the share of the steps, so that train.steps and
-optim.warmup_steps have no effect. Recurrent ways are scored by evaluate(), the carry handed on; the GPT by
-overlapping windows, each target predicted once, with half a block of context or more.
+The seconds are of training alone, and of counting n-grams. A few steps at learning rate 0 come first, in
+which kernels are chosen, recorded and compiled; then the optimizer's state and the data are put at their
+start. The schedule follows the clock: the share of the seconds that has passed stands for the share of the
+steps, so that train.steps and optim.warmup_steps have no effect. Recurrent ways are scored by evaluate(), the
+carry handed on; the GPT by overlapping windows, each target predicted once, with half a block of context or
+more.
 """
 
 from __future__ import annotations
@@ -124,6 +125,7 @@ def train(trial: Trial, way: Way, kind: str) -> dict:
     optim = replace(trial.optim, warmup_steps=round(way.warmup * SHARES))
     trial.warm_up()
     clock, steps, checked, late = Clock(kind), 0, 0.0, []
+    trial.read()
     while (share := clock.elapsed() / way.seconds) < 1:
         loss = trial.step(learning_rate(int(share * SHARES), optim, SHARES))
         clock.step()
@@ -146,7 +148,7 @@ def sizes(model: nn.Module) -> tuple[int, int]:
     tables = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
     tables -= {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}  # tied
     parameters = list(model.parameters())
-    multiplied = sum(p.numel() for p in parameters if p.ndim > 1 and id(p) not in tables)
+    multiplied = sum(p.numel() for p in parameters if p.ndim > 1 and id(p) not in tables and p.requires_grad)
     return sum(p.numel() for p in parameters), multiplied
 
 

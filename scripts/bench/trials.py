@@ -45,6 +45,9 @@ class Trial:
         """Put the data and what a step hands to the next at their start."""
         raise NotImplementedError
 
+    def read(self) -> None:
+        """What is done with the training text before the first step, in the seconds of training."""
+
     def step(self, rate: float) -> Tensor:
         """A step at a learning rate. Returns the loss [] in nats per symbol."""
         raise NotImplementedError
@@ -84,6 +87,10 @@ class CharlmTrial(Trial):
         torch.manual_seed(self.config.train.seed + 1)
         if self.setup.average is not None:
             load_weights(self.setup.average.model, weights_of(self.model), "the average")
+
+    def read(self) -> None:
+        if self.model.ngrams is not None:
+            self.model.ngrams.count(self.setup.corpus["train"])
 
     def step(self, rate: float) -> Tensor:
         self.config.optim.learning_rate = rate
