@@ -107,13 +107,24 @@ def test_the_schedule_follows_the_clock(monkeypatch):
     monkeypatch.setattr(quality.Clock, "elapsed", lambda self: next(passed))
     optim = OptimConfig(learning_rate=0.5, final_ratio=0.1, warmup_steps=7)
     step = lambda rate: (rates.append(rate), torch.tensor(1.0))[1]  # noqa: E731
-    trial = SimpleNamespace(optim=optim, step=step, warm_up=lambda: None)
+    trial = SimpleNamespace(optim=optim, step=step, warm_up=lambda: None, read=lambda: None)
     way = SimpleNamespace(name="a", seconds=2.0, warmup=0.25)
     told = quality.train(trial, way, "wall")
     assert told["steps"] == 20 and len(rates) == 20
     optim.warmup_steps = 250_000
     assert rates == pytest.approx([learning_rate(50_000 * n, optim, 1_000_000) for n in range(20)], rel=1e-4)
     assert rates[0] < 1e-5 and max(rates) == rates[5] and 0.05 < rates[-1] < 0.06
+
+
+def test_what_is_counted_before_the_first_step_is_part_of_the_seconds(tmp_path):
+    config = small(tmp_path / "a", model={"ngrams": 3, "ngram_lines": 64})
+    trial = trials.CharlmTrial(config)
+    table = trial.model.ngrams.table
+    counted = table.clone()
+    with torch.no_grad():
+        table.zero_()
+    trial.read()
+    assert counted.any() and torch.equal(table, counted)
 
 
 def tiny_gpt(block: int = 6, tie: bool = True) -> gpt.GPT:

@@ -115,11 +115,11 @@ class ModelConfig(checks.Section):
     forget_bias: float = 1.0
     """Initial bias of the forget gates of an lstm; torch's default would be near 0."""
     ngrams: checks.Natural = 0
-    """Mix the prediction with n-grams counted in the training text, of up to so many symbols of context, such
-    as 8; 0 for none. A model on a CPU is far better for it; the file grows by ngram_lines × 64 bytes."""
+    """Count what follows contexts of up to so many symbols in the training text, such as 8, and correct the
+    network's prediction by it; 0: do not. A model for a CPU is far better with it, within minutes."""
     ngram_lines: checks.Positive = 1 << 20
-    """Lines of the table of n-grams. Each holds 16 pairs of a context and the symbol after it, the frequent
-    ones first; half as many as the text has symbols is enough."""
+    """Lines of the table of counts, 64 bytes each, in memory and in the model's files. A line for every 25
+    symbols of the text is enough; with fewer the rarest contexts are dropped."""
 
     @property
     def in_one_call(self) -> bool:

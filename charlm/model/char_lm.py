@@ -72,6 +72,11 @@ class CharLM(nn.Module):
         return self.output.weight.device
 
     @property
+    def num_parameters(self) -> int:
+        """The numbers that are trained; counts of n-grams are not."""
+        return sum(p.numel() for p in self.parameters() if p.is_floating_point())
+
+    @property
     def in_one_call(self) -> bool:
         """Whether a GPU computes all layers in one call."""
         return self.cell.in_one_call and self.config.in_one_call

@@ -6,7 +6,6 @@ vocabulary, S slots of a line.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -53,7 +52,7 @@ class NGrams(nn.Module):
         from charlm.corpus.kernels import compiled  # here: numba, which other models need not wait for
 
         table, loop = np.zeros(self.table.shape, np.int32), compiled(_count)
-        bounds = np.linspace(0, len(table), len(os.sched_getaffinity(0)) + 1).astype(int)
+        bounds = np.linspace(0, len(table), torch.get_num_threads() + 1).astype(int)
         shared = ids, self.lengths.start, self.lengths.stop, len(table)
         with ThreadPoolExecutor() as pool:
             for done in [pool.submit(loop, *shared, a, table[a:b]) for a, b in pairwise(bounds)]:

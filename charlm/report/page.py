@@ -136,7 +136,7 @@ def render(run: RunContents, text_source: str, ids: np.ndarray) -> str:
     values = {
         "run": run,
         "name": Path(run.source).resolve().name if Path(run.source).is_dir() else run.source,
-        "parameters": sum(p.numel() for p in run.model.parameters()) if run.model is not None else 0,
+        "parameters": run.model.num_parameters if run.model is not None else 0,
         "throughput": statistics.median(speeds) if speeds else None,
         "baselines": baselines,
         "plots": training_plots(history, baselines),
@@ -192,7 +192,7 @@ def _model_sections(run: RunContents, ids: np.ndarray) -> dict:
     model, vocab = run.model, run.vocab
     probe = probe_model(model, vocab, ids)
     cells, layers = cell_data(probe, model.config.hidden_size)
-    near = ids[: int(np.clip(CONTEXT_WORK / sum(p.numel() for p in model.parameters()), 2_000, CONTEXT))]
+    near = ids[: int(np.clip(CONTEXT_WORK / model.num_parameters, 2_000, CONTEXT))]
     rows = by_context(model, vocab, near, run.config.evaluate)
     counts = np.bincount(ids[:COUNTED], minlength=len(vocab))
     if run.corpus is not None and run.corpus.vocab == vocab:

@@ -38,7 +38,7 @@ def model_card(
         title=Path(config.run_dir).name if config else "Character-level model",
         model=model,
         temperature=f"{config.sample.temperature if config else 0.8:g}",
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=model.num_parameters,
         vocab=vocab,
         config=config,
         local_sources=("stdlib", "literal", *BUILDERS),

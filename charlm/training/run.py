@@ -137,7 +137,7 @@ class Run:
         corpus, train = setup.corpus, self.config.train
         self.say(corpus.report() if self.state.step == 0 else str(corpus.folder))
         self.say(
-            f"{sum(p.numel() for p in setup.model.parameters()):,} parameters; "
+            f"{setup.model.num_parameters:,} parameters; "
             f"{train.batch_size} lanes × {train.bptt} characters per step, "
             f"{setup.lanes.windows} steps per epoch; {self.world} process(es) on {self.device.type}"
         )

@@ -147,8 +147,8 @@ def sizes(model: nn.Module) -> tuple[int, int]:
     """All parameters, and those that are multiplied: matrices, without tables that are only looked up."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
     tables -= {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}  # tied
-    parameters = list(model.parameters())
-    multiplied = sum(p.numel() for p in parameters if p.ndim > 1 and id(p) not in tables and p.requires_grad)
+    parameters = [p for p in model.parameters() if p.requires_grad]  # without counts of n-grams
+    multiplied = sum(p.numel() for p in parameters if p.ndim > 1 and id(p) not in tables)
     return sum(p.numel() for p in parameters), multiplied
 
 
