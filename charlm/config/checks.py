@@ -48,6 +48,16 @@ def preset(size: str | None) -> dict[str, dict[str, Any]]:
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def without_retired(model: dict) -> dict:
+    """Stored values of ModelConfig without those of hashed n-grams, which charlm had for a day. Raises
+    CharlmError where they were used."""
+    retired = model.keys() & {"ngram_rows", "ngram_size"}
+    if retired and model.get("ngrams"):
+        advice = "model.ngrams counts n-grams now: remove it, and train again"
+        raise CharlmError(f"model.{min(retired)}: hashed embeddings of n-grams are gone; {advice}")
+    return {name: value for name, value in model.items() if name not in retired}
+
+
 @dataclass
 class Section:
     """Base of the sections of a config, which checks their values."""

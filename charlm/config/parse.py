@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from charlm.config.checks import LENGTH, choice_advice, preset
+from charlm.config.checks import LENGTH, choice_advice, preset, without_retired
 from charlm.config.fields import Config
 from charlm.errors import CharlmError, UsageError
 
@@ -65,6 +65,7 @@ def _read_yaml(name: str | Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CharlmError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    tree = _current(tree)
     _check_keys({} if tree is None else tree, Config(), str(path))
     return {section: value for section, value in (tree or {}).items() if value is not None}
 
@@ -154,8 +155,16 @@ def to_yaml(config: Config) -> str:
     return yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def _current(tree: Any) -> Any:
+    """The values of a config without the fields that older versions had."""
+    if isinstance(tree, dict) and isinstance(tree.get("model"), dict):
+        return tree | {"model": without_retired(tree["model"])}
+    return tree
+
+
 def from_dict(tree: dict[str, Any]) -> Config:
     """Config from nested plain values, as stored in a run directory; unknown keys are refused."""
+    tree = _current(tree)
     _check_keys(tree, Config(), "config")
     kinds = {f.name: f.default_factory for f in fields(Config) if f.name != "run_dir"}
     return Config(**tree | {name: kinds[name](**(tree[name] or {})) for name in kinds if name in tree})

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from charlm.config.checks import without_retired
 from charlm.config.fields import ModelConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
@@ -59,7 +60,7 @@ def load_model(cls: type[CharLM], name: str | Path, device: str | torch.device =
         about = json.loads(path.read_text(encoding="utf-8"))
         if {k: about.get(k) for k in FORMAT} != FORMAT:
             raise CharlmError("not a model of this version of charlm")
-        model = cls(ModelConfig(**about["model"]), about["vocab_size"])
+        model = cls(ModelConfig(**without_retired(about["model"])), about["vocab_size"])
         path = folder / "model.safetensors"
         weights = load_file(path)
     except Exception as error:

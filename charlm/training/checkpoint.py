@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from charlm.config.fields import ModelConfig
+from charlm.config.parse import from_dict
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.files import sync_folder, write_synced
@@ -145,7 +145,7 @@ def load_newest(
 
 def evaluated_model(facts: dict, tensors: Tensors, vocab: Vocab) -> CharLM:
     """The model of a checkpoint, with averaged weights if it has them. Draws random numbers of torch."""
-    model = CharLM(ModelConfig(**facts["config"]["model"]), len(vocab))
+    model = CharLM(from_dict(facts["config"]).model, len(vocab))
     weights = tensors["model"] | tensors.get("average", {})
     load_weights(model, weights, f"the checkpoint of step {facts['step']}")
     return model

@@ -7,15 +7,18 @@ the YAML, the prepared corpus, the run directory with its checkpoint of step 6 o
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, losses, newest
+import yaml
+from helpers import ROOT, losses, newest, small
 from safetensors.torch import load_file
 
 import charlm
 from charlm.config.parse import from_dict, load_config, to_yaml
 from charlm.corpus.prepared import Corpus, folder_of
+from charlm.errors import CharlmError
 from charlm.training.checkpoint import load_checkpoint
 from charlm.training.loop import train
 
@@ -80,3 +83,23 @@ def test_a_model_folder_loads():
     for key, weight in trained.model.named_parameters():
         assert torch.equal(weight, weights[key])
     assert len(trained.generate(length=5, prompt="th")) > 0
+
+
+def test_what_was_written_when_n_grams_were_hashed_loads_unless_it_has_them(tmp_path):
+    config = small(tmp_path / "run", train={"steps": 6})
+    train(config, quiet=True)
+    about, stored = Path(config.run_dir, "model", "config.json"), Path(config.run_dir, "config.yaml")
+    for ngrams in (0, 5):
+        fields = {"ngrams": ngrams, "ngram_rows": 65536, "ngram_size": 64}
+        content = json.loads(about.read_text())
+        content["model"] = {k: v for k, v in content["model"].items() if "ngram" not in k} | fields
+        about.write_text(json.dumps(content))
+        tree = yaml.safe_load(stored.read_text())
+        tree["model"] = content["model"]
+        stored.write_text(yaml.safe_dump(tree))
+        if not ngrams:
+            assert charlm.load(config.run_dir).config.model == config.model
+            assert train(load_config(stored, "train.steps=8"), quiet=True).step == 8
+    for opened in (lambda: charlm.load(config.run_dir), lambda: load_config(stored)):
+        with pytest.raises(CharlmError, match="ngram_rows: hashed embeddings of n-grams are gone; "):
+            opened()
