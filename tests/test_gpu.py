@@ -196,7 +196,7 @@ def test_ids_that_stay_on_the_host_give_the_same_windows(monkeypatch):
 
 @pytest.mark.parametrize("ngrams", [0, 4])
 def test_a_gpu_and_a_cpu_train_alike_in_fp32(tmp_path, monkeypatch, ngrams):
-    """With n-grams the gradient of their table is dense there, and sparse here."""
+    """With n-grams, whose counts are looked up there and here."""
     on_gpu = changed(run(tmp_path, "gpu"), model={"dropout": 0.0, "ngrams": ngrams})
     train(on_gpu, quiet=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

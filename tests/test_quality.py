@@ -119,12 +119,9 @@ def test_the_schedule_follows_the_clock(monkeypatch):
 def test_what_is_counted_before_the_first_step_is_part_of_the_seconds(tmp_path):
     config = small(tmp_path / "a", model={"ngrams": 3, "ngram_lines": 64})
     trial = trials.CharlmTrial(config)
-    table = trial.model.ngrams.table
-    counted = table.clone()
-    with torch.no_grad():
-        table.zero_()
+    assert not trial.model.ngrams.table.any()
     trial.read()
-    assert counted.any() and torch.equal(table, counted)
+    assert trial.model.ngrams.table.any()
 
 
 def tiny_gpt(block: int = 6, tie: bool = True) -> gpt.GPT:

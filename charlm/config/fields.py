@@ -115,11 +115,11 @@ class ModelConfig(checks.Section):
     forget_bias: float = 1.0
     """Initial bias of the forget gates of an lstm; torch's default would be near 0."""
     ngrams: checks.Natural = 0
-    """Count what follows contexts of up to so many symbols in the training text, such as 8, and correct the
-    network's prediction by it; 0: do not. A model for a CPU is far better with it, within minutes."""
+    """Count what follows contexts of half to all of so many symbols, such as 8, in the training text, and
+    correct the network's prediction by it; 0: do not. On a CPU a model is far better for it in minutes."""
     ngram_lines: checks.Positive = 1 << 20
-    """Lines of the table of counts, 64 bytes each, in memory and in the model's files. A line for every 25
-    symbols of the text is enough; with fewer the rarest contexts are dropped."""
+    """Lines of the table of counts, 64 bytes each, in memory and in the model's files. Where a line is full,
+    what is rare makes way; 2 million lines served 55 million symbols."""
 
     @property
     def in_one_call(self) -> bool:

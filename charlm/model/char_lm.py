@@ -115,7 +115,7 @@ class CharLM(nn.Module):
         """Read a window.
 
         ids: int64[B, T]. carry: from the window before, or None. Returns (logits [B, T, V], carry). With
-        model.ngrams the logits are logarithms of the mixture's probabilities.
+        model.ngrams these are logarithms of probabilities; training keeps the logits of a whole window.
         With targets, int64[B, T], returns the cross-entropy in nats instead of the logits (reduction as in
         torch: mean, sum or none [B, T]; computed in float32), and a carry cut off from the graph. In training
         the gradient of the mean includes that of activation_reg and temporal_reg.
@@ -156,7 +156,8 @@ class CharLM(nn.Module):
         loss = cross_entropy(flat, weight, bias, targets.flatten(), each)
         if self.ngrams is not None:
             loss = -self.ngrams.combine(-loss.view(targets.shape), found, h.transpose(0, 1)) * (targets >= 0)
-            loss = {"mean": torch.mean, "sum": torch.sum, "none": torch.flatten}[reduction](loss)
+            if reduction != "none":
+                loss = loss.sum() / ((targets >= 0).sum() if reduction == "mean" else 1)
         ar, tar = self.config.activation_reg, self.config.temporal_reg
         if self.training and (ar or tar) and reduction == "mean":
             loss = loss + activation_penalty(h, x, ar, tar)

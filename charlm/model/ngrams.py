@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from charlm.errors import CharlmError
 
+BLOCK = 1 << 20  # symbols that are counted without a stop
 SLOTS = 16  # of a line: 64 bytes, which a processor reads at once
 COUNTS, SYMBOLS, CHECKS = 1 << 10, 1 << 11, 1 << 10  # a slot is (check · SYMBOLS + symbol) · COUNTS + count
 _PRIME, _FACTOR = 2**31 - 1, 92821  # of the hash; products stay below 2^63
@@ -31,7 +32,8 @@ class NGrams(nn.Module):
     is what Witten & Bell (1991) took for it.
 
     A context is hashed to a line of a table, whose slots hold what followed it, and how often. Where a line
-    is full, what occurred least makes way, so that a table of any size serves a text of any length.
+    is full, what occurred least makes way, so that the table need not grow with the text. Of contexts that
+    never occurred about one in a hundred is taken for another.
     """
 
     def __init__(self, longest: int, lines: int, vocab_size: int, hidden_size: int):
@@ -52,11 +54,11 @@ class NGrams(nn.Module):
         from charlm.corpus.kernels import compiled  # here: numba, which other models need not wait for
 
         table, loop = np.zeros(self.table.shape, np.int32), compiled(_count)
-        bounds = np.linspace(0, len(table), torch.get_num_threads() + 1).astype(int)
-        shared = ids, self.lengths.start, self.lengths.stop, len(table)
-        with ThreadPoolExecutor() as pool:
-            for done in [pool.submit(loop, *shared, a, table[a:b]) for a, b in pairwise(bounds)]:
-                done.result()
+        parts = pairwise(np.linspace(0, len(table), torch.get_num_threads() + 1).astype(int))
+        parts = [(self.lengths.start, self.lengths.stop, len(table), a, table[a:b]) for a, b in parts]
+        with ThreadPoolExecutor(len(parts)) as pool:
+            for low in range(0, len(ids) - 1, BLOCK):  # between two blocks a signal can end it
+                list(pool.map(lambda part, low=low: loop(ids, low, low + BLOCK, *part), parts))
         self.table.copy_(torch.from_numpy(table))
 
     def forward(self, ids: Tensor, last: Tensor, targets: Tensor | None = None) -> tuple[list, Tensor]:
@@ -97,16 +99,17 @@ class NGrams(nn.Module):
         from forward. h: [T, B, H], the network's output."""
         strength, p = F.linear(h.float(), self.weight.float()), log_p.exp()
         for i, (count, total, kinds) in enumerate(found):
-            g = (strength[..., i] + self.bias[i].float()[kinds]).exp()
+            bias = F.embedding(kinds, self.bias[i].float()[:, None])[..., 0]  # its gradient has a fixed order
+            g = (strength[..., i] + bias).clamp(-12, 12).exp()
             g = g if p.ndim == g.ndim else g[..., None]
             p = (count + g * p) / (total + g)
         return p.clamp(min=1e-30).log()
 
 
-def _count(ids, shortest, stop, lines, first, table):
-    """Count the contexts of `shortest` to stop - 1 symbols whose lines are in table[m, S], which begins with
-    line `first` of so many lines."""
-    for t in range(len(ids) - 1):
+def _count(ids, low, high, shortest, stop, lines, first, table):
+    """Count the contexts of `shortest` to stop - 1 symbols that end in ids[low:high], if their lines are in
+    table[m, S], which begins with line `first` of so many lines."""
+    for t in range(low, min(high, len(ids) - 1)):
         hashed = 0
         for n in range(1, min(stop, t + 2)):
             hashed = (hashed * _FACTOR + np.int64(ids[t + 1 - n]) + 1) % _PRIME

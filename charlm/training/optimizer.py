@@ -11,6 +11,7 @@ from torch import nn
 
 from charlm.config.fields import OptimConfig
 from charlm.model.char_lm import CharLM
+from charlm.model.ngrams import NGrams
 
 
 def learning_rate(step: int, optim: OptimConfig, steps: int | None) -> float:
@@ -37,11 +38,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Matrices that are multiplied decay; biases and the embedding do not, and form a group without."""
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    others = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    others |= {id(m.bias) for m in model.modules() if isinstance(m, NGrams)}
     parts = {weight_decay: [], 0.0: []}
     for p in model.parameters():
         if p.requires_grad:
-            parts[weight_decay if p.ndim > 1 and id(p) not in embeddings else 0.0].append(p)
+            parts[weight_decay if p.ndim > 1 and id(p) not in others else 0.0].append(p)
     return [{"params": group, "weight_decay": decay} for decay, group in parts.items() if group]
 
 

@@ -114,6 +114,9 @@ def resume_or_start(run: Run, setup: Setup) -> State:
         run.say(warm_start(setup.model, setup.corpus.vocab, run.config.train.init_from))
         if setup.average is not None:
             load_weights(setup.average.model, weights_of(setup.model), "the average")
+    if loaded is None and setup.model.ngrams is not None:  # every process: none waits for another
+        run.say(f"counting n-grams in {len(setup.corpus['train']):,} symbols")
+        setup.model.ngrams.count(setup.corpus["train"])
     if run.main:
         replace(run.dir / "config.yaml", to_yaml(run.config))
     run.begin(setup)

@@ -26,6 +26,7 @@ from charlm.sharing.model_card import model_card
 from charlm.training.checkpoint import steps_of
 from charlm.training.lanes import Position
 from charlm.training.logger import Logger
+from charlm.training.optimizer import averaged
 from charlm.training.setup import Setup, make_accelerator
 from charlm.training.step import records_steps
 
@@ -172,7 +173,7 @@ class Run:
     def check_finite(self, model: CharLM) -> None:
         """Raise NonFiniteLoss, naming the step, if a loss since the last line, or a weight, is not finite."""
         losses = self.state.losses
-        weights = torch.stack([p.isfinite().all() for p in model.parameters()]).all()
+        weights = torch.stack([p.isfinite().all() for p in averaged(model).values()]).all()
         # Losses first: the loss of a step is older than its update.
         finite = torch.stack([*(loss.isfinite() for loss in losses), weights]).tolist()  # sync
         if all(finite):

@@ -63,9 +63,6 @@ def set_up(config: Config, accelerator: Accelerator, say: Callable[[str], None])
     set_precision(model, train.precision, "train.precision", say)
     if device.type == "cpu" and train.gradients != "fp32" and processes > 1:
         say("train.gradients=bf16 is for GPUs: these CPUs average gradients in fp32")
-    if model.ngrams is not None and accelerator.is_main_process:  # the others get its counts with the weights
-        say(f"counting n-grams in {len(corpus['train']):,} symbols")
-        model.ngrams.count(corpus["train"])
     optimizer = make_optimizer(model, config.optim)
     average = Average(model, config.optim.average) if config.optim.average else None
     step = Step(config, accelerator, model, optimizer)

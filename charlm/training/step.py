@@ -38,7 +38,7 @@ class Step:
         self.slices, self.clip = config.train.accumulate, config.optim.clip
         self.recorded = records_steps(config, accelerator)
         self.model, self.optimizer = model, optimizer
-        self.parameters = list(averaged(model).values())  # those of n-grams have updates of a fixed size
+        self.parameters = list(averaged(model).values())
         # Both are on their device; for placing them accelerate would import torch's compiler, which is slow.
         self.wrapped, self._scaled = accelerator.prepare(model, optimizer, device_placement=[False, False])
         if accelerator.num_processes > 1:

@@ -11,7 +11,7 @@ from helpers import MIXED, assert_same_state, changed, newest, small, train_on
 from charlm import load
 from charlm.config.fields import EvaluateConfig, ModelConfig
 from charlm.errors import CharlmError
-from charlm.evaluation.dynamic import evaluate_dynamic
+from charlm.evaluation.dynamic import _Adapting, evaluate_dynamic
 from charlm.evaluation.evaluate import evaluate
 from charlm.model.char_lm import CharLM
 from charlm.model.ngrams import COUNTS, SLOTS, SYMBOLS, NGrams
@@ -19,7 +19,7 @@ from charlm.sampling.cpu_step import steppable
 from charlm.sampling.generate import ModelStepper
 from charlm.sharing.onnx import export
 from charlm.training.loop import train
-from charlm.training.optimizer import Average
+from charlm.training.optimizer import Average, averaged, parameter_groups
 
 B, T, V, N, LINES = 3, 19, 11, 4, 1 << 12
 IDS = torch.from_numpy(np.random.default_rng(0).integers(0, V, (B, T)))
@@ -162,6 +162,39 @@ def test_dynamic_evaluation_adapts_how_much_the_counts_weigh_and_not_the_counts(
     figures = evaluate_dynamic(model, vocab, vocab.encode(MIXED[:800]), EvaluateConfig())
     assert figures["dynamic"]["bpc"] < figures["bpc"]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    adapting = _Adapting(model, 0.01, 0.0)
+    with torch.no_grad():
+        adapting(IDS[:, :-1], None, IDS[:, 1:], "none")
+    adapted = adapting.model.state_dict()
+    assert torch.equal(adapted["ngrams.table"], before["ngrams.table"])
+    assert not torch.equal(adapted["ngrams.bias"], before["ngrams.bias"])
+
+
+def test_no_output_of_the_network_makes_a_prediction_that_is_no_number():
+    model, h = model_of().train(), torch.randn(T, B, 16)
+    found, _ = model.ngrams(IDS.t()[:-1], torch.zeros(B, N - 1), IDS.t()[1:])
+    for scale in (1e3, -1e3, 1e30):
+        with torch.no_grad():
+            model.ngrams.weight.fill_(scale)
+        log_p = torch.full((T - 1, B), -2.0, requires_grad=True)
+        combined = model.ngrams.combine(log_p, found, h[1:].abs())
+        combined.sum().backward()
+        assert combined.isfinite().all() and log_p.grad.isfinite().all()
+
+
+def test_the_mean_is_over_targets_that_count():
+    model, targets = model_of(), IDS[:, 1:].clone()
+    targets[:, 9:] = -100
+    mean, _ = model(IDS[:, :-1], None, targets)
+    close(mean, model(IDS[:, :9], None, IDS[:, 1:10])[0])
+
+
+def test_neither_the_counts_nor_how_much_they_weigh_by_kind_decay():
+    model = model_of()
+    decays = {id(p): g["weight_decay"] for g in parameter_groups(model, 0.1) for p in g["params"]}
+    ngrams = model.ngrams
+    assert id(ngrams.table) not in decays and len(decays) == len(averaged(model))
+    assert (decays[id(ngrams.weight)], decays[id(ngrams.bias)]) == (0.1, 0.0)
 
 
 @torch.no_grad()
