@@ -67,7 +67,8 @@ class Doctor:
                 self.report("config", str(error), ok=False)
             except torch.OutOfMemoryError as error:
                 fix = "lower train.batch_size or train.bptt, or raise train.accumulate"
-                fix += " (or train.cuda_graph=false)" * records_steps(self.config, self.accelerator)
+                if records_steps(self.config, self.accelerator):
+                    fix += " (or train.cuda_graph=false)"
                 self.report("memory", f"{str(error).splitlines()[0]} {fix}", ok=False)
         self.modes()
         self.failed = list(dict.fromkeys(gather_object(self.failed)))
@@ -89,7 +90,8 @@ class Doctor:
             gpu = torch.cuda.get_device_properties(self.device)
             device += f", {gpu.name}, {gpu.total_memory / 1e9:.0f} GB, compute {gpu.major}.{gpu.minor}"
             too_old = train.precision == "bf16" and gpu.major < 8
-            device += "; train.precision=bf16 needs compute 8.0 or more: use fp16" * too_old
+            if too_old:
+                device += "; train.precision=bf16 needs compute 8.0 or more: use fp16"
             self.report("device", device, ok=not too_old)
             cudnn = torch.backends.cudnn.version()
             kernels = dict.fromkeys(cudnn_kernels(self.config, -(-batch // self.world) // train.accumulate))

@@ -94,12 +94,12 @@ class History:
     @property
     def evaluations(self) -> list[dict]:
         """Step and figures of the evaluations on validation, without "validation/" in the names."""
-        records = [r for r in self.records if "validation/bpc" in r]
+        records = [r for r in self.records if isinstance(r.get("validation/bpc"), (int, float))]
         return [{k.removeprefix("validation/"): v for k, v in r.items() if k != "time"} for r in records]
 
-    def points(self, name: str) -> list[tuple[int, Any]]:
-        """(step, value) of one figure, or of the samples."""
-        return [(r["step"], r[name]) for r in self.records if name in r]
+    def points(self, name: str, kind: type | tuple = (int, float)) -> list[tuple[int, Any]]:
+        """(step, value) of one figure, or with kind=str of the samples; values of other types are skipped."""
+        return [(r["step"], r[name]) for r in self.records if isinstance(r.get(name), kind)]
 
     def latest(self, name: str) -> dict:
         """The newest record that has a figure, without its time; {} if there is none."""

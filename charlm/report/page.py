@@ -141,7 +141,7 @@ def render(run: RunContents, text_source: str, ids: np.ndarray) -> str:
         "baselines": baselines,
         "plots": training_plots(history, baselines),
         "results": results(history, baselines),
-        "samples": spread_samples(history.points("sample")),
+        "samples": spread_samples(history.points("sample", str)),
         "text_source": text_source,
         "version": __version__,
         "time": time.strftime("%Y-%m-%d %H:%M"),
