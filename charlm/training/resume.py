@@ -55,7 +55,8 @@ def state_of(run: Run, setup: Setup) -> tuple[dict, checkpoint.Tensors]:
     """(facts, tensors) of a checkpoint: copies, the same in all processes."""
     state, accelerator = run.state, run.accelerator
     carry = state.carry or setup.model.zeros(len(setup.lanes.lanes))
-    losses = gather_object([torch.tensor(state.losses)])  # of each process, [steps since the last line]
+    losses = torch.stack(state.losses).cpu() if state.losses else torch.zeros(0)  # since the last log line
+    losses = gather_object([losses])  # of each process
     random = {"cpu": torch.get_rng_state()}
     if run.device.type == "cuda":
         random["cuda"] = torch.cuda.get_rng_state(run.device)
