@@ -117,10 +117,16 @@ def launched(launcher: list[str], *words, **options) -> str:
     return ran.stdout
 
 
-def ranks_of(config: Config, processes: int = 2, last: str = "", name: str = "train") -> list[Fork]:
+def ranks_of(
+    config: Config,
+    processes: int = 2,
+    last: str = "",
+    name: str = "train",
+    before: tuple[str, str] = ("", ""),
+) -> list[Fork]:
     """`charlm train` (or another command) as so many ranks of one run; no launcher ends the others.
 
-    last: more words for the last one.
+    last: more words for the last one. before: code that the first and the others run before.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         known = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -128,7 +134,8 @@ def ranks_of(config: Config, processes: int = 2, last: str = "", name: str = "tr
     more = [[]] * (processes - 1) + [last.split()]
     known["WORLD_SIZE"] = str(processes)
     envs = [environment(RANK=str(rank), LOCAL_RANK=str(rank), **known) for rank in range(processes)]
-    return [Fork(words + m, env) for m, env in zip(more, envs, strict=True)]
+    code = [before[rank > 0] for rank in range(processes)]
+    return [Fork(words + m, env, before=b) for m, env, b in zip(more, envs, code, strict=True)]
 
 
 def train_on(processes: int, config: Config, last: str = "", code: int = 0, name: str = "train") -> str:

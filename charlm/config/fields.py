@@ -8,7 +8,7 @@ from charlm.config import checks
 BUILDERS = checks.BUILDERS
 WITHOUT_EFFECT = (  # on the corpus and on what a step computes; the fields set by model.size have one
     *("run_dir", "data.dir", "data.streaming", "data.workers", "model.size"),
-    *("train.max_hours", "train.accumulate", "train.threads", "train.cuda_graph"),
+    *("train.max_hours", "train.accumulate", "train.threads", "train.cuda_graph", "train.stall_minutes"),
 )
 
 
@@ -194,10 +194,12 @@ class TrainConfig(checks.Section):
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """Arithmetic on a GPU. A CPU always computes in fp32, and logs it if another value is set."""
     gradients: Literal["fp32", "bf16"] = "fp32"
-    """Precision in which several GPUs average their gradients: bf16 sends half as much. CPUs use fp32."""
+    """Precision in which several processes average their gradients: bf16 sends half as much."""
     cuda_graph: bool | None = None
-    """Record a step once and replay it, which saves launches: one process without a launcher, on a GPU, not
-    in fp16. null: where possible."""
+    """Record a step once and replay it, which saves launches: on a GPU, not in fp16. null: where possible."""
+    stall_minutes: checks.AboveZero = 10.0
+    """Of several processes, end all when one has not started or not responded for so long, or none makes a
+    step (for 20 times the longest step, if that is longer)."""
     threads: checks.Positive | None = None
     """CPU threads of a process; null: as many as a step keeps busy, at most what torch would use."""
     seed: int = 0

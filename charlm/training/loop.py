@@ -45,7 +45,7 @@ def train(
         setup = set_up(config, run.accelerator, run.say)
         state = resume_or_start(run, setup)
         run.say(f"first step after {time.perf_counter() - started:.1f} s")
-        stop.in_loop = True
+        stop.in_loop = run.in_loop = True
         measure = Measure(run, setup)
         while state.steps is None or state.step < state.steps:
             norm = train_step(config, setup, state, watch)
@@ -64,7 +64,7 @@ def train(
                 return run.interrupted(reason)
         validate(run, setup)
         save_checkpoint(run, setup, wait=True)
-        stop.in_loop = False
+        stop.in_loop = run.in_loop = False
         return finish(run, setup)
 
 

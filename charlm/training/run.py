@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -28,6 +28,7 @@ from charlm.training.lanes import Position
 from charlm.training.logger import Logger
 from charlm.training.optimizer import averaged
 from charlm.training.setup import Setup, make_accelerator
+from charlm.training.signals import Watchdog
 from charlm.training.step import records_steps
 
 _LOST = r"gloo|NCCL|Connection (closed|reset)|ProcessGroup|TCPStore"  # in errors of torch.distributed
@@ -83,6 +84,7 @@ class Clock:
     def __init__(self, before: float = 0.0):
         self.steps, self.started, self.before = 0, time.perf_counter(), before
         self.paused_seconds = self.checkpoint_seconds = 0.0
+        self.in_pause = False
 
     def seconds(self) -> float:
         """Of training in this process."""
@@ -93,11 +95,12 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        since = time.perf_counter()
+        since, self.in_pause = time.perf_counter(), True
         try:
             yield
         finally:
             self.paused_seconds += time.perf_counter() - since
+            self.in_pause = False
 
 
 class Run:
@@ -105,7 +108,8 @@ class Run:
 
     def __init__(self, config: Config, quiet: bool = False):
         self.config, self.dir = config, Path(config.run_dir)
-        self.accelerator = make_accelerator(config)
+        self.watchdog = Watchdog(config.train.stall_minutes, self._lost)
+        self.accelerator = make_accelerator(config, patient=not self.watchdog.alone)
         self.device = self.accelerator.device
         self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
         self.state, self.clock = State(), Clock()
@@ -114,6 +118,7 @@ class Run:
         self._written: Future | None = None  # of the checkpoint that a thread writes
         self._threads = torch.get_num_threads()
         self._begun = False  # before that a failure leaves the status of an earlier run
+        self.in_loop = False
         self._lock = FileLock(self.dir / ".lock")
 
     def __enter__(self) -> Run:
@@ -126,6 +131,7 @@ class Run:
             raise CharlmError(f"{self.dir}: {problem}") from None
         except OSError as error:
             raise CharlmError(f"run_dir={str(self.dir)!r}: cannot be written ({error.strerror})") from error
+        self.watchdog.watch(self._progress)
         return self
 
     def begin(self, setup: Setup) -> None:
@@ -209,6 +215,20 @@ class Run:
         if self._written is not None:
             self._written.result()
 
+    # other processes
+
+    def _progress(self) -> tuple[int, bool]:
+        return self.state.step, not self.in_loop or self.clock.in_pause
+
+    def _lost(self, problem: str) -> str:
+        """Store that the run failed, in any process, for the main one may be lost. Returns the message."""
+        message = f"{problem}; {self._resumable()}"
+        path = self.dir / "status.json"
+        with suppress(OSError, ValueError):  # an earlier status has the step of the checkpoint
+            content = json.loads(path.read_text(encoding="utf-8")) | {"status": "failed", "error": message}
+            replace(path, json.dumps(content) + "\n")
+        return message
+
     # files of the run directory, and its end
 
     def write_card(self, setup: Setup, test: dict | None = None) -> None:
@@ -235,6 +255,8 @@ class Run:
 
     def __exit__(self, kind, error, _) -> None:
         at_once = kind is KeyboardInterrupt  # waits for no disk and no network
+        if error is None:
+            self.watchdog.stop()
         if self._written is not None and not at_once:
             self._written.exception()  # waits
         try:
@@ -256,6 +278,9 @@ class Run:
         steps = steps_of(self.dir)
         return f"the last checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
 
+    def _resumable(self) -> str:
+        return f"{self.last_checkpoint()}, the same command resumes from it"
+
     def _explain(self, error: BaseException | None) -> None:
         """Raise as a CharlmError what the machine, not the program, is to blame for."""
         if isinstance(error, OSError) and error.errno in _DISK:
@@ -269,8 +294,7 @@ class Run:
             )
         elif isinstance(error, RuntimeError) and self.world > 1 and re.search(_LOST, str(error)):
             lost = "has lost another process of this run, which has ended or cannot be reached"
-            message = f"process {self.accelerator.process_index} {lost}; {self.last_checkpoint()}"
-            message += ", the same command resumes from it"
+            message = f"process {self.accelerator.process_index} {lost}; {self._resumable()}"
         else:
             return
         raise CharlmError(message) from error

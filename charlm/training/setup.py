@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from charlm.config.fields import Config
 from charlm.corpus.prepared import Corpus, prepare, wait_for
+from charlm.errors import CharlmError
 from charlm.model.cells import cell_of
 from charlm.model.char_lm import CharLM
 from charlm.model.device import set_precision
 from charlm.training.lanes import Lanes
 from charlm.training.optimizer import AdamW, Average, make_optimizer
-from charlm.training.step import Step, gradient_exchange, records_steps
+from charlm.training.step import Step, records_steps
 
+# Settings that accelerate's launcher takes from a default config, and the fields that count instead.
+ACCELERATES = (
+    ("GRADIENT_ACCUMULATION_STEPS", "train.accumulate"),
+    ("MIXED_PRECISION", "train.precision"),
+    ("DYNAMO_BACKEND", "train.cuda_graph"),
+)
 # Values of the gates that keep a thread busy: with fewer, threads cost each other more than they gain.
 VALUES_PER_THREAD = 1536
 
@@ -38,14 +47,20 @@ class Setup(NamedTuple):
         return self.model if self.average is None else self.average.model
 
 
-def make_accelerator(config: Config) -> Accelerator:
-    """accelerate's view of this process: its device, its rank, the gradient scaler of fp16, the tracker."""
-    cuda = torch.cuda.is_available()
+def make_accelerator(config: Config, patient: bool = False) -> Accelerator:
+    """accelerate's view of this process: its device, its rank, the gradient scaler of fp16, the tracker.
+    patient: other processes may take any time, for a watchdog limits it. Raises CharlmError if accelerate's
+    environment, as `accelerate launch` sets it from a default config, splits the model over processes."""
+    for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
+            problem = f"ACCELERATE_USE_{name}=true: each process of charlm holds the whole model"
+            raise CharlmError(f"{problem}; choose plain multi-GPU in `accelerate config`, or use torchrun")
+    cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true"
     return Accelerator(
-        cpu=not cuda,
+        cpu=not cuda and not torch.backends.mps.is_available(),
         mixed_precision="fp16" if cuda and config.train.precision == "fp16" else "no",
         log_with="wandb",
-        kwargs_handlers=[gradient_exchange(config.train.gradients if cuda else "fp32")],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=365))] if patient else [],
     )
 
 
@@ -56,16 +71,18 @@ def set_up(config: Config, accelerator: Accelerator, say: Callable[[str], None])
     cell_of(config.model), records_steps(config, accelerator)  # refuse these before the corpus is prepared
     corpus = prepare(config) if accelerator.is_main_process else wait_for(config)
     train = config.train
+    for name, ours in ACCELERATES:
+        value = os.environ.get(f"ACCELERATE_{name}", "no")
+        if value.lower() not in ("no", "1", train.precision):
+            say(f"ACCELERATE_{name}={value} has no effect: {ours} decides")
     place = {"rank": rank, "world": processes, "seed": train.seed, "device": device}
     lanes = Lanes(corpus["train"], train.batch_size, train.bptt, **place)
     torch.manual_seed(train.seed)
     model = CharLM(config.model, len(corpus.vocab)).to(device)
     set_precision(model, train.precision, "train.precision", say)
-    if device.type == "cpu" and train.gradients != "fp32" and processes > 1:
-        say("train.gradients=bf16 is for GPUs: these CPUs average gradients in fp32")
     optimizer = make_optimizer(model, config.optim)
-    average = Average(model, config.optim.average) if config.optim.average else None
     step = Step(config, accelerator, model, optimizer)
+    average = Average(model, config.optim.average) if config.optim.average else None
     torch.manual_seed(train.seed + 1 + rank)  # dropout differs by process
     if device.type == "cpu":
         torch.set_num_threads(threads_for(config, processes))

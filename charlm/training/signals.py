@@ -1,10 +1,19 @@
-"""Requests to stop: SIGTERM, SIGUSR1 (slurm's warning), Ctrl-C, or the limit of hours."""
+"""What ends a run from outside: signals (SIGTERM, slurm's SIGUSR1, Ctrl-C), the limit of hours, and other
+processes of the run that do not respond."""
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
+import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+
+from charlm.errors import CharlmError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -46,3 +55,97 @@ class Stop:
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+class Watchdog:
+    """Ends this process when another one of its run does not respond, or none makes a step.
+
+    A process that ends closes its connections, which the others notice. One that is stopped, or whose machine
+    hangs, leaves them waiting for ever. So a thread of every process renews a sign of life in a store, and
+    reads those of the others there.
+    """
+
+    def __init__(self, minutes: float, lost: Callable[[str], str]):
+        """Meet the other processes, which the environment of a launcher describes. Raises CharlmError, naming
+        those that are missing after so many minutes. lost(problem) → message is called before an end."""
+        from torch.distributed import PrefixStore, TCPStore  # slow to import
+
+        self.lost = lost
+        self.seconds, self.host, self._end = 60 * minutes, socket.gethostname(), threading.Event()
+        self.rank, self.world = (int(os.environ.get(k, n)) for k, n in (("RANK", 0), ("WORLD_SIZE", 1)))
+        address, port = os.environ.get("MASTER_ADDR"), int(os.environ.get("MASTER_PORT", 0))
+        self.alone = self.world == 1 or not address or not port
+        self._renewing: threading.Thread | None = None
+        if self.alone:
+            return
+        # Under torchrun the launcher holds the store, else the first process.
+        first = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        options = {"is_master": first, "wait_for_workers": False, "multi_tenant": True}
+        missing, until = "", time.monotonic() + self.seconds
+        try:
+            store = TCPStore(address, port, timeout=timedelta(seconds=self.seconds), **options)
+            self.store = PrefixStore(f"charlm {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+            self.store.set(f"host {self.rank}", self.host)
+            while absent := [r for r in range(self.world) if not self.store.check([f"host {r}"])]:
+                missing = f"missing: process {', '.join(map(str, absent))}"
+                if time.monotonic() > until:
+                    raise TimeoutError
+                time.sleep(0.05)
+            self.hosts = [self.store.get(f"host {r}").decode() for r in range(self.world)]
+        except (RuntimeError, TimeoutError) as error:
+            problem = f"not all {self.world} processes started in {minutes:g} minutes (train.stall_minutes)"
+            missing = missing or str(error).splitlines()[0]
+            raise CharlmError(lost(f"process {self.rank} on {self.host}: {problem}; {missing}")) from error
+
+    def watch(self, progress: Callable[[], tuple[int, bool]]) -> None:
+        """Start to watch. progress() → (step, True while this process does something else than steps)."""
+        if not self.alone:
+            self._signs = [(b"", time.monotonic())] * self.world  # the last of every process, and since when
+            self._renewing = threading.Thread(target=self._renew, args=(progress,), daemon=True)
+            self._renewing.start()
+            threading.Thread(target=self._watch, args=(progress,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Watch no longer, and need not be watched."""
+        self._end.set()
+        if self._renewing is not None:
+            self._renewing.join(2.0)
+
+    def _renew(self, progress: Callable) -> None:
+        """Write the sign of this process and read all. Hangs with the process that holds the store."""
+        beat = 0
+        with suppress(RuntimeError):  # that process has ended
+            while not self._end.is_set():
+                beat += 1
+                self.store.set(f"sign {self.rank}", f"{beat} {progress()[1]:d}")
+                for rank in range(self.world):
+                    if self.store.check([f"sign {rank}"]):
+                        sign = self.store.get(f"sign {rank}")
+                        if sign != self._signs[rank][0]:
+                            self._signs[rank] = (sign, time.monotonic())
+                self._end.wait(min(self.seconds / 10, 5.0))
+            self.store.set(f"sign {self.rank}", "end")
+
+    def _watch(self, progress: Callable) -> None:
+        every, now = min(self.seconds / 10, 5.0), time.monotonic()
+        step, stepped, longest = -1, now, 0.0
+        while not self._end.wait(every):
+            before, now = now, time.monotonic()
+            if now - before > every + self.seconds / 2:  # this process itself was stopped
+                self._signs, stepped = [(sign, now) for sign, _ in self._signs], now
+            others = {r: s for r, s in enumerate(self._signs) if r != self.rank and s[0] != b"end"}
+            silent = [r for r, (_, since) in others.items() if now - since > self.seconds]
+            current, busy = progress()
+            if current != step or busy or any(not sign.endswith(b" 0") for sign, _ in others.values()):
+                longest, step, stepped = max(longest, now - stepped), current, now
+            if silent:
+                holder = now - self._signs[self.rank][1] > self.seconds  # of the store: nothing comes through
+                names = ", ".join(f"process {r} on {self.hosts[r]}" for r in silent[: 1 if holder else None])
+                problem = f"{names} has not responded for {now - others[silent[0]][1]:.0f} s"
+            elif now - stepped > max(self.seconds, 20 * longest):
+                problem = f"no step for {now - stepped:.0f} s, though all processes respond"
+            else:
+                continue
+            message = self.lost(f"process {self.rank} on {self.host}: {problem} (train.stall_minutes)")
+            print(f"charlm: error: {message}", file=sys.stderr, flush=True)
+            os._exit(1)

@@ -6,12 +6,10 @@ Shapes: B lanes of this process, T window, L layers, H hidden.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
-from accelerate import Accelerator, DDPCommunicationHookType, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType
-from torch import Tensor, nn
+from accelerate import Accelerator
+from torch import Tensor, distributed, nn
 
 from charlm.config.fields import Config
 from charlm.errors import CharlmError
@@ -26,33 +24,36 @@ class Step:
     x, y: int64[B, T]; carry: [L, B, H] each, or None for zeros; the carry returned is detached and may be
     overwritten by the next call. loss: [] in nats per symbol; norm: [] of the gradient before clipping. The
     mean of the losses over the processes is the mean over all lanes, also where processes have different
-    numbers of lanes; so are the gradients, which DistributedDataParallel averages.
+    numbers of lanes. So are the gradients: they are averaged in one tensor, and their sum has one order.
 
-    The first call chooses what a step is: plain, in slices, or one of these recorded as a CUDA graph.
-    slices: parts that the lanes of this process are computed in, one after the other.
+    Forward and backward are plain, or in slices, and may be recorded as a CUDA graph; the exchange between
+    processes is not. slices: parts that the lanes of this process are computed in, one after the other.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator, model: CharLM, optimizer: AdamW):
-        self.accelerator, self.scaler = accelerator, accelerator.scaler
-        self.lanes_per_process = config.train.batch_size / accelerator.num_processes
+        self.scaler, self.processes = accelerator.scaler, accelerator.num_processes
+        self.distributed = distributed.is_initialized()  # with one process, too, under a launcher
+        self.lanes_per_process = config.train.batch_size / self.processes
         self.slices, self.clip = config.train.accumulate, config.optim.clip
+        self.sent_as = torch.bfloat16 if config.train.gradients == "bf16" else torch.float32
         self.recorded = records_steps(config, accelerator)
         self.model, self.optimizer = model, optimizer
         self.parameters = list(averaged(model).values())
-        # Both are on their device; for placing them accelerate would import torch's compiler, which is slow.
-        self.wrapped, self._scaled = accelerator.prepare(model, optimizer, device_placement=[False, False])
-        if accelerator.num_processes > 1:
-            fix_summation_order(self.wrapped, accelerator.device)
-        self._run: Callable[..., tuple[Tensor, Tensor, Carry]] | None = None
+        if self.distributed:  # the same weights for all, also on machines that draw other random numbers
+            for p in self.parameters:
+                distributed.broadcast(p.data, 0)
+        self._run: Callable[..., tuple] | None = None
 
     def __call__(self, x: Tensor, y: Tensor, carry: Carry | None) -> tuple[Tensor, Tensor, Carry]:
         carry = carry or self.model.zeros(len(x))
         if self._run is None:
-            whole = self.slices == 1 and len(x) == self.lanes_per_process
-            self._run = self._plain if whole else self._in_slices
+            self._run = self._gradients
             if self.recorded:
                 self._run = Recorded(self._run, x, y, *carry, record=x.is_cuda)
-        loss, norm, carry = self._run(x, y, *carry)
+        loss, gradients, norm, carry = self._run(x, y, *carry)
+        if gradients is not None:
+            self._exchange(gradients)
+            norm = self._clip()
         return (loss.clone(), norm.clone(), carry) if self.recorded else (loss, norm, carry)
 
     def update(self) -> None:
@@ -60,67 +61,60 @@ class Step:
         if self.scaler is None:
             self.optimizer.step()
         else:
-            self._scaled.step()  # skips the update when a gradient overflowed in fp16
+            self.scaler.step(self.optimizer)  # skips the update when a gradient overflowed in fp16
+            self.scaler.update()
         if not self.recorded:
             self.optimizer.zero_grad()
 
-    def _plain(self, x: Tensor, y: Tensor, *carry: Tensor) -> tuple[Tensor, Tensor, Carry]:
+    def _gradients(self, x: Tensor, y: Tensor, *carry: Tensor) -> tuple:
+        """(loss, gradients as one tensor, None, carry), or in a process alone (loss, None, norm, carry)."""
         self.optimizer.zero_grad()  # to None: a recording then always writes the same tensors
-        loss, carry = self.wrapped(x, carry, y)
-        self._backward(loss)
-        return loss.detach(), self._clip(), carry
-
-    def _in_slices(self, x: Tensor, y: Tensor, *carry: Tensor) -> tuple[Tensor, Tensor, Carry]:
-        self.optimizer.zero_grad()
         slices = min(self.slices, len(x))
         parts = [t.tensor_split(slices) for t in (x, y)] + [c.tensor_split(slices, 1) for c in carry]
         losses, carries = [], []
-        for i, (some_x, some_y, *some_carry) in enumerate(zip(*parts, strict=True), 1):
-            with nullcontext() if i == slices else self.accelerator.no_sync(self.wrapped):
-                loss, after = self.wrapped(some_x, tuple(some_carry), some_y)
+        for some_x, some_y, *some_carry in zip(*parts, strict=True):
+            loss, after = self.model(some_x, tuple(some_carry), some_y)
+            if len(some_x) != self.lanes_per_process:
                 loss = loss * (len(some_x) / self.lanes_per_process)
-                self._backward(loss)
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             losses.append(loss.detach())
             carries.append(after)
-        carry = tuple(torch.cat(c, 1) for c in zip(*carries, strict=True))
-        return torch.stack(losses).sum(), self._clip(), carry
+        if slices > 1:
+            loss, after = (
+                torch.stack(losses).sum(),
+                tuple(torch.cat(c, 1) for c in zip(*carries, strict=True)),
+            )
+        if not self.distributed:
+            return loss.detach(), None, self._clip(), after
+        flat = torch.cat([p.grad.flatten() for p in self._with_gradient()])
+        return loss.detach(), flat.div_(self.processes).to(self.sent_as), None, after
 
-    def _backward(self, loss: Tensor) -> None:
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+    def _with_gradient(self) -> list[nn.Parameter]:
+        """Those that the loss depends on: the same in all processes."""
+        return [p for p in self.parameters if p.grad is not None]
+
+    def _exchange(self, flat: Tensor) -> None:
+        """Replace the gradients by their sum over the processes. flat: all of them, which this overwrites."""
+        distributed.all_reduce(flat)
+        parameters = self._with_gradient()
+        parts = flat.float().split([p.numel() for p in parameters])
+        for p, part in zip(parameters, parts, strict=True):
+            p.grad = part.view_as(p)
 
     def _clip(self) -> Tensor:
         """The norm [] of the gradient, which is clipped."""
-        self.accelerator.unscale_gradients()  # of fp16
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
         if self.clip is None:
-            return nn.utils.get_total_norm([p.grad for p in self.parameters])
+            return nn.utils.get_total_norm([p.grad for p in self._with_gradient()])
         return nn.utils.clip_grad_norm_(self.parameters, self.clip)
 
 
 def records_steps(config: Config, accelerator: Accelerator) -> bool:
     """True if steps are recorded as a CUDA graph: train.cuda_graph, or by default wherever it is possible.
     Raises CharlmError for train.cuda_graph=True where it is not."""
-    possible = accelerator.distributed_type == DistributedType.NO and accelerator.scaler is None
-    if config.train.cuda_graph and not possible:
-        raise CharlmError("train.cuda_graph=True: works in one process without a launcher, not in fp16")
+    if config.train.cuda_graph and accelerator.scaler is not None:
+        raise CharlmError("train.cuda_graph=True: does not work in fp16; train.precision=bf16 is as fast")
     if config.train.cuda_graph is None:
-        return possible and accelerator.device.type == "cuda"
+        return accelerator.scaler is None and accelerator.device.type == "cuda"
     return config.train.cuda_graph
-
-
-def gradient_exchange(gradients: str) -> DistributedDataParallelKwargs:
-    """How several processes send their gradients: in fp32 or bf16. torch has the bf16 hook for NCCL alone."""
-    hook = DDPCommunicationHookType.BF16 if gradients == "bf16" else DDPCommunicationHookType.NO
-    return DistributedDataParallelKwargs(comm_hook=hook)
-
-
-def fix_summation_order(wrapped: nn.parallel.DistributedDataParallel, device: torch.device) -> None:
-    """Make DistributedDataParallel choose the order in which it sums gradients, by a pass without effect.
-
-    It chooses again after its first backward pass: by the order in which the gradients came. The last bits of
-    a sum of three or more numbers depend on its order, and a resumed run begins with a first pass that the
-    uninterrupted run had long ago. Draws random numbers: seed after it.
-    """
-    ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
-    loss, _ = wrapped(ids, None, ids)
-    loss.backward()
-    wrapped.zero_grad()

@@ -123,7 +123,7 @@ def phases_of(setup, position, steps: int) -> dict[str, float]:
             _, _, carry = step(x, y, carry)
             done("replay")
         else:
-            loss, carry = step.wrapped(x, carry, y)
+            loss, carry = step.model(x, carry, y)
             done("forward")
             loss.backward()
             done("backward")

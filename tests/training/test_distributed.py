@@ -1,6 +1,10 @@
 """Several real processes: the same training as one does, and each number goes on where another stopped."""
 
+import re
 import shutil
+import signal
+import socket
+import time
 
 import pytest
 import torch
@@ -8,11 +12,15 @@ from helpers import (
     ROOT,
     assert_same_state,
     changed,
+    charlm,
+    environment,
     launched,
     losses,
     newest,
+    ranks_of,
     records,
     small,
+    start,
     status,
     torchrun,
     train_on,
@@ -20,7 +28,6 @@ from helpers import (
 
 from charlm.training.checkpoint import folder_of, load_checkpoint, steps_of
 from charlm.training.loop import train
-from charlm.training.step import gradient_exchange
 
 CHANGES = {"two, then one": (2, 1), "one, then two": (1, 2), "four, then two": (4, 2)}
 
@@ -153,28 +160,102 @@ def test_more_processes_than_lanes_are_refused(tmp_path):
     assert not steps_of(config.run_dir)
 
 
-BF16_GRADIENTS = "train.gradients=bf16 is for GPUs: these CPUs average gradients in fp32"
-
-
 @pytest.fixture(scope="module")
 def two_views(tmp_path_factory):
     """A run of two processes with checkpoints at 4, 8 and 12, and its whole continuation to 16."""
     root = tmp_path_factory.mktemp("views")
     config = small(root / "run", checkpoint={"every": 4, "keep": 9})
-    assert BF16_GRADIENTS not in train_on(2, config)
+    train_on(2, config)
     shutil.copytree(config.run_dir, root / "whole")
     whole = small(root / "whole", train={"steps": 16}, checkpoint={"every": 4, "keep": 9})
     train_on(2, whole)
     return config, whole
 
 
-def test_gradients_in_bf16_are_for_gpus(two_views, tmp_path):
-    options = {"train": {"gradients": "bf16"}, "checkpoint": {"every": 4, "keep": 9}}
-    plain, bf16 = two_views[0], small(tmp_path / "bf16", **options)
-    assert BF16_GRADIENTS in train_on(2, bf16)
-    assert_same_state(plain.run_dir, bf16.run_dir)
-    hooks = [gradient_exchange(gradients).comm_hook.value for gradients in ("fp32", "bf16")]
-    assert hooks == ["no", "bf16"]
+EXCHANGE = """
+import torch
+from charlm.config.parse import from_dict
+from charlm.model.char_lm import CharLM
+from charlm.training.optimizer import make_optimizer
+from charlm.training.setup import make_accelerator
+from charlm.training.step import Step
+
+accelerator = make_accelerator(from_dict({}))
+rank, world = accelerator.process_index, accelerator.num_processes
+x, y = torch.randint(9, (2, 6, 7), generator=torch.Generator().manual_seed(0))
+lanes = [slice(r * 6 // world, (r + 1) * 6 // world) for r in range(world)]
+
+def made(seed, **train):
+    config = from_dict({"model": {"hidden_size": 8, "num_layers": 2}, "train": {"batch_size": 6, **train}})
+    torch.manual_seed(seed)
+    model = CharLM(config.model, 9)
+    model.unused = torch.nn.Parameter(torch.ones(3))
+    return model, Step(config, accelerator, model, make_optimizer(model, config.optim))
+
+for sent_as in ("fp32", "bf16"):
+    for slices in (1, 2):
+        model, step = made(rank, gradients=sent_as, accumulate=slices)  # the seeds differ: the first counts
+        reference, _ = made(0)
+        parts = []
+        for some in lanes:
+            loss, _ = reference(x[some], None, y[some])
+            (loss * (len(x[some]) * world / 6)).backward()
+            parts.append({n: p.grad for n, p in reference.named_parameters() if p.grad is not None})
+            reference.zero_grad()
+        dtype = torch.bfloat16 if sent_as == "bf16" else torch.float32
+        expected = {n: sum((part[n] / world).to(dtype).float() for part in parts) for n in parts[0]}
+        near = {"rtol": 1e-5, "atol": 1e-7} if sent_as == "fp32" else {"rtol": 2e-2, "atol": 2e-4}
+        _, norm, _ = step(x[lanes[rank]], y[lanes[rank]], None)
+        torch.testing.assert_close(norm, torch.nn.utils.get_total_norm(expected.values()), **near)
+        scale = min(1.0, 1.0 / (norm.item() + 1e-6))
+        for name, p in model.named_parameters():
+            if name == "unused":
+                assert p.grad is None
+                continue
+            torch.testing.assert_close(p.grad, expected[name] * scale, **near)
+            if sent_as == "bf16" and scale == 1.0:
+                assert torch.equal(p.grad, p.grad.to(dtype).float())
+        step.update()
+        assert torch.equal(model.unused, torch.ones(3))
+
+# In fp16, a gradient that overflows in one process keeps all from their update.
+accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+model, step = made(0)
+before = [p.clone() for p in model.parameters()]
+overflows = model.output.weight.register_hook(lambda g: g * (float("inf") if rank == 1 else 1.0))
+step(x[lanes[rank]], y[lanes[rank]], None)
+step.update()
+assert all(map(torch.equal, model.parameters(), before)) and accelerator.scaler.get_scale() == 512.0
+overflows.remove()
+step(x[lanes[rank]], y[lanes[rank]], None)
+step.update()
+assert not torch.equal(model.output.weight, before[-1]) and accelerator.scaler.get_scale() == 512.0
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_gradients_are_averaged_over_all_lanes(tmp_path, processes):
+    """In fp32 and bf16, six lanes, slices, a parameter without a gradient; in fp16 an overflow."""
+    script = tmp_path / "exchange.py"
+    script.write_text(EXCHANGE, encoding="utf-8")
+    options = ["--standalone", "--nproc_per_node", str(processes)]
+    assert launched(["torch.distributed.run", *options], script).count("equal") == processes
+
+
+@pytest.mark.parametrize("options", [{"gradients": "bf16"}, {"cuda_graph": True, "accumulate": 2}])
+def test_variants_resume_to_the_same_bits(tmp_path, options):
+    """Gradients sent in bf16; steps as they are recorded. Three, for a sum of two has no order."""
+    model, train = {"num_layers": 2, "dropout": 0.3}, {"steps": 12, "batch_size": 4, **options}
+    stopped, whole = (small(tmp_path / name, model=model, train=train) for name in ("stopped", "whole"))
+    train_on(3, changed(stopped, train={"max_hours": 1e-9}))
+    train_on(3, stopped)
+    train_on(3, whole)
+    assert_same_state(stopped.run_dir, whole.run_dir)
+    plain = small(tmp_path / "plain", model=model, train=train | {"gradients": "fp32", "cuda_graph": None})
+    train_on(3, plain)
+    by_plain, by_variant = ([loss for _, loss in losses(c.run_dir)] for c in (plain, whole))
+    assert by_variant == (pytest.approx(by_plain, abs=1e-3) if "gradients" in options else by_plain)
 
 
 def test_all_go_on_from_one_checkpoint_though_one_sees_the_newest_torn(two_views, tmp_path):
@@ -209,13 +290,104 @@ def test_the_launcher_of_torch(tmp_path):
 
 
 def test_accelerate_launch_from_the_folder_of_the_script(tmp_path):
-    """Paths are relative to where the user is, and --config to there too."""
-    launcher = ["accelerate.commands.launch", "--cpu"]
+    """Paths are relative to where the user is, and --config to there too. A default config of accelerate's
+    changes nothing of the training."""
+    settings = "{compute_environment: LOCAL_MACHINE, distributed_type: 'NO', use_cpu: true, num_processes: 1,"
+    settings += " mixed_precision: bf16, dynamo_config: {dynamo_backend: INDUCTOR}}"
+    default = tmp_path / "default_config.yaml"
+    default.write_text(settings, encoding="utf-8")
+    launcher = ["accelerate.commands.launch", "--config_file", str(default)]
     words = ["train.py", "--config", "../configs/hello.yaml"]
     before = {path.name for path in (ROOT / "scripts").iterdir()}
-    told = launched(
-        launcher, *words, "--run_dir", tmp_path / "run", "--data.dir", tmp_path / "data", cwd=ROOT / "scripts"
-    )
+    words += ["--run_dir", tmp_path / "run", "--data.dir", tmp_path / "data"]
+    variables = environment(ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4")
+    told = launched(launcher, *words, cwd=ROOT / "scripts", env=variables)
     assert "done: 10 steps" in told
     assert f"{4 * losses(tmp_path / 'run')[0][1]:.3f}" == "6.082"
     assert {path.name for path in (ROOT / "scripts").iterdir()} - before <= {"__pycache__"}
+    for line in ("GRADIENT_ACCUMULATION_STEPS=4", "MIXED_PRECISION=bf16", "DYNAMO_BACKEND=INDUCTOR"):
+        assert f"ACCELERATE_{line} has no effect: train." in told
+    own = charlm("train", "--config", "hello", "--run_dir", tmp_path / "own", "--data.dir", tmp_path / "data")
+    assert own.returncode == 0 and losses(tmp_path / "own") == losses(tmp_path / "run")
+
+
+@pytest.mark.parametrize("plugin", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_plugins_that_split_the_model_are_refused(tmp_path, plugin):
+    ran = start(small(tmp_path / "run"), **{f"ACCELERATE_USE_{plugin}": "true"})
+    said, _ = ran.communicate()
+    assert ran.returncode == 1 and f"ACCELERATE_USE_{plugin}=true: each process of charlm holds" in said
+
+
+# processes that are lost without a word: three seconds here, ten minutes by default
+
+
+def stalling(folder, **train):
+    train = {"steps": 1_000_000, "stall_minutes": 0.05} | train
+    return small(
+        folder / "run", train=train, checkpoint={"every": 50}, log={"every": 10, "wandb": "disabled"}
+    )
+
+
+def until_trained(config) -> None:
+    for _ in range(600):
+        if steps_of(config.run_dir):
+            return
+        time.sleep(0.1)
+    raise AssertionError("no checkpoint in a minute")
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_process_that_is_stopped_ends_the_others(tmp_path, stopped):
+    """Also the first one, which holds the store and writes the status."""
+    config = stalling(tmp_path)
+    ranks = ranks_of(config)
+    until_trained(config)
+    ranks[stopped].send_signal(signal.SIGSTOP)
+    try:
+        said, _ = ranks[1 - stopped].communicate(timeout=60)
+    finally:
+        ranks[stopped].kill()
+    assert ranks[1 - stopped].returncode == 1
+    host = socket.gethostname()
+    problem = f"process {1 - stopped} on {host}: process {stopped} on {host} has not responded for "
+    assert problem in said and "the last checkpoint is of step" in said
+    assert status(config.run_dir)["status"] == "failed" and problem in status(config.run_dir)["error"]
+    last = steps_of(config.run_dir)[-1]
+    assert f"resumed {config.run_dir} at step {last}" in train_on(
+        2, changed(config, train={"steps": last + 2})
+    )
+
+
+def test_a_step_that_hangs_ends_all(tmp_path):
+    """All processes respond, but one waits for something in a step."""
+    config = stalling(tmp_path)
+    hang = "from charlm.training.step import Step; import time; Step.update = lambda self: time.sleep(600)"
+    ranks = ranks_of(config, before=("", hang))
+    said = [rank.communicate(timeout=60)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [1, 1] and "Traceback" not in "".join(said)
+    assert re.search(r"no step for \d s, though all processes respond", "".join(said))
+    assert status(config.run_dir)["status"] == "failed"
+
+
+def test_what_takes_long_beside_steps_is_waited_for(tmp_path):
+    """The main process draws a sample for longer than a step may take."""
+    config = changed(stalling(tmp_path, steps=4), sample={"every": 3})
+    slow = "import time; import charlm.training.loop as l; l._sample = lambda *a: time.sleep(5) or 'slow'"
+    ranks = ranks_of(config, before=(slow, ""))
+    said = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert status(config.run_dir)["status"] == "done"
+
+
+@pytest.mark.parametrize("present, missing", [(0, "missing: process 1"), (1, "client socket has timed out")])
+def test_a_process_that_never_started_is_named(tmp_path, present, missing):
+    config = stalling(tmp_path)
+    train(changed(config, train={"steps": 2}), quiet=True)
+    ranks = ranks_of(config)
+    ranks[1 - present].kill()
+    said, _ = ranks[present].communicate(timeout=60)
+    assert ranks[present].returncode == 1
+    problem = f"process {present} on {socket.gethostname()}: not all 2 processes started in 0.05 minutes"
+    assert f"{problem} (train.stall_minutes); {missing}" in said
+    failed = status(config.run_dir)
+    assert (failed["status"], failed["step"]) == ("failed", 2) and problem in failed["error"]

@@ -1,7 +1,7 @@
 """The step that a GPU records, run from its fixed tensors on a CPU: the same training, to the bit."""
 
 import pytest
-from helpers import assert_same_state, changed, forked, losses, small, train_on
+from helpers import assert_same_state, changed, forked, losses, small
 
 from charlm.errors import CharlmError
 from charlm.training.checkpoint import steps_of
@@ -85,11 +85,6 @@ def test_the_threads_are_as_before_when_training_is_over(tmp_path, monkeypatch):
     assert told == [2, 5]
     ran = forked("train", "--config", "hello", "--train.threads", "0")
     assert ran.returncode == 1 and "train.threads=0: must be 1 or more" in ran.stderr
-
-
-def test_what_cannot_be_recorded_is_refused(tmp_path):
-    config = changed(small(tmp_path / "run", **OPTIONS), train={"cuda_graph": True})
-    assert "train.cuda_graph=True: works in one process" in train_on(2, config, code=1)
 
 
 def test_memory_that_ends_before_there_is_a_step_is_told_too(tmp_path, monkeypatch):
