@@ -28,10 +28,9 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
 
 __version__ = "0.1.0"
 
-# Threads that wait for each other soon sleep, instead of keeping a core busy, which beside other work takes it
-# from the thread they wait for: training becomes 30 times slower. Read by OpenMP when torch loads it.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# Threads that wait for each other soon sleep. By default they keep their cores busy, and beside other work
+# take them from the threads they wait for: training becomes 30 times slower. OpenMP reads it with torch.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _HOME = {
     "CharLM": "model.char_lm",

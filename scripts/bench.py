@@ -5,7 +5,7 @@
   evaluate   scoring a text, beside the textbook loop and the matrix products
   sample     drawing text, beside the textbook loop and the matrix products
   quality    equal seconds of training for a list of ways, each scored on the same test text
-  scaling    one and two processes on this CPU, and what is to be expected of GPUs (computed)
+  scaling    one process and several, beside other work; what is to be expected of GPUs (computed)
 
 `COMMAND --help` tells its options. Compare the ratios, each of one run, rather than the speeds.
 """

@@ -120,7 +120,17 @@ def test_scaling_measures_one_process_and_two(tmp_path):
     assert {n: len(rounds) for n, rounds in row["rounds"].items()} == {"1": 4, "2": 4}
     for n, speed in row["characters_per_second"].items():
         assert speed == pytest.approx(int(n) * 3 * 4 / row["step_ms"][n] * 1000)
-    assert row["times_one"] == row["characters_per_second"]["2"] / row["characters_per_second"]["1"]
+        assert row["times_first"][n] == speed / row["characters_per_second"]["1"]
+
+
+@pytest.mark.slow  # four starts, beside a busy process
+def test_scaling_measures_beside_busy_processes(tmp_path):
+    words = ["--sizes", "8x3x4", "--steps", 2, "--rounds", 2, "--runs", 1, "--beside", 1]
+    done = bench("scaling", *words, "--json", tmp_path / "a.json")
+    assert done.returncode == 0, done.stderr
+    quiet, beside = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert quiet["name"] == "lstm 8, 3 × 4, beside 0 busy" and beside["name"].endswith("beside 1 busy")
+    assert len(quiet["ratios"]) == len(beside["ratios"]) == 2 and min(beside["ratios"]) > 0
 
 
 def test_what_is_expected_of_gpus_is_computed_from_what_it_says(here, capsys):
