@@ -29,7 +29,7 @@ from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.evaluation.evaluate import counts, evaluate, figures_of, lanes_of, targets_of, windows
 from charlm.model.char_lm import Carry, CharLM
-from charlm.model.device import Recorded, keep_freed_memory
+from charlm.model.device import Recorded, float64_device, keep_freed_memory
 
 WINDOW = 32  # characters between two steps; shorter ones gain a little and take longer
 RATE, DECAY = 5e-4, 1e-3  # chosen on tiny Shakespeare's validation, see configs/LOG.md
@@ -67,10 +67,10 @@ def evaluate_dynamic(
     plain = evaluate(model, vocab, ids, config)
     if rate is None:  # several lanes take fewer steps, along less noisy gradients: see configs/LOG.md
         rate = RATE * min(math.sqrt(plain["lanes"]), 4.0)
-    total = torch.zeros((), dtype=torch.float64, device=model.device)
+    total = torch.zeros((), dtype=torch.float64, device=float64_device(model.device))
     with keep_freed_memory(model.device):
         for nats in adapted_nats(model, ids, rate, decay, lanes, window, config.context):
-            total += nats.double().sum()
+            total += nats.to(total.device).double().sum()
     figures = figures_of(total.item(), *counts(vocab, ids[1:]))
     adapted = {name: figures[name] for name in ("nats_per_character", "bpc", "bpb", "perplexity")}
     protocol = {"lanes": plain["lanes"], "window": window, "rate": rate, "decay": decay}

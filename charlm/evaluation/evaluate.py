@@ -19,7 +19,7 @@ from charlm.config.fields import EvaluateConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.model.char_lm import CharLM
-from charlm.model.device import keep_freed_memory
+from charlm.model.device import float64_device, keep_freed_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -130,11 +130,11 @@ def evaluate(
     starts, length, context = lanes_of(targets, config.lanes, config.context)
     lanes = len(starts)
     starts = starts[lanes * rank // world : lanes * (rank + 1) // world]
-    sums = torch.zeros(4, dtype=torch.float64, device=model.device)
+    sums = torch.zeros(4, dtype=torch.float64, device=float64_device(model.device))
     if len(starts):
         with model.evaluating(), keep_freed_memory(model.device):
             for nats in windows(model, ids, starts, length, config.bptt, context):
-                sums[0] += nats.double().sum()
+                sums[0] += nats.to(sums.device).double().sum()
         counted = ids[starts[0] + 1 : min(starts[-1] + length, targets) + 1]
         sums[1:] = torch.tensor(counts(vocab, counted), dtype=torch.float64)
     if processes is not None:

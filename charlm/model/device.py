@@ -50,16 +50,22 @@ def keep_freed_memory(device: torch.device) -> Iterator[None]:
             keep(False)
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """Where to sum in float64: on the device itself, or on the CPU for Apple's GPUs, which lack it."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def set_precision(model: nn.Module, precision: str, name: str, say: Callable[[str], object]) -> None:
-    """What a model computes in on a GPU: fp32, tf32 or bf16 (fp16 is accelerate's). A CPU computes in fp32,
-    and says so, with the name of the option, if another one is set."""
+    """What a model computes in on an NVIDIA GPU: fp32, tf32 or bf16 (fp16 is accelerate's). Other devices
+    compute in fp32, and say so, with the name of the option, if another one is set."""
     if model.device.type == "cuda":
         model.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         kind = "tf32" if precision == "tf32" else "ieee"  # tf32 is torch's own default for recurrent layers
         torch.backends.cudnn.rnn.fp32_precision = kind
         torch.backends.cuda.matmul.fp32_precision = kind
     elif precision != "fp32":
-        say(f"{name}={precision} is for GPUs: this CPU computes in fp32")
+        kind = "CPU" if model.device.type == "cpu" else "GPU"
+        say(f"{name}={precision} is for NVIDIA GPUs: this {kind} computes in fp32")
 
 
 class Recorded:

@@ -69,10 +69,13 @@ class Lanes:
         if self.spare < batch_size * bptt // 2 and self.windows >= 10:
             self.windows -= 1  # read less per epoch, so that the next one has other windows
             self.spare += batch_size * bptt
-        self.ids = torch.from_numpy(ids)
+        # What these lanes read in any epoch: other processes keep the rest.
+        first, last = (n * self.windows * bptt for n in (self.lanes.start, self.lanes.stop))
+        self.ids = torch.from_numpy(ids[first : last + self.spare + 1])
         if self.device.type == "cuda" and self.ids.nbytes < torch.cuda.mem_get_info(self.device)[0] // 8:
             self.ids = self.ids.to(self.device)  # no copy per window
-        self._reader = None if self.ids.device.type == self.device.type else ThreadPoolExecutor(1, "lanes")
+        pins = self.device.type == "cuda" and not self.ids.is_cuda
+        self._reader = ThreadPoolExecutor(1, "lanes") if pins else None
         self._ahead: tuple[Position, Future] | None = None  # the window being read
 
     def offset(self, epoch: int) -> int:
@@ -82,19 +85,18 @@ class Lanes:
     def window(self, position: Position) -> tuple[torch.Tensor, torch.Tensor]:
         """x and y: int64[B, T] on the device, B the lanes of this rank, T bptt."""
         if self._reader is None:
-            both = self._view(position)
+            both = self._view(position).long().to(self.device)
         else:  # while the device computes, the next window is read from the disk and pinned for its copy
             expected, reading = self._ahead or (None, None)
             pinned = reading.result() if expected == position else self._read(position)
-            both = pinned.to(self.device, non_blocking=True)
+            both = pinned.to(self.device, non_blocking=True).long()
             self._ahead = (self.after(position), self._reader.submit(self._read, self.after(position)))
-        both = both.long()
         return both[:, :-1], both[:, 1:]
 
     def _view(self, position: Position) -> torch.Tensor:
         """[B, T + 1] of the ids."""
         stride = self.windows * self.bptt
-        start = self.offset(position.epoch) + self.lanes.start * stride + position.window * self.bptt
+        start = self.offset(position.epoch) + position.window * self.bptt
         return self.ids.as_strided((len(self.lanes), self.bptt + 1), (stride, 1), start)
 
     def _read(self, position: Position) -> torch.Tensor:

@@ -57,9 +57,9 @@ def state_of(run: Run, setup: Setup) -> tuple[dict, checkpoint.Tensors]:
     carry = state.carry or setup.model.zeros(len(setup.lanes.lanes))
     losses = torch.stack(state.losses).cpu() if state.losses else torch.zeros(0)  # since the last log line
     losses = gather_object([losses])  # of each process
-    random = {"cpu": torch.get_rng_state()}
-    if run.device.type == "cuda":
-        random["cuda"] = torch.cuda.get_rng_state(run.device)
+    random, kind = {"cpu": torch.get_rng_state()}, run.device.type
+    if kind != "cpu":
+        random[kind] = torch.get_device_module(run.device).get_rng_state()
     tensors = {
         "model": weights_of(setup.model),
         "optimizer": checkpoint.optimizer_tensors(setup.model, setup.optimizer),
@@ -151,8 +151,8 @@ def _restore(run: Run, setup: Setup, facts: dict, tensors: checkpoint.Tensors) -
     state.losses = list((losses[rank] if len(losses) == run.world else losses.mean(0)).to(run.device))
     if facts["ranks"] == run.world:  # clones, because torch reads a state from the start of its storage
         torch.set_rng_state(tensors["random"]["cpu"][rank].clone())
-        if run.device.type == "cuda" and "cuda" in tensors["random"]:
-            torch.cuda.set_rng_state(tensors["random"]["cuda"][rank].clone(), run.device)
+        if (kind := run.device.type) != "cpu" and kind in tensors["random"]:
+            torch.get_device_module(run.device).set_rng_state(tensors["random"][kind][rank].clone())
     if run.accelerator.scaler is not None and facts["scaler"]:
         run.accelerator.scaler.load_state_dict(facts["scaler"])
 

@@ -597,7 +597,7 @@ def test_a_run_without_a_model_yet_samples_from_its_checkpoint(run, tmp_path):
 def test_a_precision_for_gpus_changes_nothing_on_a_cpu_which_says_so(run, finished, tmp_path, words):
     command, *options = *words, "--device", "cpu"
     plain = run(command, finished.run_dir, *options)
-    told = "evaluate.precision=bf16 is for GPUs: this CPU computes in fp32"
+    told = "evaluate.precision=bf16 is for NVIDIA GPUs: this CPU computes in fp32"
     with pytest.warns(CharlmWarning, match=told):
         assert run(command, finished.run_dir, *options, "--precision", "bf16") == plain
     other = tmp_path / "other.yaml"

@@ -107,7 +107,7 @@ def test_a_disk_without_room_for_the_checkpoints(doctor, tmp_path):
 def test_precision_on_a_cpu_is_told_as_it_is(doctor, config):
     code, told = doctor(config, "--train.precision=bf16")
     assert code == 0
-    assert "train.precision=bf16 is for GPUs: this CPU computes in fp32" in told
+    assert "train.precision=bf16 is for NVIDIA GPUs: this CPU computes in fp32" in told
     assert "train.precision=bf16: recurrent layers compute in float32" in told
 
 

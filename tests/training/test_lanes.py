@@ -273,3 +273,13 @@ def test_windows_read_ahead_are_the_same_in_any_order(monkeypatch):
     for position in [*order, order[3], order[3], order[0]]:  # and where a resumed run would jump to
         for ours, theirs in zip(ahead.window(position), plain.window(position), strict=True):
             assert ours.dtype == torch.int64 and torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_a_process_keeps_what_its_lanes_read_and_no_thread_without_nvidia(device):
+    """64 processes on a corpus of 20 GB: each touches its part. Apple's GPUs have no pinned memory."""
+    ids = np.arange(1000, dtype=np.uint16)
+    for rank in range(4):
+        lanes = Lanes(ids, 8, 5, rank=rank, world=4, device=device)
+        assert len(lanes.ids) == 2 * lanes.windows * 5 + lanes.spare + 1 < 350
+        assert lanes.ids[0] == rank * 2 * lanes.windows * 5 and lanes._reader is None

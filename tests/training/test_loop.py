@@ -464,10 +464,10 @@ def test_a_text_shorter_than_one_window_of_every_lane_is_refused(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a CPU does")
 def test_other_precisions_on_a_cpu_warn_and_compute_in_fp32(tmp_path, capsys):
     train(small(tmp_path / "fp32", train={"steps": 3}))
-    assert "is for GPUs" not in capsys.readouterr().out
+    assert "is for NVIDIA GPUs" not in capsys.readouterr().out
     for precision in ("tf32", "bf16", "fp16"):
         train(small(tmp_path / precision, train={"precision": precision, "steps": 3}))
-        told = f"train.precision={precision} is for GPUs: this CPU computes in fp32"
+        told = f"train.precision={precision} is for NVIDIA GPUs: this CPU computes in fp32"
         assert told in capsys.readouterr().out
         assert_same_state(tmp_path / precision, tmp_path / "fp32")
 

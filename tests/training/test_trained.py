@@ -49,7 +49,7 @@ def test_a_run_and_its_model_folder_are_the_same(run, trained):
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_a_cpu_says_that_it_computes_in_fp32(run, trained, precision):
-    told = f"^evaluate.precision={precision} is for GPUs: this CPU computes in fp32$"
+    told = f"^evaluate.precision={precision} is for NVIDIA GPUs: this CPU computes in fp32$"
     with pytest.warns(CharlmWarning, match=told) as warned:
         other = charlm.load(run, "cpu", precision)
     assert len(warned) == 1 and warned[0].filename == __file__
@@ -64,7 +64,7 @@ def test_the_precision_is_that_of_the_config_if_none_is_given(run, trained, tmp_
     (tmp_path / "run" / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     assert charlm.load(tmp_path / "run", "cpu", "fp32").config.evaluate.precision == "fp32"
     assert not recwarn.list
-    with pytest.warns(CharlmWarning, match="evaluate.precision=bf16 is for GPUs"):
+    with pytest.warns(CharlmWarning, match="evaluate.precision=bf16 is for NVIDIA GPUs"):
         charlm.load(tmp_path / "run", "cpu")
 
 
