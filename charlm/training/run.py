@@ -117,8 +117,7 @@ class Run:
         self.say = self.logger.say
         self._written: Future | None = None  # of the checkpoint that a thread writes
         self._threads = torch.get_num_threads()
-        self._begun = False  # before that a failure leaves the status of an earlier run
-        self.in_loop = False
+        self._begun = self.in_loop = False  # before it has begun, a failure leaves an earlier status
         self._lock = FileLock(self.dir / ".lock")
 
     def __enter__(self) -> Run:
@@ -142,11 +141,12 @@ class Run:
         self.logger.open(self.state.step, self.state.run_id, self.state.steps)
         self.logger.summary({f"best/{k}": v for k, v in (self.state.best or {}).items()})
         corpus, train = setup.corpus, self.config.train
+        threads = f", {torch.get_num_threads()} thread(s) each" if self.device.type == "cpu" else ""
         self.say(corpus.report() if self.state.step == 0 else str(corpus.folder))
         self.say(
             f"{setup.model.num_parameters:,} parameters; "
             f"{train.batch_size} lanes × {train.bptt} characters per step, "
-            f"{setup.lanes.windows} steps per epoch; {self.world} process(es) on {self.device.type}"
+            f"{setup.lanes.windows} steps per epoch; {self.world} process(es) on {self.device.type}{threads}"
         )
         self.clock = Clock()
 
