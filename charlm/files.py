@@ -1,6 +1,7 @@
-"""Files that are either complete or absent, also after a crash of the machine."""
+"""Files that are either complete or absent, also after a crash of the machine; and what identifies files."""
 
 import bz2
+import glob
 import gzip
 import json
 import os
@@ -81,6 +82,23 @@ def digests(paths: list[str], folder: str) -> list[str]:
             if new and writable:
                 replace(kept, json.dumps(known))
     return [known[path][3] for path in stats]
+
+
+def files_below(folder: str) -> list[str]:
+    """The files of a folder and those below it, sorted, without hidden ones."""
+    paths = glob.glob(os.path.join(glob.escape(folder), "**"), recursive=True)
+    return sorted(filter(os.path.isfile, paths))
+
+
+def absolute(paths):
+    """The value of data.data_files or data.dir with its local paths from the root of the disk."""
+    if isinstance(paths, dict):
+        return {split: absolute(named) for split, named in paths.items()}
+    if isinstance(paths, list):
+        return [absolute(path) for path in paths]
+    member, mark, place = (paths or "-").rpartition("::")
+    local = "://" not in place and place != "-"
+    return member + mark + os.path.abspath(os.path.expanduser(place)) if local else paths
 
 
 def head_of(path: str) -> bytes:

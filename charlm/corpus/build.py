@@ -42,6 +42,7 @@ from charlm.corpus.sources import (
     describe,
     fingerprint,
     fingerprinted,
+    origins,
     resolve,
 )
 from charlm.errors import CharlmError
@@ -246,6 +247,7 @@ class Build:
             "fingerprint": self.fingerprint,
             "source": {k: v for k, v in fingerprinted(config.data).items() if v not in (None, "")},
             "vocab": asdict(config.vocab) | {"size": len(vocab)},
+            "origins": origins(config.data),
             "documents": sum(text.source.documents for text in self.texts),
             **total,
             "fallback_rate": 0.0 if vocab.bytes_only else fallback / total["symbols"],

@@ -164,7 +164,9 @@ def _facts(totals: np.ndarray, vocab: Vocab) -> dict:
     codes = np.flatnonzero(totals[:END])
     codes = codes[np.argsort(-totals[codes], kind="stable")]
     own = vocab.holds(codes)
+    kept = {} if vocab.bytes_only else {"byte order marks": int(totals[0xFEFF])}
     return {
+        "kept": {"carriage returns": int(totals[ord("\r")])} | kept,
         "coverage": float(totals[codes[own]].sum() / totals[codes].sum()),
         "left_out_characters": int((~own).sum()),
         "most_frequent": [[int(c), int(totals[c])] for c in codes[:SHOWN]],

@@ -91,7 +91,11 @@ class Corpus:
         """A table of what corpus.json holds, of at most 80 columns."""
         info, sizes = self.info, ("documents", "characters", "bytes", "symbols")
         lines = [str(self.folder), f"  symbols      {len(self.vocab):,}: {self.vocab}"]
+        origins = [f"{part}: {origin}" for part, origin in info.get("origins", {}).items()]
+        lines += [_wrapped("from", origins)] * bool(origins)
         lines.append(_wrapped("text", [f"{info[k]:,} {k}" for k in sizes[:3]]))
+        kept = [f"{n:,} {name}" for name, n in info.get("kept", {}).items() if n]
+        lines += [_wrapped("kept", kept)] * bool(kept)
         if not self.vocab.bytes_only:
             own = f"{100 * info['coverage']:.6g} % of the characters have a symbol of their own"
             lines.append(f"  coverage     {own}")

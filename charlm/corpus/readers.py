@@ -4,9 +4,12 @@ Text and parquet files are read in place, parquet also over the network; of othe
 `datasets` makes of them. Files are not memory-mapped, so that resident memory does not grow with the corpus.
 """
 
+import bz2
 import glob
 import os
+import re
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -25,7 +28,7 @@ from datasets.utils.file_utils import xopen
 
 from charlm.config.fields import BUILDERS, DataConfig
 from charlm.corpus.sources import File, describe, files_of, read_error
-from charlm.errors import CharlmError
+from charlm.errors import CharlmError, CharlmWarning
 
 PIECE = 8 << 20  # bytes of text per part, at least
 BATCH = 4 << 20  # bytes of text per batch of rows, unless a row of parquet is longer
@@ -190,6 +193,24 @@ class TextFiles(Reader):
             row -= rows
 
 
+class WikiExtractor(Reader):
+    """What WikiExtractor writes without --json: files of elements <doc …>, of which each is a document."""
+
+    def __init__(self, paths: list[str]):
+        self.paths, self.name = paths, f"{paths[0]} and {len(paths) - 1} more"
+
+    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
+        for path in self.paths:
+            yield path, np.ones(len(self._documents(path)), bool), os.path.getsize(path)
+
+    def read(self, path: str) -> Iterator[pa.Array]:
+        yield pa.array(self._documents(path), pa.large_binary())
+
+    def _documents(self, path: str) -> list[bytes]:
+        with (bz2.open if path.endswith(".bz2") else open)(path, "rb") as file:
+            return re.findall(rb"<doc [^\n]*>\n(.*?)\n*</doc>", file.read(), re.DOTALL)
+
+
 def _grouped(items: Iterable[tuple[object, int, int]]) -> Iterator[tuple[list, np.ndarray, int]]:
     """Consecutive items (item, rows, bytes) in groups of at least PIECE bytes: (items, bool[rows], bytes),
     where every row ends a document."""
@@ -231,6 +252,10 @@ def readers_of(data: DataConfig, cache: str | None) -> dict[str, list[Reader]]:
         if split:
             groups = groupby(files, key=lambda file: file.format)
             readers[split] = [r for kind, group in groups for r in _readers(data, kind, [*group], cache)]
+    if unread := [split for split in readers if split not in f"{data.split} {data.validation} {data.test}"]:
+        advice = f"data.validation={unread[0]} or data.test={unread[-1]} reads one"
+        text = f"{describe(data)} has splits that are not read: {', '.join(unread)}; {advice}"
+        warnings.warn(text, CharlmWarning, stacklevel=2)
     return readers
 
 
@@ -239,6 +264,8 @@ def _readers(data: DataConfig, format: str, files: list[File], cache: str | None
     paths = [file.path for file in files]
     if format == "text" and not data.streaming and not any(map(_is_packed, paths)):
         return [TextFiles(paths, data.document)]
+    if format == "wikiextractor":
+        return [WikiExtractor(paths)]
     options = {"keep_default_na": False} if format == "csv" else {}  # pandas reads the text "NA" as missing
     paths = [path if "://" in path else glob.escape(path) for path in paths]
     builder = datasets.load_dataset_builder(format, data_files={"train": paths}, cache_dir=cache, **options)
