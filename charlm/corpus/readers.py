@@ -238,13 +238,12 @@ def _check_column(schema: pa.Schema, column: str, file: str) -> None:
 
 def readers_of(data: DataConfig, cache: str | None) -> dict[str, list[Reader]]:
     """The files of every split of the dataset."""
+    found, readers = files_of(data), {}
     if data.source == "literal":
-        return {"train": [Literal(data.text)]}
-    found = files_of(data)
-    if data.source == "stdlib":
-        return {"train": [TextFiles([file.path for file in found["train"]], "file")]}
-    readers = {}
-    if data.source not in BUILDERS:
+        readers["train"] = [Literal(data.text)]
+    elif data.source == "stdlib":
+        readers["train"] = [TextFiles([file.path for file in found.pop("train")], "file")]
+    elif data.source not in BUILDERS:
         options = {"name": data.name or None, "revision": data.revision or None}
         options |= {"data_files": data.data_files} if data.data_files else {}
         readers = _built(datasets.load_dataset_builder(data.source, cache_dir=cache, **options), data)
