@@ -239,6 +239,7 @@ class Build:
             "source": {k: v for k, v in sources.fingerprinted(config.data).items() if v not in (None, "")},
             "vocab": asdict(config.vocab) | {"size": len(vocab)},
             "origins": sources.origins(config.data),
+            "duplicates": sum(text.source.duplicates for text in self.texts),
             "documents": sum(text.source.documents for text in self.texts),
             **total,
             "fallback_rate": 0.0 if vocab.bytes_only else fallback / total["symbols"],

@@ -47,7 +47,7 @@ from charlm.config.fields import Config
 from charlm.config.parse import from_dict, load_config
 from charlm.corpus import readers
 from charlm.corpus.batches import TextSource, utf8_of
-from charlm.corpus.prepared import Corpus, folder_of, prepare
+from charlm.corpus.prepared import Corpus, folder_of, prepare, verify
 from charlm.corpus.sources import fingerprint, stdlib_files
 from charlm.errors import CharlmError, CharlmWarning
 
@@ -293,6 +293,29 @@ def test_equal_paths_are_read_once(tmp_path):
     os.symlink(file, tmp_path / "link.txt")
     named = [file, str(tmp_path / "*.txt"), f"{tmp_path}/../{tmp_path.name}/a.txt"]
     assert text_of(prepare(config(tmp_path, "text", data_files=named))) == "abc"
+
+
+@pytest.mark.parametrize("piece, batch", [(3, 5), (8 << 20, 4 << 20)])
+def test_equal_documents_are_left_out_on_request(tmp_path, piece, batch):
+    """Long ones and short ones, within a split and between two; the one held out keeps its document."""
+    texts = ["a\r\nlong document", "b", "", "a\r\nlong document", "c" * 20, "", "held out", "b", "d", "b"]
+    names = [str(tmp_path / f"{i}.txt") for i in range(len(texts))]
+    for name, text in zip(names, texts, strict=True):
+        written(Path(name), text)
+    held = jsonl(tmp_path / "dev.jsonl", ["x", "held out", "x"])
+    with pieces_of(piece, batch):
+        made = config(tmp_path, "files", data_files=names, validation=held, separator="|", deduplicate=True)
+        corpus = prepare(made)
+        assert text_of(corpus, "train") == "|".join(["a\r\nlong document", "b", "", "c" * 20, "d"])
+        assert text_of(corpus, "validation") == "x|held out"
+        assert corpus.splits["train"]["documents"] == 5 and corpus.info["documents"] == 7
+        assert "  duplicates   6 documents, left out\n" in corpus.report()
+        verify(made)
+        drawn = prepare(config(tmp_path, "text", data_files=names, validation=0.5, deduplicate=True))
+        assert [drawn.splits[s]["documents"] for s in drawn.splits] == [3, 3]
+        file = jsonl(tmp_path / "rows.jsonl", texts)
+        made = config(tmp_path, "json", data_files=file, deduplicate=True, max_characters=57, separator="|")
+        assert text_of(prepare(made)) == "|".join(["a\r\nlong document", "b", "", "c" * 20, "held"])
 
 
 def test_a_folder_with_configurations_for_datasets_is_read_as_they_say(tmp_path):
