@@ -104,9 +104,9 @@ class TextSource:
             start, stop = stop + low, stop + len(texts)
             if low >= high:
                 continue
-            numbers, texts = np.arange(start, stop), texts[low:high]  # rows of the piece
+            numbers, texts = np.arange(start, start + high - low), texts[low:high]  # rows of the piece
             if piece.kept is not None:
-                numbers = start + np.flatnonzero(piece.kept[start:stop])
+                numbers = start + np.flatnonzero(piece.kept[numbers])
                 texts = texts.take(pa.array(numbers - start))
             utf8, offsets = utf8_of(texts)
             if len(numbers) and numbers[-1] + 1 == piece.rows and piece.cut is not None:
