@@ -1,11 +1,25 @@
 """Files that are either complete or absent, also after a crash of the machine."""
 
+import bz2
+import gzip
+import json
 import os
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from pathlib import Path, PurePath
+from shutil import copyfileobj
+from tempfile import NamedTemporaryFile
+
+import xxhash
+from filelock import FileLock
+
+from charlm.errors import CharlmError
+
+KEPT = 64 << 20  # bytes of files from which digests are kept
 
 
 def write_synced(path: str | Path, content: bytes | str, synced: bool = True) -> None:
@@ -40,6 +54,54 @@ def sync_folder(path: str | Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def digests(paths: list[str], folder: str) -> list[str]:
+    """16 hex digits of the content of each file. For much text they are kept in `folder`, if that exists, and
+    found again by path, size and times of change."""
+
+    def digest(path: str) -> str:
+        hashed = xxhash.xxh3_64()
+        with open(path, "rb", 0) as file:
+            while block := file.read(1 << 20):
+                hashed.update(block)
+        return hashed.hexdigest()
+
+    stats = {os.path.abspath(path): os.stat(path) for path in paths}
+    stats = {path: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for path, s in stats.items()}
+    with ThreadPoolExecutor() as pool:
+        if sum(size for size, _, _ in stats.values()) < KEPT:
+            return [*pool.map(digest, paths)]
+        kept, writable = Path(folder) / ".digests.json", os.access(folder, os.W_OK)
+        with FileLock(kept.with_suffix(".lock")) if writable else nullcontext():  # one process computes them
+            known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+            new = [path for path, stat in stats.items() if known.get(path, [])[:3] != stat]
+            for path, hashed in zip(new, pool.map(digest, new), strict=True):
+                known[path] = [*stats[path], hashed]
+            if new and writable:
+                replace(kept, json.dumps(known))
+    return [known[path][3] for path in stats]
+
+
+def head_of(path: str) -> bytes:
+    """The first bytes of a file, decompressed."""
+    try:
+        with {".bz2": bz2.open, ".gz": gzip.open}.get(PurePath(path).suffix, open)(path, "rb") as file:
+            return file.read(300)
+    except (OSError, EOFError):  # what reads it reports it
+        return b""
+
+
+@cache
+def copy_of_pipe(path: str, inode: int):
+    """A temporary file with what a pipe holds, which can be read twice; this process deletes it."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise CharlmError(f"{path}: several processes cannot read a pipe; name a file")
+    copy = NamedTemporaryFile(prefix="charlm-")  # noqa: SIM115 - closed with the process
+    with open(path, "rb") as pipe:
+        copyfileobj(pipe, copy, 1 << 20)
+    copy.flush()
+    return copy
 
 
 class Journal(AbstractContextManager):

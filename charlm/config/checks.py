@@ -12,7 +12,7 @@ import yaml
 
 from charlm.errors import CharlmError
 
-BUILDERS = ("text", "json", "csv", "parquet")  # the builders of `datasets` that read files
+BUILDERS = ("files", "text", "json", "csv", "parquet", "arrow")  # values of data.source that read files
 LENGTH = {"steps": 1000, "minutes": None, "epochs": None}  # of train, at most one is given; the defaults
 _type_hints = cache(get_type_hints)
 # Types of fields, with a test of their values and the advice where it fails:
@@ -92,6 +92,20 @@ class Section:
                     self.require(allows(value), name, advice)
 
 
+def local_text(data) -> dict[str, Any]:
+    """The source and data_files of a DataConfig whose source is a file or folder, or not given with files. A
+    folder whose README.md lists configurations for `datasets` stays what it is."""
+    source, files = data.source, data.data_files
+    path = Path(source or "-").expanduser()
+    if files and source == "stdlib":
+        return {"source": "files"}
+    known = source in (*BUILDERS, "stdlib", "literal") or files or data.name or not path.exists()
+    readme = path / "README.md"
+    if known or (readme.is_file() and "\nconfigs:" in readme.read_text("utf-8", "replace")):
+        return {}
+    return {"source": "files", "data_files": source}
+
+
 def check_together(config) -> None:
     """Refuse values of a Config that do not fit together, with the presets filled in."""
     data, vocab, train = config.data, config.vocab, config.train
@@ -99,7 +113,7 @@ def check_together(config) -> None:
     held_out = sum(x for x in (data.validation, data.test) if not isinstance(x, str))
     require(held_out < 1, "data.validation + data.test", held_out, "nothing is left to train on")
     data.require(not data.text or data.source == "literal", "text", "is for data.source=literal")
-    data.require(data.source, "source", "name a hub id, a builder, stdlib or literal")
+    data.require(data.source, "source", "name a hub id, a folder, a format, stdlib or literal")
     if data.source in BUILDERS:
         data.require(data.data_files, "data_files", f"source {data.source} needs files")
     elif data.source in ("literal", "stdlib"):

@@ -17,8 +17,9 @@ class DataConfig(checks.Section):
     """The text: where it comes from and how it is split."""
 
     source: str = "stdlib"
-    """A dataset id on the Hugging Face Hub; or the format of data_files (text, json, csv, parquet); or
-    stdlib (the source code of this Python's standard library); or literal (the text in data.text)."""
+    """A dataset id on the Hugging Face Hub; a file or folder; the format of data_files (text, json, csv,
+    parquet, arrow), or files: their suffixes show it, the default where there are data_files; stdlib (the
+    source code of this Python's standard library); or literal (the text in data.text)."""
     name: str = ""
     """Configuration of the Hub dataset, such as 20231101.en."""
     revision: str = ""
@@ -26,8 +27,9 @@ class DataConfig(checks.Section):
     split: str = "train"
     """Split of the dataset to train on."""
     data_files: str | list[str] | dict[str, str | list[str]] | None = None
-    """Paths, globs or URLs of the files to read, or a mapping from split names to them if the splits are
-    in different files. Archives are opened: https://host/a.zip, or one member: zip://name::https://host/a.zip."""
+    """Paths, globs, folders or URLs of the files to read, - for stdin, or a mapping from split names to them
+    if the splits are in different files; in a folder, train, valid and test in names are splits. Archives are
+    opened: https://host/a.zip, or one member: zip://name::https://host/a.zip."""
     text: str = ""
     """The text, for source: literal."""
     text_column: str = "text"
@@ -40,9 +42,10 @@ class DataConfig(checks.Section):
     """document: hold out documents drawn at random with data.seed. character: cut the text into three
     contiguous parts (train, validation, test), measured in bytes for a bytes-only vocabulary."""
     validation: checks.HeldOut = 0.05
-    """Fraction held out for validation, 0 for none; or the name of a split of the dataset."""
+    """Fraction held out for validation, 0 for none; or a path; or the name of a split of the dataset. Where
+    data_files have files for it, they take the place of the default."""
     test: checks.HeldOut = 0.05
-    """Fraction held out for the final test, 0 for none; or the name of a split of the dataset."""
+    """The same for the final test."""
     seed: int = 0
     """Seed for choosing the held-out documents."""
     max_documents: checks.Positive | None = None
@@ -55,6 +58,10 @@ class DataConfig(checks.Section):
     """Threads that prepare the text; null: one per core. The result is the same."""
     dir: str = "data"
     """Folder of the prepared corpora."""
+
+    def __post_init__(self):
+        vars(self).update(checks.local_text(self))
+        super().__post_init__()
 
 
 @dataclass

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from dataclasses import replace as with_fields
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import pairwise
@@ -33,8 +34,16 @@ from charlm.corpus.batches import Piece, open_sources
 from charlm.corpus.count_encode import Text, in_order
 from charlm.corpus.id_writer import IdWriter, join, pieces_written
 from charlm.corpus.layout import LAYOUT_FILE, Layout, lay_out
-from charlm.corpus.prepared import FORMAT, SPLITS, Corpus, IdFile, fingerprint, fingerprinted
-from charlm.corpus.sources import Unreadable, describe
+from charlm.corpus.prepared import Corpus, IdFile
+from charlm.corpus.sources import (
+    FORMAT,
+    SPLITS,
+    Unreadable,
+    describe,
+    fingerprint,
+    fingerprinted,
+    resolve,
+)
 from charlm.errors import CharlmError
 from charlm.files import Journal, replace, sync_folder
 
@@ -46,7 +55,8 @@ class Build:
         self, config: Config, folder: Path, shard: int = 0, shards: int = 0, cache: str | None = None
     ):
         """folder: the final one. shards: 0 for a process that does it all. cache: see open_sources."""
-        self.config, self.folder, self.shard, self.shards = config, folder, shard, shards
+        self.config = config = with_fields(config, data=resolve(config.data))
+        self.folder, self.shard, self.shards = folder, shard, shards
         suffix = f"shards-{shards}" if shards else "partial"
         self.partial = folder.with_name(f".{folder.name}.{suffix}")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

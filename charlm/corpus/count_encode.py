@@ -24,9 +24,8 @@ from tqdm import tqdm
 from charlm.config.fields import Config
 from charlm.corpus import kernels
 from charlm.corpus.batches import Piece, TextBatch, TextSource
-from charlm.corpus.prepared import SPLITS
 from charlm.corpus.readers import TextFiles
-from charlm.corpus.sources import describe, read_error
+from charlm.corpus.sources import SPLITS, describe, read_error
 from charlm.corpus.vocabulary import END, Vocab, codes_of
 from charlm.errors import CharlmError
 

@@ -16,8 +16,7 @@ import numpy as np
 from charlm.config.fields import Config
 from charlm.corpus.batches import Piece
 from charlm.corpus.count_encode import Tally, Text
-from charlm.corpus.prepared import SPLITS
-from charlm.corpus.sources import describe
+from charlm.corpus.sources import SPLITS, describe
 from charlm.corpus.vocabulary import END, Vocab, codes_of, name_of
 from charlm.errors import CharlmError
 from charlm.files import Journal, replace

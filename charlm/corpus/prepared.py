@@ -19,20 +19,16 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 
-from charlm.config.fields import BUILDERS, WITHOUT_EFFECT, Config, DataConfig
-from charlm.corpus.sources import local_files
+from charlm.config.fields import Config
+from charlm.corpus.sources import FORMAT, fingerprint, former_fingerprint
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError
-
-SPLITS = ("train", "validation", "test")
-FORMAT = {"format": "charlm corpus", "version": 2}
 
 
 def baseline_title(name: str, figures: dict) -> str:
@@ -158,25 +154,12 @@ def _wrapped(title: str, values: list[str]) -> str:
     return textwrap.fill(f"  {title:<13}{line}", 80, subsequent_indent=" " * 15).replace("\xa0", " ")
 
 
-def fingerprinted(data: DataConfig) -> dict:
-    """The fields of section data that decide the content of a corpus."""
-    return {k: v for k, v in asdict(data).items() if f"data.{k}" not in WITHOUT_EFFECT}
-
-
-def fingerprint(config: Config) -> str:
-    """12 hex digits of what decides the content: the data and vocab sections and the local files they name
-    (size and time of change; for stdlib, names and sizes)."""
-    source = config.data.source
-    content = {"format": FORMAT, "data": fingerprinted(config.data), "vocab": asdict(config.vocab)}
-    if source == "stdlib" or source in BUILDERS:
-        files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in local_files(config.data)]
-        content["files"] = [file[:2] for file in files] if source == "stdlib" else files
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def folder_of(config: Config) -> Path:
-    """Where the corpus of a config is, or will be."""
-    data = config.data
+    """Where the corpus of a config is, or will be: one place for all names of the same files."""
+    data, found = config.data, fingerprint(config)
+    for known in filter(None, (found, former_fingerprint(config))):
+        if made := sorted(Path(data.dir).glob(f"*-{known}")):
+            return made[0]
     name = "-".join(filter(None, [data.source.rsplit("/", 1)[-1], data.name]))
     if data.data_files:
         files = data.data_files
@@ -185,7 +168,7 @@ def folder_of(config: Config) -> Path:
         name = Path(files.split("::")[-1]).stem
     name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "text"
     name = name.encode()[:100].decode(errors="ignore")  # most disks allow 255 bytes
-    return Path(data.dir) / f"{name}-{fingerprint(config)}"
+    return Path(data.dir) / f"{name}-{found}"
 
 
 def prepare(config: Config) -> Corpus:

@@ -4,11 +4,13 @@ Text and parquet files are read in place, parquet also over the network; of othe
 `datasets` makes of them. Files are not memory-mapped, so that resident memory does not grow with the corpus.
 """
 
+import glob
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,10 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets.packaged_modules.parquet.parquet import Parquet
+from datasets.packaged_modules.text.text import Text as TextBuilder
 from datasets.utils.file_utils import xopen
 
 from charlm.config.fields import BUILDERS, DataConfig
-from charlm.corpus.sources import describe, read_error, stdlib_files
+from charlm.corpus.sources import File, describe, files_of, read_error
 from charlm.errors import CharlmError
 
 PIECE = 8 << 20  # bytes of text per part, at least
@@ -216,14 +219,44 @@ def readers_of(data: DataConfig, cache: str | None) -> dict[str, list[Reader]]:
     """The files of every split of the dataset."""
     if data.source == "literal":
         return {"train": [Literal(data.text)]}
+    found = files_of(data)
     if data.source == "stdlib":
-        return {"train": [TextFiles([str(path) for path in stdlib_files()], "file")]}
-    options = {"data_files": data.data_files} if data.data_files else {}
-    if data.source == "csv":
-        options["keep_default_na"] = False  # pandas would read the text "NA" as a missing value
+        return {"train": [TextFiles([file.path for file in found["train"]], "file")]}
+    readers = {}
     if data.source not in BUILDERS:
-        options |= {"name": data.name or None, "revision": data.revision or None}
-    builder = datasets.load_dataset_builder(data.source, cache_dir=cache, **options)
+        options = {"name": data.name or None, "revision": data.revision or None}
+        options |= {"data_files": data.data_files} if data.data_files else {}
+        readers = _built(datasets.load_dataset_builder(data.source, cache_dir=cache, **options), data)
+    for split, files in found.items():
+        if split:
+            groups = groupby(files, key=lambda file: file.format)
+            readers[split] = [r for kind, group in groups for r in _readers(data, kind, [*group], cache)]
+    return readers
+
+
+def _readers(data: DataConfig, format: str, files: list[File], cache: str | None) -> list[Reader]:
+    """Of named files of one format."""
+    paths = [file.path for file in files]
+    if format == "text" and not data.streaming and not any(map(_is_packed, paths)):
+        return [TextFiles(paths, data.document)]
+    options = {"keep_default_na": False} if format == "csv" else {}  # pandas reads the text "NA" as missing
+    paths = [path if "://" in path else glob.escape(path) for path in paths]
+    builder = datasets.load_dataset_builder(format, data_files={"train": paths}, cache_dir=cache, **options)
+    return _built(builder, data)["train"]
+
+
+def _is_packed(path: str) -> bool:
+    """Whether a file is not at hand as it is: a URL, an archive, or compressed, by its first bytes."""
+    if "://" in path:
+        return True
+    with open(path, "rb") as file:
+        head = file.read(262)
+    magic = (b"\x1f\x8b", b"BZh", b"\xfd7z", b"\x28\xb5\x2f\xfd", b"\x04\x22M\x18", b"PK", b"7z\xbc", b"Rar!")
+    return head.startswith(magic) or head.endswith(b"ustar")
+
+
+def _built(builder, data: DataConfig) -> dict[str, list[Reader]]:
+    """The readers of every split of a builder of `datasets`."""
 
     def parquet(file: str) -> ParquetFile:
         try:
@@ -236,7 +269,7 @@ def readers_of(data: DataConfig, cache: str | None) -> dict[str, list[Reader]]:
     if data.streaming:
         text = f"{describe(data)} is not made of parquet files"
         raise CharlmError(f"data.streaming=True: {text}; set data.streaming=false")
-    if data.source == "text":
+    if isinstance(builder, TextBuilder):
         return {name: [TextFiles(files, data.document)] for name, files in _files(builder).items()}
     builder.download_and_prepare()
     return {

@@ -10,7 +10,8 @@ import yaml
 
 from charlm import __version__
 from charlm.config.fields import BUILDERS, Config
-from charlm.corpus.prepared import baseline_title, fingerprinted
+from charlm.corpus.prepared import baseline_title
+from charlm.corpus.sources import fingerprinted
 from charlm.corpus.vocabulary import Vocab
 from charlm.model.char_lm import CharLM
 

@@ -42,8 +42,8 @@ from charlm.config.fields import Config
 from charlm.config.parse import from_dict, load_config
 from charlm.corpus import readers
 from charlm.corpus.batches import TextSource, utf8_of
-from charlm.corpus.prepared import Corpus, fingerprint, folder_of, prepare
-from charlm.corpus.sources import stdlib_files
+from charlm.corpus.prepared import Corpus, folder_of, prepare
+from charlm.corpus.sources import fingerprint, stdlib_files
 from charlm.errors import CharlmError
 
 MIXED = (
@@ -783,7 +783,7 @@ def test_a_process_ended_in_the_middle_leaves_no_corpus_and_the_next_run_works(t
         ("missing.txt", "no such file"),
         ("*.text", "no such file"),
         ("in/*", "matches only folders"),
-        ("in", "matches only folders: name files, as in {}/*"),
+        ("in", "(it is empty); name files, as in {}/*"),
     ],
 )
 def test_patterns_that_match_no_file(tmp_path, source, pattern, reason):
