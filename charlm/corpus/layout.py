@@ -86,6 +86,7 @@ def lay_out(texts: list[Text], journals: list[Path], config: Config) -> Layout:
         glued = np.maximum(begun + begins - 1, 0) - np.maximum(begun - 1, 0)
     np.add.at(totals, glue, glued.sum())
     vocab = Vocab.from_counts(totals, config.vocab)
+    vocab.normalize = config.data.normalize
     if not vocab.can_encode(np.flatnonzero(totals)):
         outside = (
             f"{_first_outside(tallies(), vocab)} is not in the closed vocabulary of {len(vocab)} symbols"

@@ -176,7 +176,9 @@ def parse_json(block, s, path, bounds, lines, final, out, stops, starts, kinds):
 def parse_csv(block, s, column, width, delimiter, final, out, stops, starts, kinds):
     """A field by number, from 0. width: fields of the header; further ones must be empty. Lines of spaces are no
     rows. Quotes are doubled within quotes (RFC 4180); \\n, \\r or both end a row."""
-    begun, state, field, kind = s[:4]  # state: 0 at the start of a field, 1 within it, 2 in quotes, 3 after them
+    begun, state, field, kind = s[
+        :4
+    ]  # state: 0 at the start of a field, 1 within it, 2 in quotes, 3 after them
     n, size, rows, done = len(block), 0, 0, 0
     for i in range(n + final):
         c = block[i] if i < n else 10

@@ -78,17 +78,40 @@ class Parsed:
 
     def mark_not_utf8(self) -> None:
         """Set the kind of rows that are not UTF-8."""
-        if not _is_utf8(self.out):
+        if not_utf8(self.out.data) is not None:
             for row, (low, high) in enumerate(pairwise(self.stops)):
-                if not _is_utf8(self.out[low:high]):
+                if not_utf8(self.out[low:high].data) is not None:
                     self.kinds[row] = parsers.NOT_UTF8
 
 
-def _is_utf8(text: np.ndarray) -> bool:
+def not_utf8(text: bytes | memoryview) -> int | None:
+    """The offset of the first byte that is not UTF-8; None if all are."""
     try:
-        return str(text.data, "utf-8") is not None
-    except UnicodeDecodeError:
-        return False
+        str(text, "utf-8")
+    except UnicodeDecodeError as error:
+        return error.start
+
+
+def columns_of(data: DataConfig) -> list[str]:
+    """The names of data.text_column."""
+    return [*map(str, data.text_column if isinstance(data.text_column, list) else [data.text_column])]
+
+
+def joined(columns: list[pa.Array]) -> pa.Array:
+    """The texts of several columns, row by row, with line breaks between those that are not null."""
+    texts, empty, line_break = columns[0], *(pa.scalar(s, pa.large_binary()) for s in (b"", b"\n"))
+    for column in columns[1:]:  # null_handling="skip" of Arrow's join loses rows that are all null
+        first, second = texts.cast(empty.type), column.cast(empty.type)
+        between = pc.if_else(pc.and_(first.is_valid(), second.is_valid()), line_break, empty)
+        both = pc.binary_join_element_wise(first.fill_null(b""), between, second.fill_null(b""), empty)
+        texts = pc.if_else(pc.or_(first.is_valid(), second.is_valid()), both, pa.scalar(None, empty.type))
+    return texts
+
+
+def lacks(column: str, file: str, names: list[str]) -> CharlmError:
+    """The error of a file without a column."""
+    problem = f"data.text_column={column!r} is not a column of {file}"
+    return CharlmError(f"{problem} (columns: {', '.join(names)})")
 
 
 class Rows:
@@ -98,11 +121,10 @@ class Rows:
     marks: bytes  # every row but the last ends with one of these bytes
 
     def __init__(self, data: DataConfig):
-        names = data.text_column if isinstance(data.text_column, list) else [data.text_column]
-        self.names, self.data, self.skipped = [*map(str, names)], data, 0
+        self.names, self.data, self.skipped = columns_of(data), data, 0
         self.skips = data.on_bad_line == "skip"
         # Columns are joined row by row, and data.normalize needs whole texts.
-        self.slices = len(names) == 1 and not data.normalize
+        self.slices = len(self.names) == 1 and not data.normalize
 
     def begin(self, file: Local) -> tuple[int, np.ndarray, np.ndarray, list[tuple]]:
         """Where the rows of a file begin; the state of the parser there, and between rows; Span.columns."""
@@ -132,16 +154,11 @@ class Rows:
             else:
                 length *= 2
         if rows and not found.all():
-            raise self.lacks(self.names[int(np.argmin(found))], file, self.keys(file))
+            raise lacks(self.names[int(np.argmin(found))], file.name, self.keys(file))
 
     def keys(self, file: Local) -> list[str]:
         """The columns of a file, in an error."""
         return []
-
-    def lacks(self, name: str, file: Local, names: list[str]) -> CharlmError:
-        """The error of a file without a column."""
-        problem = f"data.text_column={name!r} is not a column of {file.name}"
-        return CharlmError(f"{problem} (columns: {', '.join(names)})")
 
     def _parse(self, span: Span) -> list[Parsed]:
         """Of every column."""
@@ -174,10 +191,7 @@ class Rows:
     def read(self, span: Span) -> pa.Array:
         """large_binary[rows], in the order of the file; or the slice of one row."""
         parsed = self._parse(span)
-        texts = [p.texts() for p in parsed]
-        rows = (
-            texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, b"\n", null_handling="skip")
-        )
+        rows = joined([column.texts() for column in parsed])
         bad = (np.stack([p.kinds for p in parsed]) > SURROGATE).any(0)
         return rows.filter(pa.array(~bad)) if bad.any() else rows
 
@@ -198,7 +212,9 @@ class Json(Rows):
         low = len(head) - len(head.removeprefix(codecs.BOM_UTF8).lstrip())
         state, lines = np.zeros(STATE, np.int64), head[low : low + 1] != b"["
         if not lines and not _ends(file).endswith(b"]"):
-            raise CharlmError(f"{file.name}: the array that it begins with is not closed: the file is cut off")
+            raise CharlmError(
+                f"{file.name}: the array that it begins with is not closed: the file is cut off"
+            )
         if lines and b"\n" in head[low:]:
             line = Parsed(self, head[low : head.index(b"\n", low)], state, self._column("", False), False)
             open_object = line.state[0] and line.state[1] < parsers.SKIP
@@ -228,20 +244,16 @@ class Csv(Rows):
         delimiter = self.data.field_delimiter or ("\t" if ".tsv" in PurePath(file.name).suffixes else ",")
         read: list[str] = []
         with open(file.path, encoding="utf-8", errors="surrogateescape", newline="") as lines:
-            reader = csv.reader(
-                (read.append(s) or s.removeprefix("\ufeff") for s in lines), delimiter=delimiter
-            )
-            names = next(filter(None, reader), [])
+            kept = (read.append(line) or line.removeprefix("\ufeff") for line in lines)
+            names = next(filter(None, csv.reader(kept, delimiter=delimiter)), [])
         low = len("".join(read).encode("utf-8", "surrogateescape"))
         if not self.data.header:
-            low, names = (
-                (3 if read and read[0].startswith("\ufeff") else 0),
-                [str(i + 1) for i in range(len(names))],
-            )
+            low = 3 * "".join(read).startswith("\ufeff")
+            names = [str(i + 1) for i in range(len(names))]
         columns = []
         for name in self.names if names else ():
             if name not in names:
-                raise self.lacks(name, file, names)
+                raise lacks(name, file.name, names)
             columns.append((names.index(name), len(names), ord(delimiter)))
         state = np.zeros(STATE, np.int64)
         return low if names else os.path.getsize(file.path), state, state, columns
@@ -261,7 +273,7 @@ class Split(Rows):
 
     def begin(self, file: Local) -> tuple[int, np.ndarray, np.ndarray, list[tuple]]:
         state, between = np.zeros((2, STATE), np.int64)
-        between[1] = not self.by_line
+        state[1], between[1] = not len(self.columns[0][0]) and not self.by_line, not self.by_line
         return 0, state, between, self.columns
 
     def place(self, span: Span, offset: int) -> str:
@@ -280,3 +292,6 @@ def to_character(path: str, offset: int) -> int:
         file.seek(offset)
         tail = file.read(3)  # a character has at most 3 bytes beyond its first
     return offset + len(tail) - len(tail.lstrip(bytes(range(0x80, 0xC0))))
+
+
+ROWS = {"json": Json, "csv": Csv, "text": Split}

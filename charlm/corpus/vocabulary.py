@@ -26,6 +26,7 @@ from charlm.config.fields import VocabConfig
 from charlm.errors import CharlmError
 from charlm.files import replace
 
+_REPLACED = {"crlf": ("\r\n", "\n"), "strip_bom": ("\ufeff", "")}  # steps of data.normalize
 END = 0x110000  # the code of the end of a document: one past the last code point
 UNKNOWN = 0xFFFF  # in lookup tables: no symbol
 MAX_SIZE = 0xFFFF  # ids are stored in 16 bits, and one value is UNKNOWN
@@ -50,12 +51,31 @@ def codes_of(utf8: np.ndarray) -> np.ndarray:
     return np.frombuffer(str(utf8.data, "utf-8").encode("utf-32-le"), np.uint32)
 
 
+def normalized(texts, steps: Sequence[str]):
+    """An Arrow array of large_string after some steps of data.normalize."""
+    import pyarrow.compute as pc  # here: only few vocabularies have steps
+
+    for step in steps:
+        if step in ("nfc", "nfkc"):
+            texts = pc.utf8_normalize(texts, step.upper())
+        elif step == "lower":
+            texts = pc.utf8_lower(texts)
+        elif step in _REPLACED:
+            texts = pc.replace_substring(texts, *_REPLACED[step])
+        else:  # text8: the last lines of Matt Mahoney's filter, mattmahoney.net/dc/textdata
+            texts = pc.ascii_lower(texts)
+            for digit, word in enumerate("zero one two three four five six seven eight nine".split()):
+                texts = pc.replace_substring(texts, str(digit), f" {word} ")
+            texts = pc.replace_substring_regex(texts, "[^a-z]+", " ")
+    return texts
+
+
 @dataclass(repr=False)
 class Vocab:
     """A set of symbols; encodes text to ids and decodes ids to text.
 
     characters: in id order. byte_symbols: the byte values that have a symbol; None for every byte that the
-    UTF-8 of another character can contain. Raises CharlmError for no symbols, for more than MAX_SIZE, and for
+    UTF-8 of another character can contain. normalize: see data.normalize; of text that is encoded. Raises CharlmError for no symbols, for more than MAX_SIZE, and for
     characters that repeat.
     """
 
@@ -64,6 +84,7 @@ class Vocab:
     _: KW_ONLY
     unknown: str = "bytes"
     end_of_document: bool = False
+    normalize: Sequence[str] | None = None
 
     def __post_init__(self):
         self.characters = tuple(self.characters)
@@ -191,6 +212,7 @@ class Vocab:
 
         Raises CharlmError for a character outside a closed vocabulary and for lone surrogates.
         """
+        text = self.normalized(text) if self.normalize else text
         if isinstance(text, str):
             try:
                 text = text.encode("utf-8")
@@ -200,6 +222,13 @@ class Vocab:
                 raise CharlmError(f"{problem}: the text was not read as UTF-8") from None
         utf8 = np.frombuffer(text, np.uint8)
         return self.encode_codes(utf8 if self.bytes_only else codes_of(utf8))
+
+    def normalized(self, text: str | bytes) -> str:
+        """A text as the training text was normalized. Raises UnicodeError for what is not UTF-8."""
+        import pyarrow as pa
+
+        text = str(text, "utf-8") if isinstance(text, bytes) else text
+        return normalized(pa.array([text], pa.large_string()), self.normalize or ())[0].as_py()
 
     # ids → text
 
@@ -245,14 +274,19 @@ class Vocab:
 
     def to_dict(self) -> dict:
         """The content of vocab.json."""
-        return FORMAT | {"size": len(self)} | {name: getattr(self, name) for name in FIELDS}
+        return (
+            FORMAT
+            | {"size": len(self)}
+            | {name: getattr(self, name) for name in FIELDS}
+            | ({"normalize": self.normalize} if self.normalize else {})
+        )
 
     @classmethod
     def from_dict(cls, tree: dict) -> Vocab:
         """The inverse of to_dict. Raises CharlmError for another format or version."""
         if not isinstance(tree, dict) or {k: tree.get(k) for k in FORMAT} != FORMAT:
             raise CharlmError(f"not a {FORMAT['format']} of version {FORMAT['version']}")
-        vocab = cls(**{name: tree[name] for name in FIELDS})
+        vocab = cls(**{name: tree[name] for name in FIELDS}, normalize=tree.get("normalize"))
         if len(vocab) != tree["size"]:
             raise CharlmError(f"the vocabulary has size {tree['size']} but lists {len(vocab)} symbols")
         return vocab

@@ -38,11 +38,12 @@ from forks import Fork
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from charlm.config.fields import Config
+from charlm.config.fields import Config, DataConfig
 from charlm.config.parse import from_dict, load_config
 from charlm.corpus import readers
 from charlm.corpus.batches import TextSource, utf8_of
 from charlm.corpus.prepared import Corpus, folder_of, prepare
+from charlm.corpus.records import Local, Split
 from charlm.corpus.sources import fingerprint, stdlib_files
 from charlm.errors import CharlmError
 
@@ -267,7 +268,7 @@ def test_max_characters_counts_characters_of_text_without_separators(tmp_path, m
             if left > 0:
                 kept.append(text[:left].encode())
                 left -= len(text)
-        source = TextSource(([readers.ParquetFile(file, "text")], 0, None))
+        source = TextSource(([readers.ParquetFile(Local(file, file), ["text"])], 0, None))
         source.limit(None, n, by_bytes=False)
         assert documents_of(source) == kept and source.documents == len(kept), n
     corpus = prepare(config(tmp_path, "parquet", data_files=file, max_characters=4))
@@ -406,7 +407,9 @@ def documents_of(source: TextSource, whole_characters: bool = True) -> list[byte
 
 def text_files(folder: Path, contents: list[bytes], document: str = "file") -> TextSource:
     paths = [written(folder / f"{i}.txt", content) for i, content in enumerate(contents)]
-    return TextSource(([readers.TextFiles(paths, document)], 0, None))
+    files, rows = [Local(path, path) for path in paths], Split(DataConfig())
+    reader = readers.TextFiles(files) if document == "file" else readers.Records(files, rows)
+    return TextSource(([reader], 0, None))
 
 
 sizes = {"piece": st.integers(1, 13), "batch": st.integers(1, 17)}
