@@ -1,6 +1,8 @@
-"""The rows of JSON, CSV and delimited text, found in blocks of a file by compiled loops that release the GIL.
+"""Parsers find the rows of blocks of a file: of JSON here, of CSV and delimited text in kernels.py.
 
-Every parser gets a block, uint8[n], and s, int64[STATE]: all that it needs to continue in the next block; zeros at
+The steps of data.normalize are at the end.
+
+Every parser gets a block, uint8[n], and s, int64[STATE]: what it needs to continue in the next block; zeros at
 the start of a file and between rows; s[0] is 1 within a row. Its last arguments are:
 
     final   bool: the block ends with a row
@@ -12,12 +14,16 @@ the start of a file and between rows; s[0] is 1 within a row. Its last arguments
 It returns the number of rows, of bytes in out, of bytes up to the end of the last row, and of bytes read.
 """
 
-import numpy as np
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
-from charlm.corpus.kernels import compiled
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from charlm.corpus.kernels import BAD, NO_TEXT, NOT_UTF8, NULL, SURROGATE, TEXT, TWICE, compiled, same
 
 STATE = 1400
-MISSING, NULL, TEXT, SURROGATE, BAD, NO_TEXT, TWICE, QUOTE, FIELDS, UNCLOSED, NOT_UTF8 = range(11)
 
 # JSON: classes of characters outside strings, states, and the classes that each state allows.
 _SPACE, _QUOTE, _OPEN, _CLOSE, _COLON, _COMMA, _WORD = range(1, 8)
@@ -50,22 +56,13 @@ def _put(code, out, size):
 
 
 @compiled
-def _same(key, path, low, high):
-    """Whether key starts with path[low:high]."""
-    for j in range(low, high):  # noqa: SIM110
-        if key[j - low] != path[j]:
-            return False
-    return True
-
-
-@compiled
 def parse_json(block, s, path, bounds, lines, final, out, stops, starts, kinds):
-    """The string at a path of keys, uint8[m], whose k-th key is path[bounds[k] : bounds[k + 1] - 1]; or at the
-    key that is all of path. lines: an object per line; else objects and strings, between brackets and commas.
-    A lone surrogate becomes U+FFFD. Words and numbers are not checked."""
+    """The string at a path of keys, uint8[m], whose k-th key is path[bounds[k] : bounds[k + 1] - 1]; or at
+    the key that is all of path. lines: an object per line; else objects and strings, between brackets and
+    commas. A lone surrogate becomes U+FFFD. Words and numbers are not checked."""
     begun, state, depth, kind, own, matched, here, high, code, digits, length = s[:11]
-    # own: the string is a key (1) or the text (2). matched: keys of the path that lead to this object. here: the
-    # next value is on the path (1) or the text (2). high: a surrogate, until the next character.
+    # own: the string is a key (1) or the text (2). matched: keys of the path that lead to this object. here:
+    # the next value is on the path (1) or the text (2). high: a surrogate, until the next character.
     stack, key = s[16 : 16 + _DEPTH], s[16 + _DEPTH :]
     n, i, size, rows, done, start = len(block), 0, 0, 0, 0, 0
     while i < n + final:
@@ -95,15 +92,15 @@ def parse_json(block, s, path, bounds, lines, final, out, stops, starts, kinds):
                 state, here = _AFTER_KEY, 0
                 if depth == matched + 1:
                     low, stop = bounds[matched], bounds[matched + 1] - 1
-                    if length == stop - low and _same(key, path, low, stop):
+                    if length == stop - low and same(key, path, low, stop):
                         here = 2 if matched == len(bounds) - 2 else 1
-                    elif matched == 0 and length == len(path) and _same(key, path, 0, length):
+                    elif matched == 0 and length == len(path) and same(key, path, 0, length):
                         here = 2
             else:
                 state, ends = _AFTER, depth == 0
         elif state == _ESCAPE and c == 117:
             state, code, digits = _HEX, 0, 0
-        elif state == _ESCAPE or state == _HEX:  # noqa: PLR1714, SIM109
+        elif state in (_ESCAPE, _HEX):
             if state == _ESCAPE:
                 code, digits = _ESCAPED[c], 4
                 kind = kind if code else BAD
@@ -139,7 +136,7 @@ def parse_json(block, s, path, bounds, lines, final, out, stops, starts, kinds):
             kind = kind if stack[depth] == c else BAD
             matched -= 0 < matched == depth
             state, ends = _AFTER, depth == 0
-        elif what == _QUOTE and (state == _FIRST_KEY or state == _KEY):  # noqa: PLR1714, SIM109
+        elif what == _QUOTE and state in (_FIRST_KEY, _KEY):
             state, own, length = _STRING, 1, 0
         elif state != _IN_WORD:  # a value
             if state == _ROW:
@@ -172,102 +169,61 @@ def parse_json(block, s, path, bounds, lines, final, out, stops, starts, kinds):
     return rows, size, done, n
 
 
-@compiled
-def parse_csv(block, s, column, width, delimiter, final, out, stops, starts, kinds):
-    """A field by number, from 0. width: fields of the header; further ones must be empty. Lines of spaces are no
-    rows. Quotes are doubled within quotes (RFC 4180); \\n, \\r or both end a row."""
-    begun, state, field, kind = s[
-        :4
-    ]  # state: 0 at the start of a field, 1 within it, 2 in quotes, 3 after them
-    n, size, rows, done = len(block), 0, 0, 0
-    for i in range(n + final):
-        c = block[i] if i < n else 10
-        if state == 2 and i < n:
-            if c == 34:
-                state = 3
-            elif field == column:
-                out[size] = c
-                size += 1
-            elif field >= width and kind == 0:
-                kind = FIELDS
-        elif c == 10 or c == 13:
-            if begun:
-                kind = UNCLOSED if state == 2 else kind if kind else TEXT if field >= column else MISSING
-                starts[rows], kinds[rows] = done, kind
-                rows += 1
-            if not begun or kind > TEXT:
-                size = stops[rows - begun]
-            stops[rows] = size
-            begun = state = field = kind = 0
-            done = min(i + 1, n)
-        elif c == delimiter:
-            begun, state, field = 1, 0, field + 1
-        elif c == 34 and state == 0:
-            begun, state = 1, 2
-        else:
-            if state == 3:
-                kind = kind if c == 34 else QUOTE
-                state = 2 if c == 34 else 1
-            else:
-                state = 1
-            begun = 1 if c != 32 and c != 9 else begun
-            if field == column:
-                out[size] = c
-                size += 1
-            elif field >= width and kind == 0:
-                kind = FIELDS
-    s[:4] = begun, state, field, kind
-    return rows, size, done, n
+class Parsed:
+    """What a parser finds in a block, with the arrays above. done, used: the last two numbers."""
+
+    def __init__(
+        self, parser: Callable, marks: bytes, data: bytes, state: np.ndarray, arguments: tuple, final: bool
+    ):
+        """marks: every row but the last ends with one of these bytes. arguments: between s and final."""
+        self.state, most = state.copy(), 2 + sum(map(data.count, marks))
+        out, kinds = np.empty(len(data) + 8, np.uint8), np.zeros(most, np.uint8)
+        stops, starts = np.zeros((2, most), np.int64)
+        arguments = self.state, *arguments, final, out, stops, starts, kinds
+        n, size, self.done, self.used = parser(np.frombuffer(data, np.uint8), *arguments)
+        self.out, self.stops, self.starts, self.kinds = out[:size], stops[: n + 1], starts[:n], kinds[:n]
+
+    def texts(self) -> pa.Array:
+        """large_binary[rows]; without rows, the slice of one. Null where there is no text."""
+        stops = self.stops if len(self.kinds) else np.array([0, len(self.out)])
+        valid = pa.py_buffer(np.packbits(self.kinds >= TEXT, bitorder="little")) if len(self.kinds) else None
+        buffers = [valid, pa.py_buffer(stops), pa.py_buffer(self.out)]
+        return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(stops) - 1, buffers)
+
+    def mark_not_utf8(self) -> None:
+        """Set the kind of rows that are not UTF-8."""
+        if not_utf8(self.out.data) is not None:
+            for row, (low, high) in enumerate(pairwise(self.stops)):
+                if not_utf8(self.out[low:high].data) is not None:
+                    self.kinds[row] = NOT_UTF8
 
 
-@compiled
-def _line_end(block, i):
-    """The length of the \\n or \\r\\n at i; 0 if there is none."""
-    if i < len(block) and block[i] == 10:
-        return 1
-    return 2 if i + 1 < len(block) and block[i] == 13 and block[i + 1] == 10 else 0
+def not_utf8(text: bytes | memoryview) -> int | None:
+    """The offset of the first byte that is not UTF-8; None if all are."""
+    try:
+        str(text, "utf-8")
+    except UnicodeDecodeError as error:
+        return error.start
 
 
-@compiled
-def split_text(block, s, delimiter, by_line, final, out, stops, starts, kinds):
-    """What is between delimiters, uint8[m], which include a line end before and after; what is empty is no row.
-    by_line: between \\n; only what follows the last one may not be empty. Without a delimiter: between blank
-    lines."""
-    begun, skips = s[:2]  # skips: 1 where a line end belongs to the delimiter before it
-    m, n, i, size, rows, done, start = len(delimiter), len(block), 0, 0, 0, 0, 0
-    stop = n if final else max(n - m - 4, 0)  # so that a delimiter is seen whole
-    for _ in range(3):
-        stop -= 0 < stop < n and block[stop] & 0xC0 == 0x80  # to the start of a character
-    while i < stop:
-        c, end = block[i], 0
-        if c == 10 or (c == 13 and not by_line) or (m and c == delimiter[0]):
-            j = i if by_line else i + _line_end(block, i)
-            if skips and j > i:
-                i, skips = j, int(m == 0)
-                start = i
-                continue
-            if by_line:
-                end = i + 1
-            elif m == 0:
-                end = j + _line_end(block, j) if j > i and _line_end(block, j) else 0
-            else:
-                for at in (i, j):
-                    if not end and at + m <= n and _same(block[at:], delimiter, 0, m):
-                        end = at + m
-        if end:
-            if begun or by_line:
-                starts[rows], kinds[rows] = start, TEXT
-                rows += 1
-                stops[rows] = size
-            i = done = start = end
-            begun, skips = 0, int(not by_line)
-        else:
-            out[size] = c
-            size, i = size + 1, i + 1
-            begun, skips = 1, 0
-    if final and begun:
-        starts[rows], kinds[rows] = start, TEXT
-        rows, begun, done = rows + 1, 0, n
-        stops[rows] = size
-    s[:2] = begun, skips
-    return rows, size, done, i
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_STEPS = {  # of data.normalize: calls of pyarrow.compute
+    "nfc": [("utf8_normalize", "NFC")],
+    "nfkc": [("utf8_normalize", "NFKC")],
+    "lower": [("utf8_lower",)],
+    "crlf": [("replace_substring", "\r\n", "\n")],
+    "strip_bom": [("replace_substring", "\ufeff", "")],
+    # the last steps of Matt Mahoney's filter, mattmahoney.net/dc/textdata
+    "text8": [
+        ("ascii_lower",),
+        *(("replace_substring", str(digit), f" {word} ") for digit, word in enumerate(_DIGITS)),
+        ("replace_substring_regex", "[^a-z]+", " "),
+    ],
+}
+
+
+def normalized(texts: pa.Array, steps: Sequence[str]) -> pa.Array:
+    """Texts, large_string[n], after some steps of data.normalize."""
+    for function, *arguments in (call for step in steps for call in _STEPS[step]):
+        texts = getattr(pc, function)(texts, *arguments)
+    return texts

@@ -91,7 +91,18 @@ class Corpus:
         """A table of what corpus.json holds, of at most 80 columns."""
         info, sizes = self.info, ("documents", "characters", "bytes", "symbols")
         lines = [str(self.folder), f"  symbols      {len(self.vocab):,}: {self.vocab}"]
+        origins = [f"{part}: {origin}" for part, origin in info.get("origins", {}).items()]
+        lines += [_wrapped("from", origins)] * bool(origins)
         lines.append(_wrapped("text", [f"{info[k]:,} {k}" for k in sizes[:3]]))
+        kept = [f"{n:,} {name}" for name, n in info.get("kept", {}).items() if n]
+        lines += [_wrapped("kept", kept)] * bool(kept)
+        if skipped := info.get("skipped"):
+            lines.append(f"  skipped      {skipped:,} rows without text that can be read")
+        if info.get("decomposed"):
+            problem = (
+                f"{info['decomposed']:,} accents, or parts of syllables, that could be part of a character"
+            )
+            lines.append(_wrapped("warning", [f"{problem}:", "data.normalize: [nfc]", "makes them so"]))
         if not self.vocab.bytes_only:
             own = f"{100 * info['coverage']:.6g} % of the characters have a symbol of their own"
             lines.append(f"  coverage     {own}")
@@ -223,15 +234,8 @@ def verify(config: Config) -> Corpus:
     corpus.verify()
     from charlm.corpus.build import Build
 
-    cache = None
-    if config.data.source in ("json", "csv"):
-        # datasets would find older Arrow files by size and time of change: make new ones, on the same disk.
-        # Text and parquet are read in place; downloads have checksums.
-        from datasets.config import HF_DATASETS_CACHE as cache
-
-        Path(cache).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="charlm-verify-", dir=cache) as scratch:
-        Build(config, folder, cache=cache and scratch).compare(corpus, Path(scratch))
+    with tempfile.TemporaryDirectory(prefix="charlm-verify-") as scratch:
+        Build(config, folder).compare(corpus, Path(scratch))
     return corpus
 
 

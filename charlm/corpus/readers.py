@@ -1,18 +1,16 @@
 """The files of a dataset, read in parts that threads take in any order.
 
-Files are read in place, parquet also over the network; of archives, and of text that is not UTF-8, a copy; of
-formats that charlm does not read, the Arrow files that `datasets` makes of them. Files are not memory-mapped, so
-that resident memory does not grow with the corpus.
+Files are read in place, parquet also over the network; of archives and of text that is not UTF-8 a copy; of
+formats that charlm does not read, the Arrow files that `datasets` makes of them. Files are not memory-mapped,
+so that resident memory does not grow with the corpus.
 """
 
-import codecs
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from hashlib import sha256
+import warnings
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import datasets
 import numpy as np
@@ -22,20 +20,10 @@ import pyarrow.parquet as pq
 from datasets.utils.file_utils import xopen
 
 from charlm.config.fields import BUILDERS, DataConfig
-from charlm.corpus.records import (
-    ROWS,
-    Local,
-    Rows,
-    Span,
-    columns_of,
-    joined,
-    lacks,
-    not_utf8,
-    to_character,
-)
-from charlm.corpus.sources import Unreadable, describe, files_of, read_error
-from charlm.corpus.vocabulary import normalized
-from charlm.errors import CharlmError
+from charlm.corpus.records import ROWS, Rows, Span, columns_of, joined, lacks
+from charlm.corpus.sources import describe, files_of, read_error
+from charlm.errors import CharlmError, CharlmWarning
+from charlm.files import Local, local_files
 
 PIECE = 8 << 20  # bytes of text per part, at least
 BATCH = 4 << 20  # bytes of text per batch of rows, unless a row of parquet is longer
@@ -51,6 +39,7 @@ class Reader:
     """
 
     name: str
+    skipped = 0  # rows that parts() left out
 
 
 class Literal(Reader):
@@ -128,39 +117,14 @@ class ParquetFile(Reader):
                 yield joined([_column(batch, column) for column in self.columns])
 
 
-class TextFiles(Reader):
-    """Local text files, each a document, to the byte; a part is a list of byte ranges. (`datasets` would turn
-    every line ending into \\n, and hold a long file in memory.) cut: where a range may end, from an offset on."""
-
-    def __init__(self, files: list[Local], cut: Callable[[str, int], int] = to_character):
-        self.files, self.cut, self.name = files, cut, _name(files)
-
-    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
-        return _grouped((s, [s.last], s.high - s.low) for file in self.files for s in self._ranges(file))
-
-    def _ranges(self, file: Local) -> Iterator[Span]:
-        """The whole file, about PIECE bytes at a time."""
-        size, low = os.path.getsize(file.path), 0
-        if not size:
-            yield Span(file, 0, 0, True)  # an empty document
-        while low < size:
-            high = min(self.cut(file.path, low + PIECE), size)
-            yield Span(file, low, high, high == size)
-            low = high
-
-    def read(self, part: list[Span]) -> Iterator[pa.Array]:
-        yield pa.array([span.read() for span in part], pa.large_binary())
-
-    def place_of(self, part: list[Span], row: int, byte: int) -> str:
-        """Where a byte of a row is: the file, and the offset in it."""
-        return f"{part[row].file.name}: byte {part[row].low + byte:,}"
-
-
 class Records(Reader):
-    """Local files with the rows that a parser finds; a part is a list of spans."""
+    """Local files whose rows charlm finds; a part is a list of spans."""
 
     def __init__(self, files: list[Local], rows: Rows):
-        self.files, self.rows, self.name = files, rows, _name(files)
+        self.files, self.rows = files, rows
+        self.name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
+
+    skipped = property(lambda self: self.rows.skipped)
 
     def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
         self.rows.skipped = 0
@@ -177,53 +141,26 @@ class Records(Reader):
             row -= rows
 
 
-class Normalized(Reader):
-    """The texts of another reader after the steps of data.normalize."""
+class WikiExtractor(Reader):
+    """What WikiExtractor writes without --json: files of elements <doc …>, of which each is a document."""
 
-    def __init__(self, reader: Reader, steps: list[str]):
-        self.reader, self.name, self.steps = reader, reader.name, steps
-        self.parts = reader.parts
+    def __init__(self, files: list[Local]):
+        self.files, self.name = files, f"{files[0].name} and {len(files) - 1} more"
 
-    def read(self, part) -> Iterator[pa.Array]:
-        rows = 0
-        for texts in self.reader.read(part):
-            try:
-                yield normalized(texts.cast(pa.large_string()), self.steps)
-            except pa.ArrowInvalid:
-                row, byte = next(
-                    (i, bad) for i, x in enumerate(texts.to_pylist()) if (bad := not_utf8(x)) is not None
-                )
-                place = getattr(self.reader, "place_of", lambda *_: self.name)(part, rows + row, byte)
-                advice = "set data.encoding, or mend it: data.normalize needs UTF-8"
-                raise CharlmError(f"{place} is not UTF-8; {advice}") from None
-            rows += len(texts)
+    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
+        for file in self.files:
+            yield file, np.ones(len(self._documents(file)), bool), os.path.getsize(file.path)
 
+    def read(self, part: Local) -> Iterator[pa.Array]:
+        yield pa.array(self._documents(part), pa.large_binary())
 
-def _name(files: list[Local]) -> str:
-    return files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
-
-
-def cut_for(steps: list[str]) -> Callable[[str, int], int]:
-    """Where texts may be cut so that the steps of data.normalize change the parts as they change the whole: before
-    a letter of ASCII, or without text8 before more that nothing before it can change."""
-    before = re.compile(rb"[A-Za-z]" if "text8" in steps else rb"[\t -~]|[\xe4-\xe9][\x80-\xbf]{2}")
-
-    def cut(path: str, offset: int) -> int:
-        with open(path, "rb") as file:
-            file.seek(offset)
-            while len(block := file.read(1 << 16)) > 2:
-                if found := before.search(block):
-                    return offset + found.start()
-                offset += len(block) - 2  # of a character that the block breaks off
-                file.seek(offset)
-        return os.path.getsize(path)
-
-    return cut
+    def _documents(self, file: Local) -> list[bytes]:
+        return re.findall(rb"<doc [^\n]*>\n(.*?)\n*</doc>", Path(file.path).read_bytes(), re.DOTALL)
 
 
 def _grouped(items: Iterable[tuple]) -> Iterator[tuple[list, np.ndarray, int]]:
-    """Consecutive items (item, rows, bytes) in groups of at least PIECE bytes: (items, bool[rows], bytes). rows:
-    their number, or for each whether it ends a document."""
+    """Consecutive items (item, rows, bytes) in groups of at least PIECE bytes: (items, bool[rows], bytes).
+    rows: their number, or for each whether it ends a document."""
     group, ends, size = [], [], 0
     for item, rows, item_size in items:
         group.append(item)
@@ -257,43 +194,43 @@ def _check_columns(schema: pa.Schema, columns: list[str], file: str) -> None:
             raise CharlmError(f"data.text_column={column!r} of {file} holds {kind}, not text")
 
 
-def readers_of(data: DataConfig, cache: str | None) -> dict[str, list[Reader]]:
-    """The files of every split of the dataset. cache: of `datasets`, instead of its own."""
+def readers_of(data: DataConfig) -> dict[str, list[Reader]]:
+    """The files of every split of the dataset."""
     if data.source == "literal":
-        readers = {"train": [Literal(data.text)]}
-    else:
-        splits = {split: files for split, files in files_of(data).items() if split}
-        readers = {} if data.source in (*BUILDERS, "stdlib") else _of_dataset(data, cache)
-        for split, files in splits.items():
+        return {"train": [Literal(data.text)]}
+    splits = {} if data.source in (*BUILDERS, "stdlib") else _of_dataset(data)
+    for split, files in files_of(data).items():
+        if split:
             groups = groupby(files, key=lambda file: file.format)
-            readers[split] = [
-                r for kind, group in groups for r in _readers(data, kind, [f.path for f in group])
-            ]
-    if not data.normalize:
-        return readers
-    return {split: [Normalized(reader, data.normalize) for reader in of] for split, of in readers.items()}
+            found = [r for kind, group in groups for r in _readers(data, kind, [f.path for f in group])]
+            splits[split] = found
+    if unread := [split for split in splits if split not in f"{data.split} {data.validation} {data.test}"]:
+        advice = f"data.validation={unread[0]} or data.test={unread[-1]} reads one"
+        text = f"{describe(data)} has splits that are not read: {', '.join(unread)}; {advice}"
+        warnings.warn(text, CharlmWarning, stacklevel=2)
+    return splits
 
 
-def _of_dataset(data: DataConfig, cache: str | None) -> dict[str, list[Reader]]:
+def _of_dataset(data: DataConfig) -> dict[str, list[Reader]]:
     """The splits of a dataset of the Hub, or of a folder that describes itself to `datasets`."""
     options = {"data_files": data.data_files} if data.data_files else {}
     options |= {"name": data.name or None, "revision": data.revision or None}
-    builder = datasets.load_dataset_builder(data.source, cache_dir=cache, **options)
+    builder = datasets.load_dataset_builder(data.source, **options)
     format = type(builder).__name__.lower()
-    if format in ("parquet", "json", "csv", "text"):
+    if format in ("parquet", *ROWS):
         files = builder.config.data_files.items()
         return {str(split): _readers(data, format, [*map(str, paths)]) for split, paths in files}
-    _no_streaming(data)
+    _refuse_streaming(data)
     builder.download_and_prepare()
     return {
         str(name): [
-            ArrowFile(Local(f["filename"], describe(data)), columns_of(data)) for f in split.cache_files
+            ArrowFile(Local(file["filename"], describe(data)), columns_of(data)) for file in split.cache_files
         ]
         for name, split in builder.as_dataset().items()
     }
 
 
-def _no_streaming(data: DataConfig) -> None:
+def _refuse_streaming(data: DataConfig) -> None:
     if data.streaming:
         text = f"{describe(data)} is not made of parquet files"
         raise CharlmError(f"data.streaming=True: {text}; set data.streaming=false")
@@ -304,15 +241,12 @@ def _readers(data: DataConfig, format: str, paths: list[str]) -> list[Reader]:
     if format == "parquet" and data.streaming:
         files = [Local(path, path) for path in paths]
     else:
-        _no_streaming(data)
-        files = [
-            file
-            for file in local_files(paths, data.encoding if format in ("text", "json", "csv") else "utf-8")
-        ]
-    if format == "text" and data.document == "file" and not data.delimiter:
-        return [TextFiles(files, cut_for(data.normalize) if data.normalize else to_character)]
+        _refuse_streaming(data)
+        files = local_files(paths, "utf-8" if format in ("parquet", "arrow") else data.encoding)
     if format in ROWS:
-        return [Records(files, ROWS[format](data))]
+        return [Records(files, ROWS[format](data))] if files else []
+    if format == "wikiextractor":
+        return [WikiExtractor(files)]
     kind, readers = ParquetFile if format == "parquet" else ArrowFile, []
     for file in files:
         try:
@@ -320,66 +254,3 @@ def _readers(data: DataConfig, format: str, paths: list[str]) -> list[Reader]:
         except Exception as error:  # names the file among many
             raise read_error(error, data, file.name) from error
     return readers
-
-
-def local_files(paths: list[str], encoding: str = "utf-8") -> list[Local]:
-    """Files on this disk, as UTF-8: those of paths, what archives at them hold, and downloads of URLs."""
-    download = datasets.DownloadConfig(extract_on_the_fly=True)
-    manager = datasets.DownloadManager("charlm", download_config=download)
-    places = [path.rpartition("::")[2] for path in paths]
-    urls = [*dict.fromkeys(place for place in places if "://" in place)]
-    downloaded = dict(zip(urls, manager.download(urls), strict=True))
-    files = []
-    for path, place in zip(paths, places, strict=True):
-        member, local = path[: len(path) - len(place)], downloaded.get(place, place)
-        if member or _is_zstd(local):
-            found = [member + local]
-        else:
-            found = manager.iter_files(manager.extract(local))
-        for file in map(str, found):
-            inner = re.match(r"(?:zip|tar)://(.*?)::", file)
-            files.append(_copied(file, f"{place}::{inner[1]}" if inner else place, encoding))
-    return files
-
-
-def _is_zstd(path: str) -> bool:
-    with open(path, "rb") as file:
-        return file.read(4) == b"\x28\xb5\x2f\xfd"
-
-
-def _copied(path: str, name: str, encoding: str) -> Local:
-    """A file, or a copy: of a member::archive, of compressed text, of text in another encoding. Raises CharlmError
-    for what cannot be extracted or decoded."""
-    place = path.rpartition("::")[2]
-    decoder = codecs.getincrementaldecoder(encoding)() if codecs.lookup(encoding).name != "utf-8" else None
-    zstd = "::" not in path and _is_zstd(path)
-    if path == place and not zstd and not decoder:
-        return Local(path, name)
-    stat = os.stat(place)
-    key = f"{path} {stat.st_size} {stat.st_mtime_ns}" + (f" {encoding}" if decoder else "")
-    copy = Path(datasets.config.HF_DATASETS_CACHE) / "charlm" / sha256(key.encode()).hexdigest()
-    if copy.exists():
-        return Local(str(copy), name)
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    read = 0
-    try:
-        with TemporaryDirectory(dir=copy.parent) as partial:
-            with (
-                pa.input_stream(path, "zstd") if zstd else xopen(path, "rb") as source,
-                open(f"{partial}/member", "wb") as file,
-            ):
-                while block := source.read(1 << 20):
-                    file.write(decoder.decode(block).encode() if decoder else block)
-                    read += len(block)
-                file.write(decoder.decode(b"", True).encode() if decoder else b"")
-            os.replace(f"{partial}/member", copy)
-    except UnicodeError as error:
-        advice = "set another data.encoding, such as utf-8, latin-1, cp1252 or utf-16"
-        raise CharlmError(
-            f"{name}: is not {encoding} from about byte {read:,} on ({error.reason}); {advice}"
-        ) from error
-    except Exception as error:  # of gzip, bz2, lzma, zipfile, tarfile, Arrow
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise Unreadable(f"{name}: cannot be extracted, it is damaged or cut off ({error})") from error
-    return Local(str(copy), name)

@@ -1,12 +1,13 @@
-"""The rows of JSON, CSV and delimited text: which parser reads a file from where, and what is wrong with its rows."""
+"""The rows of JSON, CSV and text files: what finds them, and what is wrong with bad ones."""
 
 import codecs
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import partial
 from pathlib import PurePath
 
 import numpy as np
@@ -14,9 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from charlm.config.fields import DataConfig
-from charlm.corpus import parsers
-from charlm.corpus.parsers import BAD, MISSING, NO_TEXT, STATE, SURROGATE, TEXT, TWICE, UNCLOSED
+from charlm.corpus import kernels
+from charlm.corpus.kernels import BAD, MISSING, NO_TEXT, SURROGATE, TEXT, TWICE, UNCLOSED
+from charlm.corpus.parsers import SKIP, STATE, Parsed, parse_json
 from charlm.errors import CharlmError
+from charlm.files import Local
 
 _OF_COLUMN = {
     SURROGATE: "holds a lone surrogate, half of a character",
@@ -25,25 +28,17 @@ _OF_COLUMN = {
 }
 _OF_ROW = {
     BAD: "not JSON",
-    parsers.QUOTE: 'a quote within quotes is not doubled ("")',
-    parsers.FIELDS: "more fields than the header",
+    kernels.QUOTE: 'a quote within quotes is not doubled ("")',
+    kernels.FIELDS: "more fields than the header",
     UNCLOSED: "a quote is not closed",
-    parsers.NOT_UTF8: "not UTF-8; set data.encoding",
+    kernels.NOT_UTF8: "not UTF-8; set data.encoding",
 }
-
-
-@dataclass(frozen=True)
-class Local:
-    """A file on this disk. name: in errors, where path is that of a copy."""
-
-    path: str
-    name: str
 
 
 @dataclass(frozen=True, eq=False)
 class Span:
-    """Bytes low to high of a file. last: they end a row (of a whole text: the file). state: of the parser before
-    them; columns: its other arguments, for each column."""
+    """Bytes low to high of a file. last: they end a row. state: of the parser before them; columns: its other
+    arguments, for each column."""
 
     file: Local
     low: int
@@ -56,40 +51,6 @@ class Span:
         with open(self.file.path, "rb") as file:
             file.seek(self.low)
             return file.read(self.high - self.low)
-
-
-class Parsed:
-    """What a parser finds in a block: see parsers.py."""
-
-    def __init__(self, rows: "Rows", data: bytes, state: np.ndarray, arguments: tuple, final: bool):
-        self.state, most = state.copy(), 2 + sum(map(data.count, rows.marks))
-        out, kinds = np.empty(len(data) + 8, np.uint8), np.zeros(most, np.uint8)
-        stops, starts = np.zeros((2, most), np.int64)
-        arguments = self.state, *arguments, final, out, stops, starts, kinds
-        n, size, self.done, self.used = rows.kernel(np.frombuffer(data, np.uint8), *arguments)
-        self.out, self.stops, self.starts, self.kinds = out[:size], stops[: n + 1], starts[:n], kinds[:n]
-
-    def texts(self) -> pa.Array:
-        """large_binary[rows]; without rows, the slice of one. Null where there is no text."""
-        stops = self.stops if len(self.kinds) else np.array([0, len(self.out)])
-        valid = pa.py_buffer(np.packbits(self.kinds >= TEXT, bitorder="little")) if len(self.kinds) else None
-        buffers = [valid, pa.py_buffer(stops), pa.py_buffer(self.out)]
-        return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(stops) - 1, buffers)
-
-    def mark_not_utf8(self) -> None:
-        """Set the kind of rows that are not UTF-8."""
-        if not_utf8(self.out.data) is not None:
-            for row, (low, high) in enumerate(pairwise(self.stops)):
-                if not_utf8(self.out[low:high].data) is not None:
-                    self.kinds[row] = parsers.NOT_UTF8
-
-
-def not_utf8(text: bytes | memoryview) -> int | None:
-    """The offset of the first byte that is not UTF-8; None if all are."""
-    try:
-        str(text, "utf-8")
-    except UnicodeDecodeError as error:
-        return error.start
 
 
 def columns_of(data: DataConfig) -> list[str]:
@@ -131,8 +92,8 @@ class Rows:
         raise NotImplementedError
 
     def spans(self, file: Local, piece: int) -> Iterator[tuple[Span, np.ndarray, int]]:
-        """About piece bytes at a time: (span, bool[rows], which rows end a document, bytes). Raises CharlmError
-        for a bad row, and for a file that lacks a column."""
+        """About piece bytes at a time: (span, bool[rows], which rows end a document, bytes). Raises
+        CharlmError for a bad row, and for a file that lacks a column."""
         low, state, between, columns = self.begin(file)
         size, length, rows, found = os.path.getsize(file.path), piece, 0, np.zeros(len(self.names), bool)
         while low < size:
@@ -160,10 +121,13 @@ class Rows:
         """The columns of a file, in an error."""
         return []
 
+    def _run(self, data: bytes, state: np.ndarray, column: tuple, last: bool) -> Parsed:
+        return Parsed(self.kernel, self.marks, data, state, column, last)
+
     def _parse(self, span: Span) -> list[Parsed]:
         """Of every column."""
         data = span.read()
-        parsed = [Parsed(self, data, span.state, column, span.last) for column in span.columns]
+        parsed = [self._run(data, span.state, column, span.last) for column in span.columns]
         for column in parsed if self.skips else ():
             column.mark_not_utf8()
         return parsed
@@ -203,21 +167,20 @@ class Rows:
 
 
 class Json(Rows):
-    """JSON: an object per line, objects one after the other over any lines, or an array of objects or strings."""
+    """JSON: an object per line; objects over any lines; or an array of objects or strings."""
 
-    kernel, marks = staticmethod(parsers.parse_json), b'\n}"'
+    kernel, marks = staticmethod(parse_json), b'\n}"'
 
     def begin(self, file: Local) -> tuple[int, np.ndarray, np.ndarray, list[tuple]]:
         head = Span(file, 0, 1 << 20, True).read()
         low = len(head) - len(head.removeprefix(codecs.BOM_UTF8).lstrip())
         state, lines = np.zeros(STATE, np.int64), head[low : low + 1] != b"["
-        if not lines and not _ends(file).endswith(b"]"):
-            raise CharlmError(
-                f"{file.name}: the array that it begins with is not closed: the file is cut off"
-            )
+        size = os.path.getsize(file.path)
+        if not lines and not Span(file, max(size - 999, 0), size, True).read().rstrip().endswith(b"]"):
+            raise CharlmError(f"{file.name}: cut off: the array that it begins with does not end")
         if lines and b"\n" in head[low:]:
-            line = Parsed(self, head[low : head.index(b"\n", low)], state, self._column("", False), False)
-            open_object = line.state[0] and line.state[1] < parsers.SKIP
+            line = self._run(head[low : head.index(b"\n", low)], state, self._column("", False), False)
+            open_object = line.state[0] and line.state[1] < SKIP
             lines = BAD in line.kinds or not (open_object or len(line.kinds) > 1)
         return low, state, state, [self._column(name, lines) for name in self.names]
 
@@ -238,10 +201,11 @@ class Json(Rows):
 class Csv(Rows):
     """CSV (RFC 4180) with any delimiter, with a header or without."""
 
-    kernel, marks = staticmethod(parsers.parse_csv), b"\r\n"
+    kernel, marks = staticmethod(kernels.parse_csv), b"\r\n"
 
     def begin(self, file: Local) -> tuple[int, np.ndarray, np.ndarray, list[tuple]]:
         delimiter = self.data.field_delimiter or ("\t" if ".tsv" in PurePath(file.name).suffixes else ",")
+        csv.field_size_limit(1 << 30)
         read: list[str] = []
         with open(file.path, encoding="utf-8", errors="surrogateescape", newline="") as lines:
             kept = (read.append(line) or line.removeprefix("\ufeff") for line in lines)
@@ -262,7 +226,7 @@ class Csv(Rows):
 class Split(Rows):
     """Documents of text files: lines, or what is between delimiters."""
 
-    kernel = staticmethod(parsers.split_text)
+    kernel = staticmethod(kernels.split_text)
 
     def __init__(self, data: DataConfig):
         super().__init__(replace(data, text_column="", on_bad_line="error"))
@@ -280,10 +244,28 @@ class Split(Rows):
         return f"{span.file.name}: byte {span.low + offset:,}"
 
 
-def _ends(file: Local) -> bytes:
-    """The last bytes of a file, without space."""
-    size = os.path.getsize(file.path)
-    return Span(file, max(size - 1024, 0), size, True).read().rstrip()
+class Whole(Rows):
+    """Text files, each a document, to the byte: a long one in slices."""
+
+    def spans(self, file: Local, piece: int) -> Iterator[tuple[Span, np.ndarray, int]]:
+        cut = partial(_cut, self.data.normalize) if self.data.normalize else to_character
+        size, low, last = os.path.getsize(file.path), 0, False
+        while not last:
+            high = min(cut(file.path, low + piece), size)
+            last = high == size
+            yield Span(file, low, high, last), np.array([last]), high - low
+            low = high
+
+    def read(self, span: Span) -> pa.Array:
+        return pa.array([span.read()], pa.large_binary())
+
+    def place_of(self, span: Span, row: int, byte: int) -> str:
+        return f"{span.file.name}: byte {span.low + byte:,}"
+
+
+def text_rows(data: DataConfig) -> Rows:
+    """The documents of text files."""
+    return Split(data) if data.delimiter or data.document == "line" else Whole(data)
 
 
 def to_character(path: str, offset: int) -> int:
@@ -294,4 +276,19 @@ def to_character(path: str, offset: int) -> int:
     return offset + len(tail) - len(tail.lstrip(bytes(range(0x80, 0xC0))))
 
 
-ROWS = {"json": Json, "csv": Csv, "text": Split}
+def _cut(steps: list[str], path: str, offset: int) -> int:
+    """The first offset, from one on, where a text may be cut so that the steps of data.normalize change its
+    parts as they change the whole: before a letter of ASCII; without text8 also before other characters that
+    combine with none before them."""
+    before = rb"[A-Za-z]" if "text8" in steps else rb"[\t -~]|[\xe4-\xe9][\x80-\xbf]{2}"
+    with open(path, "rb") as file:
+        file.seek(offset)
+        while len(block := file.read(1 << 16)) > 2:
+            if found := re.search(before, block):
+                return offset + found.start()
+            offset += len(block) - 2  # of a character that the block breaks off
+            file.seek(offset)
+    return os.path.getsize(path)
+
+
+ROWS = {"json": Json, "csv": Csv, "text": text_rows}

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from charlm.config.fields import BUILDERS, WITHOUT_EFFECT, Config, DataConfig
 from charlm.errors import CharlmError
-from charlm.files import copy_of_pipe, digests, head_of
+from charlm.files import copy_of_pipe, digests, files_below, head_of
 
 SPLITS = ("train", "validation", "test")
 FORMAT = {"format": "charlm corpus", "version": 2}
@@ -36,7 +36,7 @@ SPLIT_WORDS = {  # in mappings of data_files, and in names below a folder
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-_ABOUT = ("readme.md", "state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
+_ABOUT = ("README.md", "state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 # Fields of section data when the format of fingerprints was fixed.
 _FIELDS = "source name revision split data_files text text_column document separator split_by validation test"
 _FIELDS = (*_FIELDS.split(), "seed", "max_documents", "max_characters")
@@ -100,13 +100,32 @@ def files_of(data: DataConfig) -> dict[str, list[File]]:
     elif data.source in BUILDERS:
         splits = _by_name(_all_found(named, given, "data.data_files"), describe(data))
     elif os.path.isdir(data.source):
-        splits[""] = [File(p, os.path.relpath(p, data.source)) for p in _below(data.source)]
+        splits[""] = [File(p, os.path.relpath(p, data.source)) for p in files_below(data.source)]
     for part in ("validation", "test"):
-        if isinstance(path := getattr(data, part), str) and path not in splits and _is_path(path, data):
+        if (path := getattr(data, part)) not in splits and is_path(path, data):
             splits[path] = [file for file, _ in _all_found(path, given, f"data.{part}")]
-    return {
-        split: [*{os.path.realpath(f.path): f for f in files}.values()] for split, files in splits.items()
-    }
+    once = {split: {os.path.realpath(file.path): file for file in files} for split, files in splits.items()}
+    return {split: [*files.values()] for split, files in once.items()}
+
+
+def origins(data: DataConfig) -> dict[str, str]:
+    """Where train, validation and test come from, for people."""
+    found, parts = files_of(data), {}
+    for part, name in zip(SPLITS, (data.split, data.validation, data.test), strict=True):
+        if files := found.get(name):
+            kinds = " and ".join(sorted({file.format for file in files}))
+            named = f"{len(files):,} files" if len(files) > 1 else os.path.basename(files[0].path)
+            parts[part] = f"{named} ({kinds})"
+        elif isinstance(name, str) and data.source != "literal":
+            parts[part] = f"split {name}"
+        elif name and not isinstance(name, str):
+            parts[part] = f"{100 * name:g} % of the {'documents' if data.split_by == 'document' else 'text'}"
+    named = [data.data_files] if isinstance(data.data_files, str) else data.data_files or []
+    folders = [path for path in map(os.path.expanduser, named) if os.path.isdir(path)]
+    others = {file for path in folders for file in files_below(path)}
+    if others := others - {file.path for files in found.values() for file in files}:
+        parts["other files"] = f"{len(others):,}, not read"
+    return parts
 
 
 def resolve(data: DataConfig) -> DataConfig:
@@ -120,9 +139,10 @@ def resolve(data: DataConfig) -> DataConfig:
     return replace(data, **held_out) if held_out else data
 
 
-def _is_path(name: str, data: DataConfig) -> bool:
+def is_path(value: float | str, data: DataConfig) -> bool:
     """Whether data.validation or data.test is a path, not a split such as test or train[:10%]."""
-    return "/" in name or bool(format_of(name)) or (data.source in BUILDERS and os.path.exists(name))
+    path = isinstance(value, str) and ("/" in value or format_of(value))
+    return bool(path) or (data.source in BUILDERS and isinstance(value, str) and os.path.exists(value))
 
 
 def _by_name(found: list[tuple[File, str]], text: str) -> dict[str, list[File]]:
@@ -157,7 +177,7 @@ def _found(pattern: str, given: str, option: str) -> Iterator[tuple[File, str]]:
         yield File(copy_of_pipe(place, os.stat(place).st_ino).name, given or "text"), ""
         return
     else:
-        matches = [place] if os.path.isfile(place) else _visible(place)
+        matches = [place] if os.path.isfile(place) else sorted(glob.glob(place, recursive=True))
         paths = [path for path in matches if os.path.isfile(path)]
         if not paths:
             folders = f" matches only folders: name files, as in {pattern}/*"
@@ -169,39 +189,24 @@ def _found(pattern: str, given: str, option: str) -> Iterator[tuple[File, str]]:
         yield File(path, given or _format_by_content(path) or format_of(path) or "text"), ""
 
 
-def _visible(pattern: str) -> list[str]:
-    """The matches of a glob, sorted, without hidden ones and what is in folders such as __pycache__."""
-    matches = sorted(glob.glob(pattern, recursive=True))
-    special = [p for p in matches if any(n[:2] == "__" and n not in pattern for n in Path(p).parts[:-1])]
-    return [path for path in matches if path not in set(special)] if special else matches
-
-
-def _below(folder: str) -> list[str]:
-    """The files of a folder and those below it, sorted, without hidden ones."""
-    return [path for path in _visible(os.path.join(glob.escape(folder), "**")) if os.path.isfile(path)]
-
-
 def _in_folder(folder: str, given: str, option: str) -> Iterator[tuple[File, str]]:
     """The files of a folder and those below it that have a known format, with the split in their names."""
-    paths = _below(folder)
+    paths = files_below(folder)
     formats = {path: _format_by_content(path) or format_of(path) for path in paths}
     known = {path: found for path, found in formats.items() if found and given in ("", found)}
-    about = (*_ABOUT, *(".md",) * bool(set(known.values()) - {"text"}))  # Markdown beside data is about it
-    chosen = {p: f for p, f in known.items() if not os.path.basename(p).lower().endswith(about)} or known
+    about = ".md" if set(known.values()) - {"text"} else "/"  # Markdown beside rows describes them
+    chosen = {p: f for p, f in known.items() if not (p.endswith(about) or os.path.basename(p) in _ABOUT)}
+    chosen = chosen or known
     if not chosen:
         kinds = sorted({PurePath(path).suffix or PurePath(path).name for path in paths})
         holds = f"it holds {', '.join(kinds[:8])}" if kinds else "it is empty"
         suffixes = ", ".join(chain(*([SUFFIXES[given]] if given else SUFFIXES.values())))
-        advice = f"name files, as in {os.path.join(folder, '*')}"
-        raise CharlmError(
-            f"{option}={folder!r}: no file of this folder ends in {suffixes} ({holds}); {advice}"
-        )
+        problem = f"no file of this folder ends in {suffixes} ({holds})"
+        raise CharlmError(f"{option}={folder!r}: {problem}; name files, as in {os.path.join(folder, '*')}")
     for path, found in chosen.items():
         words = re.split(r"[-._/0-9]", os.path.relpath(path, folder).lower())
-        yield (
-            File(path, found),
-            next((s for w in words for s, known in SPLIT_WORDS.items() if w in known), ""),
-        )
+        splits = (split for word in words for split, known in SPLIT_WORDS.items() if word in known)
+        yield File(path, found), next(splits, "")
 
 
 def _format_by_content(path: str) -> str:
@@ -215,12 +220,9 @@ def _refuse_dump(path: str) -> None:
     """Raise CharlmError for a dump of a wiki as XML."""
     named = re.search(r"\.xml(\.(bz2|gz))?$", path)
     if named and (b"<mediawiki" in head_of(path) if "://" not in path else "-pages-" in path):
-        ways = (
-            "read wikimedia/wikipedia from the Hub (--config wikipedia-en), or run WikiExtractor on it and "
-        )
-        raise CharlmError(
-            f"{path}: a dump of a wiki, XML with markup. To model its text, {ways}name its folder"
-        )
+        way = "read wikimedia/wikipedia from the Hub (--config wikipedia-en)"
+        other = "or run WikiExtractor and name the folder it writes"
+        raise CharlmError(f"{path}: a dump of a wiki, XML with markup. For its text, {way}, {other}")
 
 
 def fingerprinted(data: DataConfig) -> dict:

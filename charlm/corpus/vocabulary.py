@@ -26,7 +26,6 @@ from charlm.config.fields import VocabConfig
 from charlm.errors import CharlmError
 from charlm.files import replace
 
-_REPLACED = {"crlf": ("\r\n", "\n"), "strip_bom": ("\ufeff", "")}  # steps of data.normalize
 END = 0x110000  # the code of the end of a document: one past the last code point
 UNKNOWN = 0xFFFF  # in lookup tables: no symbol
 MAX_SIZE = 0xFFFF  # ids are stored in 16 bits, and one value is UNKNOWN
@@ -51,32 +50,13 @@ def codes_of(utf8: np.ndarray) -> np.ndarray:
     return np.frombuffer(str(utf8.data, "utf-8").encode("utf-32-le"), np.uint32)
 
 
-def normalized(texts, steps: Sequence[str]):
-    """An Arrow array of large_string after some steps of data.normalize."""
-    import pyarrow.compute as pc  # here: only few vocabularies have steps
-
-    for step in steps:
-        if step in ("nfc", "nfkc"):
-            texts = pc.utf8_normalize(texts, step.upper())
-        elif step == "lower":
-            texts = pc.utf8_lower(texts)
-        elif step in _REPLACED:
-            texts = pc.replace_substring(texts, *_REPLACED[step])
-        else:  # text8: the last lines of Matt Mahoney's filter, mattmahoney.net/dc/textdata
-            texts = pc.ascii_lower(texts)
-            for digit, word in enumerate("zero one two three four five six seven eight nine".split()):
-                texts = pc.replace_substring(texts, str(digit), f" {word} ")
-            texts = pc.replace_substring_regex(texts, "[^a-z]+", " ")
-    return texts
-
-
 @dataclass(repr=False)
 class Vocab:
     """A set of symbols; encodes text to ids and decodes ids to text.
 
     characters: in id order. byte_symbols: the byte values that have a symbol; None for every byte that the
-    UTF-8 of another character can contain. normalize: see data.normalize; of text that is encoded. Raises CharlmError for no symbols, for more than MAX_SIZE, and for
-    characters that repeat.
+    UTF-8 of another character can contain. normalize: of data, for text to encode. Raises CharlmError for no
+    symbols, for more than MAX_SIZE, and for characters that repeat.
     """
 
     characters: Iterable[str]
@@ -226,6 +206,8 @@ class Vocab:
     def normalized(self, text: str | bytes) -> str:
         """A text as the training text was normalized. Raises UnicodeError for what is not UTF-8."""
         import pyarrow as pa
+
+        from charlm.corpus.parsers import normalized  # here: few vocabularies need it
 
         text = str(text, "utf-8") if isinstance(text, bytes) else text
         return normalized(pa.array([text], pa.large_string()), self.normalize or ())[0].as_py()

@@ -10,12 +10,16 @@ from accelerate import Accelerator
 
 from charlm.config.fields import Config
 from charlm.corpus.prepared import Corpus, prepare, wait_for
+from charlm.corpus.sources import fingerprint
+from charlm.errors import CharlmError
 from charlm.model.cells import cell_of
 from charlm.model.char_lm import CharLM
 from charlm.model.device import set_precision
+from charlm.training.checkpoint import steps_of
 from charlm.training.lanes import Lanes
 from charlm.training.optimizer import AdamW, Average, make_optimizer
 from charlm.training.step import Step, gradient_exchange, records_steps
+from charlm.training.trained import recorded_corpus
 
 # Values of the gates that keep a thread busy: with fewer, threads cost each other more than they gain.
 VALUES_PER_THREAD = 1536
@@ -54,7 +58,7 @@ def set_up(config: Config, accelerator: Accelerator, say: Callable[[str], None])
     what the user can correct."""
     rank, processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     cell_of(config.model), records_steps(config, accelerator)  # refuse these before the corpus is prepared
-    corpus = prepare(config) if accelerator.is_main_process else wait_for(config)
+    corpus = _corpus(config, prepare if accelerator.is_main_process else wait_for)
     train = config.train
     place = {"rank": rank, "world": processes, "seed": train.seed, "device": device}
     lanes = Lanes(corpus["train"], train.batch_size, train.bptt, **place)
@@ -74,6 +78,16 @@ def set_up(config: Config, accelerator: Accelerator, say: Callable[[str], None])
         steps = max(round(train.epochs * lanes.windows), 1)
         say(f"train.epochs={train.epochs:g}: {steps:,} steps, {lanes.windows:,} per epoch")
     return Setup(corpus, lanes, model, optimizer, average, step, steps)
+
+
+def _corpus(config: Config, open_corpus: Callable[[Config], Corpus]) -> Corpus:
+    """The corpus of a config. A run with checkpoints keeps its own if the text is gone, or is stdlib."""
+    own = recorded_corpus(config.run_dir, config) if steps_of(config.run_dir) else None
+    try:
+        same = own is not None and own.info["fingerprint"] == fingerprint(config)
+    except (CharlmError, OSError):  # no such file
+        same = True
+    return own if own is not None and (same or config.data.source == "stdlib") else open_corpus(config)
 
 
 def threads_for(config: Config, processes: int) -> int:
