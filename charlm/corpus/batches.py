@@ -183,6 +183,9 @@ class Normalized(Reader):
 
     skipped = property(lambda self: self.reader.skipped)
 
+    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
+        return self.reader.parts()
+
     def read(self, part) -> Iterator[pa.Array]:
         rows = 0
         for texts in self.reader.read(part):

@@ -2,8 +2,8 @@
 
 The steps of data.normalize are at the end.
 
-Every parser gets a block, uint8[n], and s, int64[STATE]: what it needs to continue in the next block; zeros at
-the start of a file and between rows; s[0] is 1 within a row. Its last arguments are:
+Every parser gets a block, uint8[n], and s, int64[STATE]: what it needs to continue in the next block; zeros
+at the start of a file and between rows; s[0] is 1 within a row. Its last arguments are:
 
     final   bool: the block ends with a row
     out     uint8[n + 8]: the text of the rows, one after the other, and of the row that the block breaks off

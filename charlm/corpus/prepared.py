@@ -99,10 +99,8 @@ class Corpus:
         if skipped := info.get("skipped"):
             lines.append(f"  skipped      {skipped:,} rows without text that can be read")
         if info.get("decomposed"):
-            problem = (
-                f"{info['decomposed']:,} accents, or parts of syllables, that could be part of a character"
-            )
-            lines.append(_wrapped("warning", [f"{problem}:", "data.normalize: [nfc]", "makes them so"]))
+            problem = f"{info['decomposed']:,} accents or parts of syllables are characters of their own"
+            lines.append(_wrapped("warning", [problem, "data.normalize: [nfc] joins them to letters"]))
         if not self.vocab.bytes_only:
             own = f"{100 * info['coverage']:.6g} % of the characters have a symbol of their own"
             lines.append(f"  coverage     {own}")
