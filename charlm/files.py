@@ -153,9 +153,13 @@ def local_files(paths: list[str], encoding: str = "utf-8") -> list[Local]:
         with open(local, "rb") as file:
             head = file.read(262)
         plain = member or (not head.startswith(_MAGIC) and not head.endswith(b"ustar"))
-        for found in map(str, [member + local] if plain else manager.iter_files(manager.extract(local))):
+        extracted = member + local if plain else manager.extract(local)
+        for found in map(str, [extracted] if plain else manager.iter_files(extracted)):
             inner = re.match(r"(?:zip|tar)://(.*?)::", found)
-            files.append(_copied(found, f"{place}::{inner[1]}" if inner else place, encoding))
+            below = (
+                inner[1] if inner else os.path.relpath(found, extracted) if os.path.isdir(extracted) else ""
+            )
+            files.append(_copied(found, f"{place}::{below}" if below else place, encoding))
     return files
 
 
