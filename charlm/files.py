@@ -1,19 +1,23 @@
 """Files that are either complete or absent, also after a crash of the machine; and what identifies files."""
 
 import bz2
+import codecs
 import glob
 import gzip
 import json
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path, PurePath
 from shutil import copyfileobj
-from tempfile import NamedTemporaryFile
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 
 import xxhash
 from filelock import FileLock
@@ -120,6 +124,86 @@ def copy_of_pipe(path: str, inode: int):
         copyfileobj(pipe, copy, 1 << 20)
     copy.flush()
     return copy
+
+
+# How archives and compressed files begin; zstd, which Arrow reads, is not among them.
+_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7z", b"\x04\x22M\x18", b"PK", b"7z\xbc", b"Rar!")
+
+
+@dataclass(frozen=True)
+class Local:
+    """A file on this disk. name: in errors, where path is that of a copy."""
+
+    path: str
+    name: str
+
+
+def local_files(paths: list[str], encoding: str = "utf-8") -> list[Local]:
+    """Files on this disk, as UTF-8: those of paths, what archives at them hold, and downloads of URLs."""
+    import datasets
+
+    download = datasets.DownloadConfig(extract_on_the_fly=True)
+    manager = datasets.DownloadManager("charlm", download_config=download)
+    places = [path.rpartition("::")[2] for path in paths]
+    urls = [*dict.fromkeys(place for place in places if "://" in place)]
+    downloaded = dict(zip(urls, manager.download(urls), strict=True))
+    files = []
+    for path, place in zip(paths, places, strict=True):
+        member, local = path[: len(path) - len(place)], downloaded.get(place, place)
+        with open(local, "rb") as file:
+            head = file.read(262)
+        plain = member or (not head.startswith(_MAGIC) and not head.endswith(b"ustar"))
+        extracted = member + local if plain else manager.extract(local)
+        for found in map(str, [extracted] if plain else manager.iter_files(extracted)):
+            inner = re.match(r"(?:zip|tar)://(.*?)::", found)
+            below = (
+                inner[1] if inner else os.path.relpath(found, extracted) if os.path.isdir(extracted) else ""
+            )
+            files.append(_copied(found, f"{place}::{below}" if below else place, encoding))
+    return files
+
+
+def _copied(path: str, name: str, encoding: str) -> Local:
+    """A file, or a copy: of a member::archive, of compressed text, of text in another encoding. Raises
+    CharlmError for what cannot be extracted or decoded."""
+    import datasets
+    import pyarrow as pa
+    from datasets.utils.file_utils import xopen
+
+    place = path.rpartition("::")[2]
+    decoder = codecs.getincrementaldecoder(encoding)() if codecs.lookup(encoding).name != "utf-8" else None
+    with open(place, "rb") as file:
+        zstd = path == place and file.read(4) == b"\x28\xb5\x2f\xfd"
+    if path == place and not zstd and not decoder:
+        return Local(path, name)
+    stat = os.stat(place)
+    key = f"{path} {stat.st_size} {stat.st_mtime_ns}" + (f" {encoding}" if decoder else "")
+    copy = Path(datasets.config.HF_DATASETS_CACHE) / "charlm" / sha256(key.encode()).hexdigest()
+    if copy.exists():
+        return Local(str(copy), name)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    read = 0
+    try:
+        with TemporaryDirectory(dir=copy.parent) as partial:
+            with (
+                pa.input_stream(path, "zstd") if zstd else xopen(path, "rb") as source,
+                open(f"{partial}/member", "wb") as file,
+            ):
+                while block := source.read(1 << 20):
+                    file.write(decoder.decode(block).encode() if decoder else block)
+                    read += len(block)
+                file.write(decoder.decode(b"", True).encode() if decoder else b"")
+            os.replace(f"{partial}/member", copy)
+    except UnicodeError as error:
+        advice = "set another data.encoding, such as utf-8, latin-1, cp1252 or utf-16"
+        raise CharlmError(
+            f"{name}: is not {encoding} from about byte {read:,} on ({error.reason}); {advice}"
+        ) from error
+    except Exception as error:  # of gzip, bz2, lzma, zipfile, tarfile, Arrow
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise CharlmError(f"{name}: cannot be extracted, it is damaged or cut off ({error})") from error
+    return Local(str(copy), name)
 
 
 class Journal(AbstractContextManager):

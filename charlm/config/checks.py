@@ -1,5 +1,6 @@
 """What happens when a section is built: model.size fills in its preset, then every value is checked."""
 
+import codecs
 import difflib
 import math
 from collections.abc import Sequence
@@ -28,6 +29,22 @@ UpToOne = Annotated[float, (lambda x: 0 <= x <= 1, "must be between 0 and 1")]
 Share = Annotated[float, (lambda x: 0 < x <= 1, "must be above 0 and at most 1")]
 Decays = Annotated[tuple[float, float], (lambda xs: all(0 <= x < 1 for x in xs), _BELOW_ONE)]
 HeldOut = Annotated[float | str, (lambda x: isinstance(x, str) or 0 <= x < 1, f"a fraction {_BELOW_ONE}")]
+
+NORMALIZE = ("nfc", "nfkc", "lower", "crlf", "strip_bom", "text8")
+Normalize = Annotated[
+    list[str], (lambda xs: {*xs} <= {*NORMALIZE}, f"a list of some of {', '.join(NORMALIZE)}")
+]
+
+
+def _encodes(name: str) -> bool:
+    """Whether Python has an encoding of text of that name."""
+    try:
+        return codecs.lookup(name)._is_text_encoding
+    except LookupError:
+        return False
+
+
+Encoding = Annotated[str, (_encodes, "is no encoding of Python; such as utf-8, latin-1, cp1252 or utf-16")]
 
 
 def require(ok: Any, key: str, value: Any, advice: str) -> None:
@@ -113,6 +130,15 @@ def check_together(config) -> None:
     held_out = sum(x for x in (data.validation, data.test) if not isinstance(x, str))
     require(held_out < 1, "data.validation + data.test", held_out, "nothing is left to train on")
     data.require(not data.text or data.source == "literal", "text", "is for data.source=literal")
+    advice = "must be one ASCII character, not a quote or line break, such as \\t or ;"
+    allowed = len(data.field_delimiter) < 2 and data.field_delimiter.isascii()
+    data.require(allowed and data.field_delimiter not in {*'"\r\n'}, "field_delimiter", advice)
+    columns = data.text_column if isinstance(data.text_column, list) else [data.text_column]
+    numbers = all(str(column).isdecimal() for column in columns)
+    data.require(
+        data.header or numbers, "text_column", "data.header=false: give the number of a column, from 1"
+    )
+    data.require(data.text_column, "text_column", "name a column, or a list of columns")
     data.require(data.source, "source", "name a hub id, a folder, a format, stdlib or literal")
     if data.source in BUILDERS:
         data.require(data.data_files, "data_files", f"source {data.source} needs files")

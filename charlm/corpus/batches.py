@@ -17,6 +17,7 @@ import xxhash
 
 from charlm.config.fields import DataConfig
 from charlm.corpus import readers
+from charlm.corpus.parsers import normalized, not_utf8
 from charlm.corpus.readers import Reader, readers_of
 from charlm.corpus.sources import read_error
 from charlm.errors import CharlmError
@@ -71,13 +72,13 @@ class Piece:
 
 
 class TextSource:
-    """One split of a dataset. pieces: its rows, in order. documents: how many it has. duplicates: how many
-    more it would have without data.deduplicate."""
+    """One split of a dataset. pieces: its rows, in order. documents: how many it has. skipped: rows that were
+    left out by data.on_bad_line. duplicates: documents that were left out by data.deduplicate."""
 
     def __init__(self, *selections: tuple[list[Reader], int, int | None]):
         """selections: of all rows of these readers, those from low to high (None: to the end)."""
         self.pieces: list[Piece] = []
-        self.documents = self.duplicates = first = 0
+        self.documents = first = self.skipped = self.duplicates = 0
         for files, low, high in selections:
             row, begins = 0, True
             for reader in files:
@@ -91,6 +92,7 @@ class TextSource:
                     self.pieces.append(Piece(reader, part, skip, ends, first, size, self.documents, begins))
                     first, begins = first + len(ends), bool(ends[-1])
                     self.documents += int(np.count_nonzero(ends))
+            self.skipped += sum(reader.skipped for reader in files)
             if not begins:  # the selection stops within a document
                 self._stop(len(self.pieces) - 1, self.pieces[-1].rows)
 
@@ -201,10 +203,35 @@ def utf8_of(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(values or b"", np.uint8)[offsets[0] : offsets[-1]], offsets - offsets[0]
 
 
-def open_sources(data: DataConfig, bytes_only: bool, cache: str | None = None) -> dict[str, TextSource]:
+class Normalized(Reader):
+    """The texts of another reader after the steps of data.normalize."""
+
+    def __init__(self, reader: Reader, steps: list[str]):
+        self.reader, self.name, self.steps = reader, reader.name, steps
+
+    skipped = property(lambda self: self.reader.skipped)
+
+    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
+        return self.reader.parts()
+
+    def read(self, part) -> Iterator[pa.Array]:
+        rows = 0
+        for texts in self.reader.read(part):
+            try:
+                yield normalized(texts.cast(pa.large_string()), self.steps)
+            except pa.ArrowInvalid:
+                row, byte = next(
+                    (i, bad) for i, x in enumerate(texts.to_pylist()) if (bad := not_utf8(x)) is not None
+                )
+                place = getattr(self.reader, "place_of", lambda *_: self.name)(part, rows + row, byte)
+                advice = "set data.encoding, or mend it: data.normalize needs UTF-8"
+                raise CharlmError(f"{place} is not UTF-8; {advice}") from None
+            rows += len(texts)
+
+
+def open_sources(data: DataConfig, bytes_only: bool) -> dict[str, TextSource]:
     """The splits to read: 'train', and 'validation' and 'test' if they are splits of the dataset.
 
-    cache: a folder for the Arrow files of `datasets`, instead of its own, which may hold older ones.
     Raises CharlmError for text that cannot be found, reached or read.
     """
     if not sys.stderr.isatty():
@@ -213,7 +240,11 @@ def open_sources(data: DataConfig, bytes_only: bool, cache: str | None = None) -
     names = {"train": data.split}
     names |= {s: n for s in ("validation", "test") if isinstance(n := getattr(data, s), str)}
     try:
-        files = readers_of(data, cache)
+        files = readers_of(data)
+        if data.normalize:
+            files = {
+                split: [Normalized(reader, data.normalize) for reader in of] for split, of in files.items()
+            }
         sources = {split: _selected(data, files, name) for split, name in names.items()}
         for source in sources.values():
             source.limit(data.max_documents, data.max_characters, bytes_only)

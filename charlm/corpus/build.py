@@ -32,8 +32,7 @@ from charlm.config.fields import Config
 from charlm.corpus import baselines, sources
 from charlm.corpus.batches import Piece, open_sources
 from charlm.corpus.count_encode import Text, in_order
-from charlm.corpus.id_writer import IdWriter, join, pieces_written
-from charlm.corpus.layout import LAYOUT_FILE, Layout, lay_out
+from charlm.corpus.layout import LAYOUT_FILE, IdWriter, Layout, join, lay_out, pieces_written
 from charlm.corpus.prepared import Corpus, IdFile
 from charlm.corpus.sources import FORMAT, SPLITS, Unreadable, describe
 from charlm.errors import CharlmError
@@ -43,10 +42,8 @@ from charlm.files import Journal, replace, sync_folder
 class Build:
     """The work on one corpus, or one shard's share of it."""
 
-    def __init__(
-        self, config: Config, folder: Path, shard: int = 0, shards: int = 0, cache: str | None = None
-    ):
-        """folder: the final one. shards: 0 for a process that does it all. cache: see open_sources."""
+    def __init__(self, config: Config, folder: Path, shard: int = 0, shards: int = 0):
+        """folder: the final one. shards: 0 for a process that does it all."""
         self.config = config = with_fields(config, data=sources.resolve(config.data))
         self.folder, self.shard, self.shards = folder, shard, shards
         suffix = f"shards-{shards}" if shards else "partial"
@@ -57,7 +54,7 @@ class Build:
         held_out = [s for s in SPLITS[1:] if not isinstance(x := getattr(config.data, s), str) and x > 0]
         self.texts = [
             Text(source, config, [split, *held_out] if split == "train" else [split])
-            for split, source in open_sources(config.data, config.vocab.bytes_only, cache).items()
+            for split, source in open_sources(config.data, config.vocab.bytes_only).items()
         ]
         self.pieces = [(text, piece) for text in self.texts for piece in text.source.pieces]
         # The pieces of every shard: contiguous, about the same bytes.
@@ -241,6 +238,7 @@ class Build:
             "origins": sources.origins(config.data),
             "duplicates": sum(text.source.duplicates for text in self.texts),
             "documents": sum(text.source.documents for text in self.texts),
+            "skipped": sum(text.source.skipped for text in self.texts),
             **total,
             "fallback_rate": 0.0 if vocab.bytes_only else fallback / total["symbols"],
             **layout.facts,

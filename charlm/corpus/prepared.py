@@ -98,6 +98,11 @@ class Corpus:
             lines.append(f"  duplicates   {duplicates:,} documents, left out")
         kept = [f"{n:,} {name}" for name, n in info.get("kept", {}).items() if n]
         lines += [_wrapped("kept", kept)] * bool(kept)
+        if skipped := info.get("skipped"):
+            lines.append(f"  skipped      {skipped:,} rows without text that can be read")
+        if info.get("decomposed"):
+            problem = f"{info['decomposed']:,} accents or parts of syllables are characters of their own"
+            lines.append(_wrapped("warning", [problem, "data.normalize: [nfc] joins them to letters"]))
         if not self.vocab.bytes_only:
             own = f"{100 * info['coverage']:.6g} % of the characters have a symbol of their own"
             lines.append(f"  coverage     {own}")
@@ -229,15 +234,8 @@ def verify(config: Config) -> Corpus:
     corpus.verify()
     from charlm.corpus.build import Build
 
-    cache = None
-    if config.data.source in ("json", "csv"):
-        # datasets would find older Arrow files by size and time of change: make new ones, on the same disk.
-        # Text and parquet are read in place; downloads have checksums.
-        from datasets.config import HF_DATASETS_CACHE as cache
-
-        Path(cache).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="charlm-verify-", dir=cache) as scratch:
-        Build(config, folder, cache=cache and scratch).compare(corpus, Path(scratch))
+    with tempfile.TemporaryDirectory(prefix="charlm-verify-") as scratch:
+        Build(config, folder).compare(corpus, Path(scratch))
     return corpus
 
 

@@ -51,7 +51,7 @@ from hypothesis import strategies as st
 import charlm.commands.cli
 import charlm.corpus.batches
 import charlm.corpus.build
-import charlm.corpus.id_writer
+import charlm.corpus.layout
 import charlm.corpus.prepared
 import charlm.corpus.readers
 from charlm.config.fields import Config

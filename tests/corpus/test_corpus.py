@@ -43,11 +43,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import charlm.files
-from charlm.config.fields import Config
+from charlm.config.fields import Config, DataConfig
 from charlm.config.parse import from_dict, load_config
 from charlm.corpus import readers
 from charlm.corpus.batches import TextSource, utf8_of
 from charlm.corpus.prepared import Corpus, folder_of, prepare, verify
+from charlm.corpus.records import Local, text_rows
 from charlm.corpus.sources import fingerprint, stdlib_files
 from charlm.errors import CharlmError, CharlmWarning
 
@@ -476,7 +477,7 @@ def test_max_characters_counts_characters_of_text_without_separators(tmp_path, m
             if left > 0:
                 kept.append(text[:left].encode())
                 left -= len(text)
-        source = TextSource(([readers.ParquetFile(file, "text")], 0, None))
+        source = TextSource(([readers.ParquetFile(Local(file, file), ["text"])], 0, None))
         source.limit(None, n, by_bytes=False)
         assert documents_of(source) == kept and source.documents == len(kept), n
     corpus = prepare(config(tmp_path, "parquet", data_files=file, max_characters=4))
@@ -615,7 +616,8 @@ def documents_of(source: TextSource, whole_characters: bool = True) -> list[byte
 
 def text_files(folder: Path, contents: list[bytes], document: str = "file") -> TextSource:
     paths = [written(folder / f"{i}.txt", content) for i, content in enumerate(contents)]
-    return TextSource(([readers.TextFiles(paths, document)], 0, None))
+    files, rows = [Local(path, path) for path in paths], text_rows(DataConfig(document=document))
+    return TextSource(([readers.Records(files, rows)], 0, None))
 
 
 sizes = {"piece": st.integers(1, 13), "batch": st.integers(1, 17)}
@@ -1030,10 +1032,10 @@ def test_a_validation_split_without_a_character(tmp_path):
 
 def test_a_column_that_is_missing_or_not_text(tmp_path):
     file = jsonl(tmp_path / "a.jsonl", ["a", "b"], "body")
-    text = f"not a column of data.source='json', data.data_files='{file}'"
+    text = f"not a column of {file}"
     refused(tmp_path, config(tmp_path, "json", data_files=file), "data.text_column='text'", text, "body, n")
     numbers = config(tmp_path, "json", data_files=file, text_column="n")
-    refused(tmp_path, numbers, "data.text_column='n'", "int64")
+    refused(tmp_path, numbers, f"{file}: line 1: data.text_column='n' holds no text", "data.on_bad_line=skip")
 
 
 def test_a_split_that_is_not_there_lists_the_splits(tmp_path):
@@ -1044,13 +1046,18 @@ def test_a_split_that_is_not_there_lists_the_splits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "source, content", [("json", '{"text": "x"'), ("parquet", "no parquet"), ("csv", 'text\n"a,b\n')]
+    "source, content, problem",
+    [
+        ("json", '{"text": "x"', "line 1: not JSON"),
+        ("parquet", "no parquet", "cannot read"),
+        ("csv", 'text\n"a,b\n', "line 2: a quote is not closed"),
+    ],
 )
 @pytest.mark.parametrize("folder", ["in", "offline"])
-def test_a_broken_file_is_named(tmp_path, caplog, source, content, folder):
+def test_a_broken_file_is_named(tmp_path, caplog, source, content, problem, folder):
     """Also where its name looks like an error of the network."""
     file = written(tmp_path / folder / f"connect.{source}", content)
-    message = refused(tmp_path, config(tmp_path, source, data_files=file), file, "cannot read")
+    message = refused(tmp_path, config(tmp_path, source, data_files=file), file, problem)
     assert "reached" not in message
     assert not caplog.records, "reported once, by charlm"
 
@@ -1203,8 +1210,8 @@ def test_a_data_dir_of_someone_else(mode):
         assert re.search(rf"refused: {folder}/data/\S+: cannot be written \(Permission denied\)", out), err
 
 
-def test_a_disk_that_fills_up_while_datasets_caches(tmp_path):
-    file = jsonl(tmp_path / "a.jsonl", ["hello" * 20_000])  # text and parquet would be read where they are
+def test_a_disk_that_fills_up_while_an_archive_is_extracted(tmp_path):
+    file = written(tmp_path / "a.jsonl.gz", gzip.compress(json.dumps({"text": "hello" * 20_000}).encode()))
     made = config(tmp_path, "json", data_files=file)
     process = child(made, limited(30_000))
     process.wait()
