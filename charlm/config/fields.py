@@ -69,16 +69,14 @@ class DataConfig(checks.Section):
     """Read only this many documents of each split of the dataset: for trials."""
     max_characters: checks.Positive | None = None
     """Read only this many characters of each split of the dataset (bytes in a bytes-only vocabulary)."""
+    deduplicate: bool = False
+    """Read documents that are equal to the byte only once. Of two given splits, the held-out one keeps it."""
     streaming: bool = False
     """Stream parquet files of the Hub or of URLs in every pass instead of downloading them; same result."""
     workers: checks.Positive | None = None
     """Threads that prepare the text; null: one per core. The result is the same."""
     dir: str = "data"
     """Folder of the prepared corpora."""
-
-    def __post_init__(self):
-        vars(self).update(checks.local_text(self))
-        super().__post_init__()
 
 
 @dataclass
@@ -253,4 +251,5 @@ class Config:
             if name != "model":
                 section = getattr(self, name)
                 setattr(self, name, replace(section, **section.not_given(values)))
+        vars(self.data).update(checks.local_text(self.data))
         checks.check_together(self)

@@ -29,21 +29,12 @@ import numpy as np
 
 from charlm import __version__
 from charlm.config.fields import Config
-from charlm.corpus import baselines
+from charlm.corpus import baselines, sources
 from charlm.corpus.batches import Piece, open_sources
 from charlm.corpus.count_encode import Text, in_order
 from charlm.corpus.layout import LAYOUT_FILE, IdWriter, Layout, join, lay_out, pieces_written
 from charlm.corpus.prepared import Corpus, IdFile
-from charlm.corpus.sources import (
-    FORMAT,
-    SPLITS,
-    Unreadable,
-    describe,
-    fingerprint,
-    fingerprinted,
-    origins,
-    resolve,
-)
+from charlm.corpus.sources import FORMAT, SPLITS, Unreadable, describe
 from charlm.errors import CharlmError
 from charlm.files import Journal, replace, sync_folder
 
@@ -53,7 +44,7 @@ class Build:
 
     def __init__(self, config: Config, folder: Path, shard: int = 0, shards: int = 0):
         """folder: the final one. shards: 0 for a process that does it all."""
-        self.config = config = with_fields(config, data=resolve(config.data))
+        self.config = config = with_fields(config, data=sources.resolve(config.data))
         self.folder, self.shard, self.shards = folder, shard, shards
         suffix = f"shards-{shards}" if shards else "partial"
         self.partial = folder.with_name(f".{folder.name}.{suffix}")
@@ -209,7 +200,7 @@ class Build:
         CharlmError when the files of the text changed meanwhile."""
         layout = Layout.load(self.partial)
         if not (self.partial / "corpus.json").exists():  # else an earlier process ended while it cleaned up
-            if fingerprint(self.config) != self.fingerprint:
+            if sources.fingerprint(self.config) != self.fingerprint:
                 raise CharlmError(f"{describe(self.config.data)}: changed while it was read; try again")
             if digests is None:
                 parts = [shard for shard, share in enumerate(self.shares) if share]
@@ -242,9 +233,10 @@ class Build:
         fallback = sum(int(h[spelled].sum()) for h in histograms.values())
         return {
             "fingerprint": self.fingerprint,
-            "source": {k: v for k, v in fingerprinted(config.data).items() if v not in (None, "")},
+            "source": {k: v for k, v in sources.fingerprinted(config.data).items() if v not in (None, "")},
             "vocab": asdict(config.vocab) | {"size": len(vocab)},
-            "origins": origins(config.data),
+            "origins": sources.origins(config.data),
+            "duplicates": sum(text.source.duplicates for text in self.texts),
             "documents": sum(text.source.documents for text in self.texts),
             "skipped": sum(text.source.skipped for text in self.texts),
             **total,

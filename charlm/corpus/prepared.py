@@ -94,6 +94,8 @@ class Corpus:
         origins = [f"{part}: {origin}" for part, origin in info.get("origins", {}).items()]
         lines += [_wrapped("from", origins)] * bool(origins)
         lines.append(_wrapped("text", [f"{info[k]:,} {k}" for k in sizes[:3]]))
+        if duplicates := info.get("duplicates"):
+            lines.append(f"  duplicates   {duplicates:,} documents, left out")
         kept = [f"{n:,} {name}" for name, n in info.get("kept", {}).items() if n]
         lines += [_wrapped("kept", kept)] * bool(kept)
         if skipped := info.get("skipped"):

@@ -196,9 +196,11 @@ def _check_columns(schema: pa.Schema, columns: list[str], file: str) -> None:
 
 def readers_of(data: DataConfig) -> dict[str, list[Reader]]:
     """The files of every split of the dataset."""
+    splits = {}
     if data.source == "literal":
-        return {"train": [Literal(data.text)]}
-    splits = {} if data.source in (*BUILDERS, "stdlib") else _of_dataset(data)
+        splits["train"] = [Literal(data.text)]
+    elif data.source not in (*BUILDERS, "stdlib"):
+        splits = _of_dataset(data)
     for split, files in files_of(data).items():
         if split:
             groups = groupby(files, key=lambda file: file.format)
@@ -216,8 +218,8 @@ def _of_dataset(data: DataConfig) -> dict[str, list[Reader]]:
     options = {"data_files": data.data_files} if data.data_files else {}
     options |= {"name": data.name or None, "revision": data.revision or None}
     builder = datasets.load_dataset_builder(data.source, **options)
-    format = type(builder).__name__.lower()
-    if format in ("parquet", *ROWS):
+    names = [kind.__name__.lower() for kind in type(builder).__mro__]  # of a subclass, with a configuration
+    if format := next((name for name in names if name in ("parquet", *ROWS)), ""):
         files = builder.config.data_files.items()
         return {str(split): _readers(data, format, [*map(str, paths)]) for split, paths in files}
     _refuse_streaming(data)

@@ -90,20 +90,22 @@ def files_of(data: DataConfig) -> dict[str, list[File]]:
     Without files of the Hub; '' → all files, their format unknown, of a folder that `datasets` reads. Raises
     CharlmError for a path that matches no file, and for a folder where splits are unclear.
     """
-    named, splits = data.data_files, {}
     given = data.source if data.source in SUFFIXES else ""
+    splits = {}
     if data.source == "stdlib":
-        splits = {"train": [File(str(path), "text") for path in stdlib_files()]}
-    elif data.source in BUILDERS and isinstance(named, dict):
-        for split, patterns in named.items():
-            splits[split] = [file for file, _ in _all_found(patterns, given, "data.data_files")]
+        splits["train"] = [File(str(path), "text") for path in stdlib_files()]
+    elif data.source in BUILDERS and isinstance(data.data_files, dict):
+        for split, named in data.data_files.items():
+            splits[split] = [file for file, _ in _found(named, given, "data.data_files")]
     elif data.source in BUILDERS:
-        splits = _by_name(_all_found(named, given, "data.data_files"), describe(data))
+        splits = _by_name([*_found(data.data_files, given, "data.data_files")], describe(data))
     elif os.path.isdir(data.source):
         splits[""] = [File(p, os.path.relpath(p, data.source)) for p in files_below(data.source)]
+    elif re.match(r"[./~]|[^/]*/[^/]*/", data.source):  # not an id of the Hub
+        raise CharlmError(f"data.source={data.source!r}: no such file or folder (looked in {Path.cwd()})")
     for part in ("validation", "test"):
         if (path := getattr(data, part)) not in splits and is_path(path, data):
-            splits[path] = [file for file, _ in _all_found(path, given, f"data.{part}")]
+            splits[path] = [file for file, _ in _found(path, given, f"data.{part}")]
     once = {split: {os.path.realpath(file.path): file for file in files} for split, files in splits.items()}
     return {split: [*files.values()] for split, files in once.items()}
 
@@ -158,35 +160,28 @@ def _by_name(found: list[tuple[File, str]], text: str) -> dict[str, list[File]]:
     return splits
 
 
-def _all_found(patterns: str | list[str], given: str, option: str) -> list[tuple[File, str]]:
+def _found(patterns: str | list[str], given: str, option: str) -> Iterator[tuple[File, str]]:
     """(file, split by its name) of all files that these paths, globs, folders and URLs name; the split is ''
-    where the name has none. given: their format; '' to infer it."""
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    return [found for pattern in patterns for found in _found(pattern, given, option)]
-
-
-def _found(pattern: str, given: str, option: str) -> Iterator[tuple[File, str]]:
-    member, _, place = pattern.removeprefix("file://").rpartition("::")
-    place = os.path.expanduser("/dev/stdin" if place == "-" else place)
-    if "://" in place:
-        paths = [place]
-    elif os.path.isdir(place):
-        yield from _in_folder(place, given, option)
-        return
-    elif os.path.exists(place) and not os.path.isfile(place):
-        yield File(copy_of_pipe(place, os.stat(place).st_ino).name, given or "text"), ""
-        return
-    else:
-        matches = [place] if os.path.isfile(place) else sorted(glob.glob(place, recursive=True))
-        paths = [path for path in matches if os.path.isfile(path)]
+    outside folders, and where the name has none. given: their format; '' to infer it."""
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        member, mark, place = pattern.removeprefix("file://").rpartition("::")
+        place = os.path.expanduser("/dev/stdin" if place == "-" else place)
+        if os.path.isdir(place):
+            yield from _in_folder(place, given, option)
+            continue
+        if os.path.exists(place) and not os.path.isfile(place):  # a pipe
+            place = copy_of_pipe(place, os.stat(place).st_ino).name
+        one = "://" in place or os.path.isfile(place)
+        matches = [place] if one else sorted(glob.glob(place, recursive=True))
+        paths = matches if one else [*filter(os.path.isfile, matches)]
         if not paths:
             folders = f" matches only folders: name files, as in {pattern}/*"
             reason = folders if matches else f": no such file (looked in {Path.cwd()})"
             raise CharlmError(f"{option}={pattern!r}{reason}")
-    for path in paths:
-        _refuse_dump(path)
-        path = f"{member}::{path}" if member else path
-        yield File(path, given or _format_by_content(path) or format_of(path) or "text"), ""
+        for path in paths:
+            _refuse_dump(path)
+            name = member + mark + path
+            yield File(name, given or _format_by_content(name) or format_of(name) or "text"), ""
 
 
 def _in_folder(folder: str, given: str, option: str) -> Iterator[tuple[File, str]]:
@@ -194,9 +189,7 @@ def _in_folder(folder: str, given: str, option: str) -> Iterator[tuple[File, str
     paths = files_below(folder)
     formats = {path: _format_by_content(path) or format_of(path) for path in paths}
     known = {path: found for path, found in formats.items() if found and given in ("", found)}
-    about = ".md" if set(known.values()) - {"text"} else "/"  # Markdown beside rows describes them
-    chosen = {p: f for p, f in known.items() if not (p.endswith(about) or os.path.basename(p) in _ABOUT)}
-    chosen = chosen or known
+    chosen = {path: found for path, found in known.items() if os.path.basename(path) not in _ABOUT} or known
     if not chosen:
         kinds = sorted({PurePath(path).suffix or PurePath(path).name for path in paths})
         holds = f"it holds {', '.join(kinds[:8])}" if kinds else "it is empty"
