@@ -162,21 +162,34 @@ def same(key, path, low, high):
 
 
 @compiled
+def plain(block, i, a, b, c):
+    """The next index, from i on, of one of three bytes; len(block) if there is none."""
+    at, stop = np.uint64(i), np.uint64(len(block))
+    while at < stop and block[at] != a and block[at] != b and block[at] != c:
+        at += _1
+    return np.int64(at)
+
+
+@compiled
 def parse_csv(block, s, column, width, delimiter, final, out, stops, starts, kinds):
     """A field by number, from 0. width: fields of the header; further ones must be empty. Lines of spaces are
     no rows. Quotes are doubled within quotes (RFC 4180); \\n, \\r or both end a row."""
     begun, state, field, kind = s[:4]  # state: 0 where a field starts, 1 within it, 2 in quotes, 3 after
     n, size, rows, done = len(block), 0, 0, 0
-    for i in range(n + final):
+    i = -1
+    while i + 1 < n + final:
+        i += 1
         c = block[i] if i < n else 10
-        if state == 2 and i < n:
-            if c == 34:
-                state = 3
-            elif field == column:
-                out[size] = c
-                size += 1
-            elif field >= width and kind == 0:
+        if i < n and (state == 2 or (state == 1 and begun and c != delimiter and c != 10 and c != 13)):
+            stop = plain(block, i, 34, 34, 34) if state == 2 else plain(block, i, delimiter, 10, 13)
+            if field == column:
+                out[size : size + stop - i] = block[i:stop]
+                size += stop - i
+            elif field >= width and kind == 0 and stop > i:
                 kind = FIELDS
+            i = stop - 1
+            if state == 2 and stop < n:
+                state, i = 3, stop
         elif c == 10 or c == 13:
             if begun:
                 kind = UNCLOSED if state == 2 else kind if kind else TEXT if field >= column else MISSING
@@ -249,8 +262,9 @@ def split_text(block, s, delimiter, by_line, final, out, stops, starts, kinds):
             i = done = start = end
             begun, skips = 0, int(not by_line)
         else:
-            out[size] = c
-            size, i = size + 1, i + 1
+            end = min(plain(block, i + 1, 10, 10 if by_line else 13, delimiter[0] if m else 10), stop)
+            out[size : size + end - i] = block[i:end]
+            size, i = size + end - i, end
             begun, skips = 1, 0
     if final and begun:
         starts[rows], kinds[rows] = start, TEXT

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from charlm.corpus.kernels import BAD, NO_TEXT, NOT_UTF8, NULL, SURROGATE, TEXT, TWICE, compiled, same
+from charlm.corpus.kernels import BAD, NO_TEXT, NOT_UTF8, NULL, SURROGATE, TEXT, TWICE, compiled, plain, same
 
 STATE = 1400
 
@@ -63,6 +63,7 @@ def parse_json(block, s, path, bounds, lines, final, out, stops, starts, kinds):
     begun, state, depth, kind, own, matched, here, high, code, digits, length = s[:11]
     # own: the string is a key (1) or the text (2). matched: keys of the path that lead to this object. here:
     # the next value is on the path (1) or the text (2). high: a surrogate, until the next character.
+    line_end = 10 if lines else 34
     stack, key = s[16 : 16 + _DEPTH], s[16 + _DEPTH :]
     n, i, size, rows, done, start = len(block), 0, 0, 0, 0, 0
     while i < n + final:
@@ -81,12 +82,11 @@ def parse_json(block, s, path, bounds, lines, final, out, stops, starts, kinds):
                     key[length] = c
                     length += 1
             elif c != 34:
-                while i < n and c != 34 and c != 92 and not (lines and c == 10):
-                    if own == 2:
-                        out[size] = c
-                        size += 1
-                    i += 1
-                    c = block[i] if i < n else 10
+                stop = plain(block, i, 34, 92, line_end)
+                if own == 2:
+                    out[size : size + stop - i] = block[i:stop]
+                    size += stop - i
+                i = stop
                 continue
             elif own == 1:
                 state, here = _AFTER_KEY, 0

@@ -217,7 +217,8 @@ class Csv(Rows):
         columns = []
         for name in self.names if names else ():
             if name not in names:
-                raise lacks(name, file.name, names)
+                advice = "see data.field_delimiter, data.header and data.encoding"
+                raise CharlmError(f"{lacks(name, file.name, names)}; {advice}")
             columns.append((names.index(name), len(names), ord(delimiter)))
         state = np.zeros(STATE, np.int64)
         return low if names else os.path.getsize(file.path), state, state, columns

@@ -82,7 +82,7 @@ KINDS = [pa.string(), pa.large_string(), pa.binary(), pa.large_binary()]
 class InMemory:
     """Arrays of Arrow as a file whose parts they are."""
 
-    name = "arrays in memory"
+    name, skipped = "arrays in memory", 0
 
     def __init__(self, arrays: list[pa.Array]):
         self.arrays = arrays
