@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from charlm.config.fields import Config
 from charlm.corpus.prepared import Corpus, prepare, wait_for
@@ -58,7 +60,7 @@ def set_up(config: Config, accelerator: Accelerator, say: Callable[[str], None])
     what the user can correct."""
     rank, processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     cell_of(config.model), records_steps(config, accelerator)  # refuse these before the corpus is prepared
-    corpus = _corpus(config, prepare if accelerator.is_main_process else wait_for)
+    corpus = _corpus(config, accelerator.is_main_process)
     train = config.train
     place = {"rank": rank, "world": processes, "seed": train.seed, "device": device}
     lanes = Lanes(corpus["train"], train.batch_size, train.bptt, **place)
@@ -80,14 +82,14 @@ def set_up(config: Config, accelerator: Accelerator, say: Callable[[str], None])
     return Setup(corpus, lanes, model, optimizer, average, step, steps)
 
 
-def _corpus(config: Config, open_corpus: Callable[[Config], Corpus]) -> Corpus:
-    """The corpus of a config. A run with checkpoints keeps its own if the text is gone, or is stdlib."""
-    own = recorded_corpus(config.run_dir, config) if steps_of(config.run_dir) else None
-    try:
-        same = own is not None and own.info["fingerprint"] == fingerprint(config)
-    except (CharlmError, OSError):  # no such file
-        same = True
-    return own if own is not None and (same or config.data.source == "stdlib") else open_corpus(config)
+def _corpus(config: Config, main: bool) -> Corpus:
+    """The corpus of a config. A run with checkpoints keeps its own if it is the same or the text is gone."""
+    own = recorded_corpus(config.run_dir, config) if main and steps_of(config.run_dir) else None
+    if own is not None and config.data.source != "stdlib":  # which differs between machines
+        with suppress(CharlmError, OSError):  # no such file
+            own = own if own.info["fingerprint"] == fingerprint(config) else None
+    folder = gather_object([own and str(own.folder)])[0]  # the same for all processes
+    return Corpus(folder) if folder else prepare(config) if main else wait_for(config)
 
 
 def threads_for(config: Config, processes: int) -> int:
