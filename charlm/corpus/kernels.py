@@ -1,8 +1,8 @@
-"""The two inner loops of preparation, compiled: count the codes of text, and encode it.
+"""The inner loops of preparation, compiled: count the codes of text, and encode it; and two parsers.
 
-A code is a code point (in a bytes-only vocabulary, a byte), or END after a document. Both loops take rows of
-UTF-8 as Arrow stores them, check them strictly (The Unicode Standard, table 3-7), and release the GIL so that
-threads run in parallel. tests/corpus/reference.py computes the same in plain Python.
+A code is a code point (in a bytes-only vocabulary, a byte), or END after a document. The first two loops take
+rows of UTF-8 as Arrow stores them and check them strictly (The Unicode Standard, table 3-7). All release the
+GIL so that threads run in parallel. tests/corpus/reference.py computes the same in plain Python.
 """
 
 import numba
@@ -146,3 +146,129 @@ def encode(utf8, offsets, ends, begins, route, raw, ids, spelling, glue, after, 
                 at += _1
         position[stream] = at
     return -1
+
+
+# Kinds of rows: without text, with text, and what is wrong with others. See parsers.py.
+MISSING, NULL, TEXT, SURROGATE, BAD, NO_TEXT, TWICE, QUOTE, FIELDS, UNCLOSED, NOT_UTF8 = range(11)
+
+
+@compiled
+def same(key, path, low, high):
+    """Whether key starts with path[low:high]."""
+    for j in range(low, high):  # noqa: SIM110
+        if key[j - low] != path[j]:
+            return False
+    return True
+
+
+@compiled
+def plain(block, i, a, b, c):
+    """The next index, from i on, of one of three bytes; len(block) if there is none."""
+    at, stop = np.uint64(i), np.uint64(len(block))
+    while at < stop and block[at] != a and block[at] != b and block[at] != c:
+        at += _1
+    return np.int64(at)
+
+
+@compiled
+def parse_csv(block, s, column, width, delimiter, final, out, stops, starts, kinds):
+    """A field by number, from 0. width: fields of the header; further ones must be empty. Lines of spaces are
+    no rows. Quotes are doubled within quotes (RFC 4180); \\n, \\r or both end a row."""
+    begun, state, field, kind = s[:4]  # state: 0 where a field starts, 1 within it, 2 in quotes, 3 after
+    n, size, rows, done = len(block), 0, 0, 0
+    i = -1
+    while i + 1 < n + final:
+        i += 1
+        c = block[i] if i < n else 10
+        if i < n and (state == 2 or (state == 1 and begun and c != delimiter and c != 10 and c != 13)):
+            stop = plain(block, i, 34, 34, 34) if state == 2 else plain(block, i, delimiter, 10, 13)
+            if field == column:
+                out[size : size + stop - i] = block[i:stop]
+                size += stop - i
+            elif field >= width and kind == 0 and stop > i:
+                kind = FIELDS
+            i = stop - 1
+            if state == 2 and stop < n:
+                state, i = 3, stop
+        elif c == 10 or c == 13:
+            if begun:
+                kind = UNCLOSED if state == 2 else kind if kind else TEXT if field >= column else MISSING
+                starts[rows], kinds[rows] = done, kind
+                rows += 1
+            if not begun or kind > TEXT:
+                size = stops[rows - begun]
+            stops[rows] = size
+            begun = state = field = kind = 0
+            done = min(i + 1, n)
+        elif c == delimiter:
+            begun, state, field = 1, 0, field + 1
+        elif c == 34 and state == 0:
+            begun, state = 1, 2
+        else:
+            if state == 3:
+                kind = kind if c == 34 else QUOTE
+                state = 2 if c == 34 else 1
+            else:
+                state = 1
+            begun = 1 if c != 32 and c != 9 else begun
+            if field == column:
+                out[size] = c
+                size += 1
+            elif field >= width and kind == 0:
+                kind = FIELDS
+    s[:4] = begun, state, field, kind
+    return rows, size, done, n
+
+
+@compiled
+def _line_end(block, i):
+    """The length of the \\n or \\r\\n at i; 0 if there is none."""
+    if i < len(block) and block[i] == 10:
+        return 1
+    return 2 if i + 1 < len(block) and block[i] == 13 and block[i + 1] == 10 else 0
+
+
+@compiled
+def split_text(block, s, delimiter, by_line, final, out, stops, starts, kinds):
+    """What is between delimiters, uint8[m], which include a line end before and after; what is empty is no
+    row. by_line: between \\n; only what follows the last one may not be empty. Without a delimiter: between
+    blank lines."""
+    begun, skips = s[:2]  # skips: 1 where a line end belongs to the delimiter before it
+    m, n, i, size, rows, done, start = len(delimiter), len(block), 0, 0, 0, 0, 0
+    stop = n if final else max(n - m - 4, 0)  # so that a delimiter is seen whole
+    for _ in range(3):
+        stop -= 0 < stop < n and block[stop] & 0xC0 == 0x80  # to the start of a character
+    while i < stop:
+        c, end = block[i], 0
+        if c == 10 or (c == 13 and not by_line) or (m and c == delimiter[0]):
+            j = i if by_line else i + _line_end(block, i)
+            if skips and j > i:
+                i, skips = j, int(m == 0)
+                start = i
+                continue
+            if by_line:
+                end = i + 1
+            elif m == 0:
+                end = j + _line_end(block, j) if j > i and _line_end(block, j) else 0
+            else:
+                for at in (i, j):
+                    if not end and at + m <= n and same(block[at:], delimiter, 0, m):
+                        end = at + m
+        if end:
+            if begun or by_line:
+                starts[rows], kinds[rows] = start, TEXT
+                rows += 1
+                stops[rows] = size
+            i = done = start = end
+            begun, skips = 0, int(not by_line)
+        else:
+            end = min(plain(block, i + 1, 10, 10 if by_line else 13, delimiter[0] if m else 10), stop)
+            out[size : size + end - i] = block[i:end]
+            size, i = size + end - i, end
+            begun, skips = 1, 0
+    if final and begun:
+        starts[rows], kinds[rows] = start, TEXT
+        rows, begun, done = rows + 1, 0, n
+        stops[rows] = size
+    s[:2] = begun, skips
+    return rows, size, done, i
