@@ -214,8 +214,6 @@ class Run:
         if self._written is not None:
             self._written.result()
 
-    # other processes
-
     def _progress(self) -> tuple[int, bool]:
         return self.state.step, not self.in_loop or self.clock.in_pause
 
@@ -279,7 +277,8 @@ class Run:
         return f"the last checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
 
     def _resumable(self) -> str:
-        return f"{self.last_checkpoint()}, the same command resumes from it"
+        then = "the same command resumes from it" if steps_of(self.dir) else "the same command starts again"
+        return f"{self.last_checkpoint()}, {then}"
 
     def _explain(self, error: BaseException | None) -> None:
         """Raise as a CharlmError what the machine, not the program, is to blame for."""
