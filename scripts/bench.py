@@ -16,6 +16,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import charlm  # noqa: F401 (before torch, whose threads it tells to sleep while they wait)
+
 COMMANDS = ("prepare", "train", "evaluate", "sample", "quality", "scaling")
 
 

@@ -158,9 +158,10 @@ class TrainConfig(checks.Section):
     """Precision in which several processes average their gradients: bf16 sends half as much."""
     cuda_graph: bool | None = None
     """Record a step once and replay it, which saves launches: on a GPU, not in fp16. null: where possible."""
-    stall_minutes: checks.AboveZero = 10.0
+    stall_minutes: checks.Stall = 10.0
     """Of several processes, end all when one has not started or not responded for so long, or none makes a
-    step (for 20 times the longest step, if that is longer)."""
+    step (for 20 times the longest step, if that is longer). In evaluations, samples and checkpoints only a
+    process that does not respond counts."""
     threads: checks.Positive | None = None
     """CPU threads of a process; null: as many as a step keeps busy, at most what torch would use."""
     seed: int = 0

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -108,17 +108,17 @@ class Run:
 
     def __init__(self, config: Config, quiet: bool = False):
         self.config, self.dir = config, Path(config.run_dir)
-        self.watchdog = Watchdog(config.train.stall_minutes, self._lost)
-        self.accelerator = make_accelerator(config, patient=not self.watchdog.alone)
-        self.device = self.accelerator.device
-        self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
         self.state, self.clock = State(), Clock()
-        self.logger = Logger(config, self.accelerator, quiet=quiet)
-        self.say = self.logger.say
         self._written: Future | None = None  # of the checkpoint that a thread writes
-        self._threads = torch.get_num_threads()
         self._begun = self.in_loop = False  # before it has begun, a failure leaves an earlier status
-        self._lock = FileLock(self.dir / ".lock")
+        self._threads, self._lock = torch.get_num_threads(), FileLock(self.dir / ".lock")
+        self.watchdog = Watchdog(config.train.stall_minutes, self._lost)
+        self.watchdog.watch(self._progress)  # also while the processes connect: one may fail to
+        with self.watchdog.unless_error():
+            self.accelerator = make_accelerator(config, patient=not self.watchdog.alone)
+            self.logger = Logger(config, self.accelerator, quiet=quiet)
+        self.device, self.say = self.accelerator.device, self.logger.say
+        self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
 
     def __enter__(self) -> Run:
         try:
@@ -126,11 +126,12 @@ class Run:
             if self.main:
                 self._lock.acquire(timeout=0)
         except Timeout:
+            self.watchdog.stop(done=False)
             problem = "another process is training there; name another run_dir"
             raise CharlmError(f"{self.dir}: {problem}") from None
         except OSError as error:
+            self.watchdog.stop(done=False)
             raise CharlmError(f"run_dir={str(self.dir)!r}: cannot be written ({error.strerror})") from error
-        self.watchdog.watch(self._progress)
         return self
 
     def begin(self, setup: Setup) -> None:
@@ -149,8 +150,6 @@ class Run:
             f"{setup.lanes.windows} steps per epoch; {self.world} process(es) on {self.device.type}{threads}"
         )
         self.clock = Clock()
-
-    # in every step
 
     def count_step(self) -> None:
         """Count a step on the clock and the bar."""
@@ -215,18 +214,18 @@ class Run:
         if self._written is not None:
             self._written.result()
 
-    # other processes
-
     def _progress(self) -> tuple[int, bool]:
         return self.state.step, not self.in_loop or self.clock.in_pause
 
     def _lost(self, problem: str) -> str:
-        """Store that the run failed, in any process, for the main one may be lost. Returns the message."""
+        """Store that the run failed, in any process, for the main one may be lost. Returns the message.
+        While the processes have not met, a lock is that of another run, whose status stays."""
         message = f"{problem}; {self._resumable()}"
         path = self.dir / "status.json"
         with suppress(OSError, ValueError):  # an earlier status has the step of the checkpoint
             content = json.loads(path.read_text(encoding="utf-8")) | {"status": "failed", "error": message}
-            replace(path, json.dumps(content) + "\n")
+            with nullcontext() if hasattr(self, "watchdog") else self._lock.acquire(timeout=0):
+                replace(path, json.dumps(content) + "\n")
         return message
 
     # files of the run directory, and its end
@@ -255,8 +254,7 @@ class Run:
 
     def __exit__(self, kind, error, _) -> None:
         at_once = kind is KeyboardInterrupt  # waits for no disk and no network
-        if error is None:
-            self.watchdog.stop()
+        self.watchdog.stop(done=error is None)
         if self._written is not None and not at_once:
             self._written.exception()  # waits
         try:
@@ -279,7 +277,8 @@ class Run:
         return f"the last checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
 
     def _resumable(self) -> str:
-        return f"{self.last_checkpoint()}, the same command resumes from it"
+        then = "the same command resumes from it" if steps_of(self.dir) else "the same command starts again"
+        return f"{self.last_checkpoint()}, {then}"
 
     def _explain(self, error: BaseException | None) -> None:
         """Raise as a CharlmError what the machine, not the program, is to blame for."""

@@ -9,8 +9,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from charlm.errors import CharlmError
@@ -57,6 +57,13 @@ class Stop:
             signal.signal(number, handler)
 
 
+def _answers(address: str, port: int) -> bool:
+    """Whether something listens there."""
+    with suppress(OSError), socket.create_connection((address, port), timeout=5.0):
+        return True
+    return False
+
+
 class Watchdog:
     """Ends this process when another one of its run does not respond, or none makes a step.
 
@@ -74,7 +81,10 @@ class Watchdog:
         self.seconds, self.host, self._end = 60 * minutes, socket.gethostname(), threading.Event()
         self.rank, self.world = (int(os.environ.get(k, n)) for k, n in (("RANK", 0), ("WORLD_SIZE", 1)))
         address, port = os.environ.get("MASTER_ADDR"), int(os.environ.get("MASTER_PORT", 0))
-        self.alone = self.world == 1 or not address or not port
+        self.alone = self.world == 1
+        if not self.alone and not (address and port):
+            needed = "MASTER_ADDR and MASTER_PORT must name the host of process 0 and a free port there"
+            raise CharlmError(f"WORLD_SIZE={self.world}: {needed}, in all processes (a launcher sets them)")
         self._renewing: threading.Thread | None = None
         if self.alone:
             return
@@ -83,6 +93,12 @@ class Watchdog:
         options = {"is_master": first, "wait_for_workers": False, "multi_tenant": True}
         missing, until = "", time.monotonic() + self.seconds
         try:
+            while not first and not _answers(address, port):  # TCPStore would wait, too, but deaf to Ctrl-C
+                missing = f"missing: process 0, for {address}:{port} does not answer"
+                if time.monotonic() > until:
+                    raise TimeoutError
+                time.sleep(0.1)
+            missing = ""
             store = TCPStore(address, port, timeout=timedelta(seconds=self.seconds), **options)
             self.store = PrefixStore(f"charlm {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
             self.store.set(f"host {self.rank}", self.host)
@@ -93,6 +109,9 @@ class Watchdog:
                 time.sleep(0.05)
             self.hosts = [self.store.get(f"host {r}").decode() for r in range(self.world)]
         except (RuntimeError, TimeoutError) as error:
+            if "EADDRINUSE" in str(error):
+                used = f"MASTER_PORT={port}: is in use on {self.host}, perhaps by another run"
+                raise CharlmError(f"{used}; name another one for all processes") from error
             problem = f"not all {self.world} processes started in {minutes:g} minutes (train.stall_minutes)"
             missing = missing or str(error).splitlines()[0]
             raise CharlmError(lost(f"process {self.rank} on {self.host}: {problem}; {missing}")) from error
@@ -105,11 +124,21 @@ class Watchdog:
             self._renewing.start()
             threading.Thread(target=self._watch, args=(progress,), daemon=True).start()
 
-    def stop(self) -> None:
-        """Watch no longer, and need not be watched."""
+    def stop(self, done: bool = True) -> None:
+        """Watch no longer. done: nor be watched; otherwise the others notice that this process is lost."""
+        self._done = done
         self._end.set()
         if self._renewing is not None:
             self._renewing.join(2.0)
+
+    @contextmanager
+    def unless_error(self) -> Iterator[None]:
+        """An error within ends the watch, which would end a process that goes on to something else."""
+        try:
+            yield
+        except BaseException:
+            self.stop(done=False)
+            raise
 
     def _renew(self, progress: Callable) -> None:
         """Write the sign of this process and read all. Hangs with the process that holds the store."""
@@ -124,7 +153,8 @@ class Watchdog:
                         if sign != self._signs[rank][0]:
                             self._signs[rank] = (sign, time.monotonic())
                 self._end.wait(min(self.seconds / 10, 5.0))
-            self.store.set(f"sign {self.rank}", "end")
+            if self._done:
+                self.store.set(f"sign {self.rank}", "end")
 
     def _watch(self, progress: Callable) -> None:
         every, now = min(self.seconds / 10, 5.0), time.monotonic()

@@ -8,11 +8,13 @@ import time
 
 import pytest
 import torch
+from filelock import FileLock
 from helpers import (
     ROOT,
     assert_same_state,
     changed,
     charlm,
+    config_file,
     environment,
     launched,
     losses,
@@ -379,7 +381,7 @@ def test_what_takes_long_beside_steps_is_waited_for(tmp_path):
     assert status(config.run_dir)["status"] == "done"
 
 
-@pytest.mark.parametrize("present, missing", [(0, "missing: process 1"), (1, "client socket has timed out")])
+@pytest.mark.parametrize("present, missing", [(0, "missing: process 1"), (1, "missing: process 0, for 127.")])
 def test_a_process_that_never_started_is_named(tmp_path, present, missing):
     config = stalling(tmp_path)
     train(changed(config, train={"steps": 2}), quiet=True)
@@ -391,3 +393,75 @@ def test_a_process_that_never_started_is_named(tmp_path, present, missing):
     assert f"{problem} (train.stall_minutes); {missing}" in said
     failed = status(config.run_dir)
     assert (failed["status"], failed["step"]) == ("failed", 2) and problem in failed["error"]
+
+
+def test_one_that_fails_before_they_connect_ends_the_others(tmp_path):
+    """Its node lacks a GPU, say, or has another config of accelerate's. No launcher ends the others."""
+    fails = "import charlm.training.run as r; r.make_accelerator = lambda *_, **__: 1 / 0"
+    ranks = ranks_of(stalling(tmp_path), before=("", fails))
+    said = [rank.communicate(timeout=60)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [1, 70], said
+    assert f"process 1 on {socket.gethostname()} has not responded for " in said[0]
+
+
+def test_one_that_waits_for_the_first_heeds_ctrl_c(tmp_path):
+    ranks = ranks_of(stalling(tmp_path, stall_minutes=10.0))
+    ranks[0].kill()
+    time.sleep(3.0)
+    for _ in range(20):  # it comes while Python still imports, or while the process waits
+        ranks[1].send_signal(signal.SIGINT)
+        time.sleep(1.0)
+        if ranks[1].poll() is not None:
+            break
+    assert ranks[1].returncode == 130
+
+
+def test_a_second_run_on_the_same_port_leaves_the_status_of_the_first(tmp_path):
+    config = small(tmp_path / "run", train={"steps": 2, "stall_minutes": 0.05})
+    train(config, quiet=True)
+    before = status(config.run_dir)
+    lock = FileLock(tmp_path / "run" / ".lock")
+    with lock.acquire(timeout=0):  # as a run that is under way does
+        ranks = ranks_of(config)
+        ranks[1].kill()
+        assert "missing: process 1" in ranks[0].communicate(timeout=60)[0]
+    assert status(config.run_dir) == before
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": "0"}
+        said, _ = start(config, LOCAL_RANK="0", **place).communicate(timeout=60)
+    assert f"MASTER_PORT={port}: is in use on " in said and status(config.run_dir) == before
+
+
+CAUGHT = """
+import sys, time
+from charlm.config.parse import load_config
+from charlm.training.loop import train
+from charlm.training.run import NonFiniteLoss
+
+try:
+    train(load_config(sys.argv[1], "optim.learning_rate=1e38", "optim.clip=null", "log.every=1"))
+except NonFiniteLoss:
+    time.sleep(8)
+    print("does something else")
+"""
+
+
+def test_an_error_that_is_caught_ends_the_watch(tmp_path):
+    """For three seconds without a step would end the process."""
+    script = tmp_path / "caught.py"
+    script.write_text(CAUGHT, encoding="utf-8")
+    told = launched(
+        ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+        script,
+        config_file(stalling(tmp_path)),
+    )
+    assert told.count("does something else") == 2
+
+
+def test_a_place_to_meet_is_asked_for(tmp_path):
+    for place in ({}, {"MASTER_ADDR": "127.0.0.1"}):
+        said, _ = start(
+            small(tmp_path / "run"), WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", **place
+        ).communicate()
+        assert "WORLD_SIZE=2: MASTER_ADDR and MASTER_PORT must name the host" in said
