@@ -9,7 +9,8 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, groupby
 from pathlib import Path
 
 import datasets
@@ -124,11 +125,13 @@ class Records(Reader):
         self.files, self.rows = files, rows
         self.name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
 
-    skipped = property(lambda self: self.rows.skipped)
+    skipped = property(lambda self: sum(self.rows.left_out))
 
     def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
-        self.rows.skipped = 0
-        return _grouped(item for file in self.files for item in self.rows.spans(file, PIECE))
+        self.rows.left_out.clear()
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            spans = pool.map(lambda file: [*self.rows.spans(file, PIECE)], self.files)
+            yield from _grouped(chain.from_iterable(spans))
 
     def read(self, part: list[Span]) -> Iterator[pa.Array]:
         yield from map(self.rows.read, part)

@@ -82,7 +82,8 @@ class Rows:
     marks: bytes  # every row but the last ends with one of these bytes
 
     def __init__(self, data: DataConfig):
-        self.names, self.data, self.skipped = columns_of(data), data, 0
+        self.names, self.data = columns_of(data), data
+        self.left_out: list[int] = []  # rows that are skipped, of every span
         self.skips = data.on_bad_line == "skip"
         # Columns are joined row by row, and data.normalize needs whole texts.
         self.slices = len(self.names) == 1 and not data.normalize
@@ -103,7 +104,7 @@ class Rows:
             first, good = parsed[0], self._good(span, parsed)
             found |= [(p.kinds != MISSING).any() for p in parsed]
             rows += len(good)
-            self.skipped += len(good) - int(good.sum())
+            self.left_out.append(len(good) - int(good.sum()))
             if len(good) or span.last:
                 high = size if span.last else low + first.done
                 yield replace(span, high=high, last=True), np.ones(good.sum(), bool), high - low
