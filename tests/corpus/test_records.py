@@ -234,6 +234,8 @@ def test_a_row_takes_no_more_memory_than_a_block(tmp_path):
     content = b'{"n": 1, "text": "' + half + b'", "x": "' + half + b'"}\n'
     made = config(tmp_path, "json", data_files=written(tmp_path / "a.jsonl", content), workers=1)
     del content
+    small = written(tmp_path / "b.jsonl", '{"text": "compiles what is not yet"}')
+    prepare(config(tmp_path, "json", data_files=small))
     Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is used now
     before = peak()
     corpus = prepare(made)
@@ -263,9 +265,9 @@ def test_several_columns_and_columns_within_columns(tmp_path):
     for source, path in {"json": file, "parquet": table}.items():
         made = config(tmp_path, source, data_files=path, text_column="doc.text", separator="|")
         assert text_of(prepare(made)) == "a|b||"
-    assert documents(DataConfig(text_column="doc.text"), "json", '{"doc.text": "a", "doc": {"x": 1}}') == [
-        "a"
-    ]
+    nested, dotted = '{"doc": {"text": "a"}, "x": {"text": "no"}}', '{"doc.text": "a", "doc": {"x": 1}}'
+    for content in (nested, dotted):
+        assert documents(DataConfig(text_column="doc.text"), "json", content) == ["a"]
     assert documents(DataConfig(text_column=["b", "a"]), "csv", "a,b\n1,2\n3,\n") == ["2\n1", "\n3"]
 
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "two.parquet")
@@ -295,10 +297,10 @@ def test_text_in_other_encodings(tmp_path, encoding):
 def test_text_that_is_not_in_its_encoding(tmp_path):
     file = written(tmp_path / "a.txt", "abc\udcff".encode("utf-8", "surrogateescape"))
     refused(tmp_path, config(tmp_path, "text", data_files=file), f"{file}: byte 3", "data.encoding")
-    made = config(tmp_path, "text", data_files=file, encoding="utf-16-le")
-    file = written(tmp_path / "b.txt", b"a\0\0\xdc")
-    made.data.data_files = file
-    refused(tmp_path, made, f"{file}: is not utf-16-le", "set another data.encoding")
+    for content in (b"a\0\0\xdc", b"a\0b"):
+        file = written(tmp_path / "b.txt", content)
+        made = config(tmp_path, "text", data_files=file, encoding="utf-16-le")
+        refused(tmp_path, made, f"{file}: is not utf-16-le", "set another data.encoding")
 
 
 def packed(folder: Path, content: bytes) -> dict[str, str]:
