@@ -2,7 +2,7 @@
 
 In the order in which text passes through them:
 
-    sources       from a config to its local files; errors of reading text
+    sources       from a config to its files: as what, for which split, and their fingerprint; errors
     parsers       the compiled parser of JSON, and what every parser returns
     records       the rows of JSON, CSV and text files
     readers       all files of a config, read in parts; through `datasets` where charlm has no parser

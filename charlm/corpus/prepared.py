@@ -96,7 +96,7 @@ class Corpus:
         lines.append(_wrapped("text", [f"{info[k]:,} {k}" for k in sizes[:3]]))
         if duplicates := info.get("duplicates"):
             lines.append(f"  duplicates   {duplicates:,} documents, left out")
-        kept = [f"{n:,} {name}" for name, n in info.get("kept", {}).items() if n]
+        kept = [f"{name}: {n:,}" for name, n in info.get("kept", {}).items() if n]
         lines += [_wrapped("kept", kept)] * bool(kept)
         if skipped := info.get("skipped"):
             lines.append(f"  skipped      {skipped:,} rows without text that can be read")
@@ -168,8 +168,8 @@ def _wrapped(title: str, values: list[str]) -> str:
 def folder_of(config: Config) -> Path:
     """Where the corpus of a config is, or will be: one place for all names of the same files."""
     data, found = config.data, fingerprint(config)
-    for known in filter(None, (found, former_fingerprint(config))):
-        if made := sorted(Path(data.dir).glob(f"*-{known}")):
+    for known in (found, ""):
+        if made := sorted(Path(data.dir).glob(f"*-{known or former_fingerprint(config) or found}")):
             return made[0]
     name = "-".join(filter(None, [data.source.rsplit("/", 1)[-1], data.name]))
     if data.data_files:

@@ -106,8 +106,13 @@ def files_of(data: DataConfig) -> dict[str, list[File]]:
     for part in ("validation", "test"):
         if (path := getattr(data, part)) not in splits and is_path(path, data):
             splits[path] = [file for file, _ in _found(path, given, f"data.{part}")]
-    once = {split: {os.path.realpath(file.path): file for file in files} for split, files in splits.items()}
-    return {split: [*files.values()] for split, files in once.items()}
+    return {split: [*{_same(file): file for file in files}.values()] for split, files in splits.items()}
+
+
+def _same(file: File) -> tuple:
+    """Equal for two names of the same file."""
+    status = os.stat(file.on_disk) if file.on_disk else None
+    return (file.path.removesuffix(file.on_disk), *((status.st_dev, status.st_ino) if status else ()))
 
 
 def origins(data: DataConfig) -> dict[str, str]:
@@ -130,10 +135,10 @@ def origins(data: DataConfig) -> dict[str, str]:
     return parts
 
 
-def resolve(data: DataConfig) -> DataConfig:
+def resolve(data: DataConfig, found: dict[str, list[File]] | None = None) -> DataConfig:
     """The same with data.validation and data.test naming the splits of data_files that are meant for them,
-    where they have their defaults."""
-    given, held_out = files_of(data) if data.source in BUILDERS else {}, {}
+    where they have their defaults. found: files_of(data)."""
+    given, held_out = (found or files_of(data)) if data.source in BUILDERS else {}, {}
     for part in ("validation", "test"):
         if getattr(data, part) == vars(DataConfig)[part]:
             names = [name for name in SPLIT_WORDS[part] if name in given and name != data.split]
@@ -197,7 +202,7 @@ def _in_folder(folder: str, given: str, option: str) -> Iterator[tuple[File, str
         problem = f"no file of this folder ends in {suffixes} ({holds})"
         raise CharlmError(f"{option}={folder!r}: {problem}; name files, as in {os.path.join(folder, '*')}")
     for path, found in chosen.items():
-        words = re.split(r"[-._/0-9]", os.path.relpath(path, folder).lower())
+        words = re.split(r"[-._/0-9]", path[len(folder) :].lower())
         splits = (split for word in words for split, known in SPLIT_WORDS.items() if word in known)
         yield File(path, found), next(splits, "")
 
@@ -227,8 +232,9 @@ def fingerprinted(data: DataConfig) -> dict:
 def fingerprint(config: Config) -> str:
     """12 hex digits of what decides the content: the vocab section, the data section without the names of
     local files, and the content of these (for stdlib, names and sizes)."""
-    data = resolve(config.data)
-    fields, found = fingerprinted(data), files_of(data)
+    found = files_of(config.data)
+    data = resolve(config.data, found)
+    fields = fingerprinted(data)
     content = {"format": FORMAT, "data": fields, "vocab": asdict(config.vocab)}
     if data.source == "stdlib":
         content["files"] = [(os.path.basename(f.path), os.stat(f.path).st_size) for f in found["train"]]
@@ -253,9 +259,10 @@ def _hashed(content: dict) -> str:
 
 def former_fingerprint(config: Config) -> str:
     """That of charlm 0.1, with names, sizes and times of local files; '' if it read them otherwise."""
-    if config.data.source not in BUILDERS or resolve(config.data) != config.data:
+    found = files_of(config.data) if config.data.source in BUILDERS else {}
+    if not found or resolve(config.data, found) != config.data:
         return ""
-    paths = [Path(f.path) for files in files_of(config.data).values() for f in files if "://" not in f.path]
+    paths = [Path(f.path) for files in found.values() for f in files if "://" not in f.path]
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     fields = {"data": fingerprinted(config.data), "vocab": asdict(config.vocab), "files": files}
     return _hashed({"format": FORMAT} | fields)
