@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from datasets.utils.file_utils import xopen
 
 from charlm.config.fields import BUILDERS, DataConfig
-from charlm.corpus.records import ROWS, Rows, Span, columns_of, joined, lacks
+from charlm.corpus.records import ROWS, Rows, Span, Whole, columns_of, joined, lacks
 from charlm.corpus.sources import describe, files_of, read_error
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.files import Local, local_files
@@ -134,7 +134,10 @@ class Records(Reader):
             yield from _grouped(chain.from_iterable(spans))
 
     def read(self, part: list[Span]) -> Iterator[pa.Array]:
-        yield from map(self.rows.read, part)
+        if isinstance(self.rows, Whole):  # many small files at once
+            yield pa.array([span.read() for span in part], pa.large_binary())
+        else:
+            yield from map(self.rows.read, part)
 
     def place_of(self, part: list[Span], row: int, byte: int) -> str:
         """Where a byte of a row is: the file, and the line or the offset in it."""
