@@ -17,8 +17,8 @@ import xxhash
 
 from charlm.config.fields import DataConfig
 from charlm.corpus import readers
-from charlm.corpus.parsers import normalized, not_utf8
 from charlm.corpus.readers import Reader, readers_of
+from charlm.corpus.records import normalized, not_utf8
 from charlm.corpus.sources import read_error
 from charlm.errors import CharlmError
 

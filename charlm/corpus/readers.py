@@ -6,12 +6,10 @@ so that resident memory does not grow with the corpus.
 """
 
 import os
-import re
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, groupby
-from pathlib import Path
+from itertools import groupby
 
 import datasets
 import numpy as np
@@ -21,7 +19,7 @@ import pyarrow.parquet as pq
 from datasets.utils.file_utils import xopen
 
 from charlm.config.fields import BUILDERS, DataConfig
-from charlm.corpus.records import ROWS, Rows, Span, Whole, columns_of, joined, lacks
+from charlm.corpus.records import ROWS, Rows, Span, columns_of, joined, lacks
 from charlm.corpus.sources import describe, files_of, read_error
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.files import Local, local_files
@@ -125,19 +123,20 @@ class Records(Reader):
         self.files, self.rows = files, rows
         self.name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
 
-    skipped = property(lambda self: sum(self.rows.left_out))
-
     def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
-        self.rows.left_out.clear()
+        yield from _grouped(self._counted())
+        self.rows.check()
+
+    def _counted(self) -> Iterator[tuple[Span, np.ndarray, int]]:
+        self.skipped = 0
+        spans = [span for file in self.files for span in self.rows.spans(file, PIECE)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            spans = pool.map(lambda file: [*self.rows.spans(file, PIECE)], self.files)
-            yield from _grouped(chain.from_iterable(spans))
+            for span, (ends, skipped) in zip(spans, pool.map(self.rows.count, spans), strict=True):
+                self.skipped += skipped
+                yield span, ends, span.high - span.low
 
     def read(self, part: list[Span]) -> Iterator[pa.Array]:
-        if isinstance(self.rows, Whole):  # many small files at once
-            yield pa.array([span.read() for span in part], pa.large_binary())
-        else:
-            yield from map(self.rows.read, part)
+        yield pa.concat_arrays([*map(self.rows.read, part)])
 
     def place_of(self, part: list[Span], row: int, byte: int) -> str:
         """Where a byte of a row is: the file, and the line or the offset in it."""
@@ -145,23 +144,6 @@ class Records(Reader):
             if row < (rows := len(self.rows.read(span))):
                 return self.rows.place_of(span, row, byte)
             row -= rows
-
-
-class WikiExtractor(Reader):
-    """What WikiExtractor writes without --json: files of elements <doc …>, of which each is a document."""
-
-    def __init__(self, files: list[Local]):
-        self.files, self.name = files, f"{files[0].name} and {len(files) - 1} more"
-
-    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
-        for file in self.files:
-            yield file, np.ones(len(self._documents(file)), bool), os.path.getsize(file.path)
-
-    def read(self, part: Local) -> Iterator[pa.Array]:
-        yield pa.array(self._documents(part), pa.large_binary())
-
-    def _documents(self, file: Local) -> list[bytes]:
-        return re.findall(rb"<doc [^\n]*>\n(.*?)\n*</doc>", Path(file.path).read_bytes(), re.DOTALL)
 
 
 def _grouped(items: Iterable[tuple]) -> Iterator[tuple[list, np.ndarray, int]]:
@@ -253,8 +235,6 @@ def _readers(data: DataConfig, format: str, paths: list[str]) -> list[Reader]:
         files = local_files(paths, "utf-8" if format in ("parquet", "arrow") else data.encoding)
     if format in ROWS:
         return [Records(files, ROWS[format](data))] if files else []
-    if format == "wikiextractor":
-        return [WikiExtractor(files)]
     kind, readers = ParquetFile if format == "parquet" else ArrowFile, []
     for file in files:
         try:
