@@ -18,8 +18,8 @@ import xxhash
 from charlm.config.fields import DataConfig
 from charlm.corpus import readers
 from charlm.corpus.readers import Reader, readers_of
-from charlm.corpus.records import normalized, not_utf8
 from charlm.corpus.sources import read_error
+from charlm.corpus.texts import normalized, not_utf8
 from charlm.errors import CharlmError
 
 

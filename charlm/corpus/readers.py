@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from itertools import chain, groupby
 
 import datasets
 import numpy as np
@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 from datasets.utils.file_utils import xopen
 
 from charlm.config.fields import BUILDERS, DataConfig
-from charlm.corpus.records import ROWS, Rows, Span, columns_of, joined, lacks
+from charlm.corpus.records import ROWS, columns_of, joined, lacks
 from charlm.corpus.sources import describe, files_of, read_error
+from charlm.corpus.texts import Span
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.files import Local, local_files
 
@@ -119,21 +120,15 @@ class ParquetFile(Reader):
 class Records(Reader):
     """Local files whose rows charlm finds; a part is a list of spans."""
 
-    def __init__(self, files: list[Local], rows: Rows):
+    def __init__(self, files: list[Local], rows):
         self.files, self.rows = files, rows
         self.name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
 
     def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
-        yield from _grouped(self._counted())
-        self.rows.check()
-
-    def _counted(self) -> Iterator[tuple[Span, np.ndarray, int]]:
-        self.skipped = 0
-        spans = [span for file in self.files for span in self.rows.spans(file, PIECE)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for span, (ends, skipped) in zip(spans, pool.map(self.rows.count, spans), strict=True):
-                self.skipped += skipped
-                yield span, ends, span.high - span.low
+            spans = [*chain(*pool.map(lambda file: [*self.rows.spans(file, PIECE)], self.files))]
+        self.skipped = sum(span.skipped for span in spans)
+        return _grouped((span, np.full(span.rows, span.last), span.high - span.low) for span in spans)
 
     def read(self, part: list[Span]) -> Iterator[pa.Array]:
         yield pa.concat_arrays([*map(self.rows.read, part)])

@@ -207,7 +207,7 @@ class Vocab:
         """A text as the training text was normalized. Raises UnicodeError for what is not UTF-8."""
         import pyarrow as pa
 
-        from charlm.corpus.records import normalized  # here: few vocabularies need it
+        from charlm.corpus.texts import normalized  # here: few vocabularies need it
 
         text = str(text, "utf-8") if isinstance(text, bytes) else text
         return normalized(pa.array([text], pa.large_string()), self.normalize or ())[0].as_py()
