@@ -48,15 +48,11 @@ def lacks(column: str, file: str, names: list[str]) -> CharlmError:
 
 
 class Table:
-    """The rows of files of one format, in some columns; bad ones may be left out."""
+    """The rows of files of one format, in some columns; bad ones may be left out. A subclass has _rows, and
+    spans as those of Text, which raise CharlmError for a bad row and for a file that lacks a column."""
 
     def __init__(self, data: DataConfig):
         self.data, self.names, self.skips = data, columns_of(data), data.on_bad_line == "skip"
-
-    def spans(self, file: Local, piece: int) -> Iterator[Span]:
-        """The whole file, about piece bytes at a time. Raises CharlmError for a bad row, and for a file that
-        lacks a column."""
-        raise NotImplementedError
 
     def read(self, span: Span) -> pa.Array:
         """large_binary[rows], in the order of the file."""
@@ -121,16 +117,18 @@ class Json(Table):
 
     def _rows(self, span: Span) -> Iterator[tuple[int, list[bytes | None] | None]]:
         """(line or row in the span, its columns), without columns for a row that is left out."""
-        text = span.read().decode("utf-8", "surrogateescape")
+        block, found = span.read(), self.found[span.file]
+        errors = "strict" if not_utf8(block) is None else "surrogateescape"
+        text = block.decode("utf-8", errors)
         for i, value in _values_of_lines(text) if span.line else _values_of_file(text, span):
             try:
-                texts = [self._text(value, name, self.found[span.file]) for name in self.names]
+                texts = [self._text(value, name, found, errors) for name in self.names]
             except ValueError as error:
                 self._skip(span.place(i), str(error))
                 texts = None
             yield i, texts
 
-    def _text(self, value, name: str, found: dict[str, None]) -> bytes | None:
+    def _text(self, value, name: str, found: dict[str, None], errors: str) -> bytes | None:
         """A column of one row, None for null. Raises ValueError with what is wrong."""
         if isinstance(value, dict):
             found.update(dict.fromkeys(value))
@@ -139,7 +137,7 @@ class Json(Table):
                     return None
                 value = value[key]
         elif not isinstance(value, str) or len(self.names) > 1:
-            raise ValueError("not JSON of an object")
+            raise ValueError("not JSON" if value is None else "neither an object nor text")
         found[name] = None
         if value is None:
             return None
@@ -147,7 +145,7 @@ class Json(Table):
             problem = "is there twice" if value is _TWICE else "holds no text"
             raise ValueError(f"data.text_column={name!r} {problem}")
         try:
-            text = value.encode("utf-8", "surrogateescape")
+            text = value.encode("utf-8", errors)
         except UnicodeEncodeError:
             if not self.skips:
                 problem = "holds a lone surrogate, half of a character"
@@ -182,11 +180,12 @@ def _values_of_lines(text: str) -> Iterator[tuple[int, dict | None]]:
 
 def _values_of_file(text: str, span: Span) -> Iterator[tuple[int, object]]:
     """(number, value) of values in a row, or in an array. Raises CharlmError for what is not JSON."""
-    values, end, space = [], 0, re.compile(r"[ \t\r\n]*")
+    array, end, space = text.lstrip().startswith("["), 0, re.compile(r"[ \t\r\n]*")
     try:
-        while (low := space.match(text, end).end()) < len(text):
+        values = _DECODER.decode(text) if array else []
+        while not array and (low := space.match(text, end).end()) < len(text):
             value, end = _DECODER.raw_decode(text, low)
-            values += value if isinstance(value, list) else [value]
+            values.append(value)
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 1)
         raise CharlmError(f"{span.file.name}: line {line:,}: not JSON; mend it") from None
@@ -246,7 +245,10 @@ class Csv(Table):
             except StopIteration:
                 return
             except csv.Error as error:
-                problem = _CSV_ERRORS.get(str(error).split()[0], str(error))
+                if "end of data" in str(error) or reader.line_num > i + 1:  # that may be any number of rows
+                    raise CharlmError(f"{span.place(i)}: a quote is not closed; mend it") from None
+                quote = 'a quote within quotes is not doubled ("")'
+                problem = quote if "expected after" in str(error) else str(error)
             blank = not row or (len(row) == 1 < width and not row[0].strip(" \t"))
             if not problem and (blank or header):
                 header &= blank
@@ -256,16 +258,9 @@ class Csv(Table):
                 problem = "more fields than the header"
             elif self.skips and any(text and not_utf8(text) is not None for text in texts):
                 problem = NOT_UTF8
-            if problem == _CSV_ERRORS["unexpected"]:  # it may hold any number of rows
-                raise CharlmError(f"{span.place(i)}: {problem}; mend it")
             if problem:
                 self._skip(span.place(i), problem)
             yield i, None if problem else texts, start
 
-
-_CSV_ERRORS = {  # by the first word of those of csv
-    "unexpected": "a quote is not closed",
-    "','": 'a quote within quotes is not doubled ("")',
-}
 
 ROWS = {"json": Json, "csv": Csv, "text": Text, "wikiextractor": WikiExtractor}

@@ -256,12 +256,8 @@ class Vocab:
 
     def to_dict(self) -> dict:
         """The content of vocab.json."""
-        return (
-            FORMAT
-            | {"size": len(self)}
-            | {name: getattr(self, name) for name in FIELDS}
-            | ({"normalize": self.normalize} if self.normalize else {})
-        )
+        normalize = {"normalize": self.normalize} if self.normalize else {}
+        return FORMAT | {"size": len(self)} | {name: getattr(self, name) for name in FIELDS} | normalize
 
     @classmethod
     def from_dict(cls, tree: dict) -> Vocab:
