@@ -147,35 +147,34 @@ def local_files(paths: list[str], encoding: str = "utf-8") -> list[Local]:
     places = [path.rpartition("::")[2] for path in paths]
     urls = [*dict.fromkeys(place for place in places if "://" in place)]
     downloaded = dict(zip(urls, manager.download(urls), strict=True))
-    files = []
+    utf8, files = codecs.lookup(encoding).name == "utf-8", []
     for path, place in zip(paths, places, strict=True):
         member, local = path[: len(path) - len(place)], downloaded.get(place, place)
         with open(local, "rb") as file:
             head = file.read(262)
-        plain = member or (not head.startswith(_MAGIC) and not head.endswith(b"ustar"))
-        extracted = member + local if plain else manager.extract(local)
-        for found in map(str, [extracted] if plain else manager.iter_files(extracted)):
+        zstd = not member and head.startswith(b"\x28\xb5\x2f\xfd")  # `datasets` needs a package for it
+        if not member and not zstd and not head.startswith(_MAGIC) and not head.endswith(b"ustar"):
+            files.append(Local(local, place) if utf8 else _copied(local, place, encoding))
+            continue
+        extracted = member + local if member or zstd else manager.extract(local)
+        for found in map(str, [extracted] if member or zstd else manager.iter_files(extracted)):
             inner = re.match(r"(?:zip|tar)://(.*?)::", found)
-            below = (
-                inner[1] if inner else os.path.relpath(found, extracted) if os.path.isdir(extracted) else ""
-            )
-            files.append(_copied(found, f"{place}::{below}" if below else place, encoding))
+            below = os.path.relpath(found, extracted) if os.path.isdir(extracted) else inner and inner[1]
+            name = f"{place}::{below}" if below else place
+            copied = "::" in found or zstd or not utf8
+            files.append(_copied(found, name, encoding, zstd) if copied else Local(found, name))
     return files
 
 
-def _copied(path: str, name: str, encoding: str) -> Local:
-    """A file, or a copy: of a member::archive, of compressed text, of text in another encoding. Raises
-    CharlmError for what cannot be extracted or decoded."""
+def _copied(path: str, name: str, encoding: str, zstd: bool = False) -> Local:
+    """A copy of a file or member::archive, decompressed and as UTF-8. Raises CharlmError for what cannot be
+    extracted or decoded."""
     import datasets
     import pyarrow as pa
     from datasets.utils.file_utils import xopen
 
     place = path.rpartition("::")[2]
     decoder = codecs.getincrementaldecoder(encoding)() if codecs.lookup(encoding).name != "utf-8" else None
-    with open(place, "rb") as file:
-        zstd = path == place and file.read(4) == b"\x28\xb5\x2f\xfd"
-    if path == place and not zstd and not decoder:
-        return Local(path, name)
     stat = os.stat(place)
     key = f"{path} {stat.st_size} {stat.st_mtime_ns}" + (f" {encoding}" if decoder else "")
     copy = Path(datasets.config.HF_DATASETS_CACHE) / "charlm" / sha256(key.encode()).hexdigest()

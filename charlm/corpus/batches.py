@@ -17,9 +17,9 @@ import xxhash
 
 from charlm.config.fields import DataConfig
 from charlm.corpus import readers
-from charlm.corpus.parsers import normalized, not_utf8
 from charlm.corpus.readers import Reader, readers_of
 from charlm.corpus.sources import read_error
+from charlm.corpus.texts import normalized, not_utf8
 from charlm.errors import CharlmError
 
 
@@ -220,9 +220,8 @@ class Normalized(Reader):
             try:
                 yield normalized(texts.cast(pa.large_string()), self.steps)
             except pa.ArrowInvalid:
-                row, byte = next(
-                    (i, bad) for i, x in enumerate(texts.to_pylist()) if (bad := not_utf8(x)) is not None
-                )
+                bad = [not_utf8(text or b"") for text in texts.to_pylist()]
+                row, byte = next((row, byte) for row, byte in enumerate(bad) if byte is not None)
                 place = getattr(self.reader, "place_of", lambda *_: self.name)(part, rows + row, byte)
                 advice = "set data.encoding, or mend it: data.normalize needs UTF-8"
                 raise CharlmError(f"{place} is not UTF-8; {advice}") from None

@@ -6,11 +6,10 @@ so that resident memory does not grow with the corpus.
 """
 
 import os
-import re
 import warnings
 from collections.abc import Iterable, Iterator
-from itertools import groupby
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, groupby
 
 import datasets
 import numpy as np
@@ -20,8 +19,9 @@ import pyarrow.parquet as pq
 from datasets.utils.file_utils import xopen
 
 from charlm.config.fields import BUILDERS, DataConfig
-from charlm.corpus.records import ROWS, Rows, Span, columns_of, joined, lacks
+from charlm.corpus.records import ROWS, columns_of, joined, lacks
 from charlm.corpus.sources import describe, files_of, read_error
+from charlm.corpus.texts import Span
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.files import Local, local_files
 
@@ -120,18 +120,18 @@ class ParquetFile(Reader):
 class Records(Reader):
     """Local files whose rows charlm finds; a part is a list of spans."""
 
-    def __init__(self, files: list[Local], rows: Rows):
+    def __init__(self, files: list[Local], rows):
         self.files, self.rows = files, rows
         self.name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
 
-    skipped = property(lambda self: self.rows.skipped)
-
     def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
-        self.rows.skipped = 0
-        return _grouped(item for file in self.files for item in self.rows.spans(file, PIECE))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            spans = [*chain(*pool.map(lambda file: [*self.rows.spans(file, PIECE)], self.files))]
+        self.skipped = sum(span.skipped for span in spans)
+        return _grouped((span, np.full(span.rows, span.last), span.high - span.low) for span in spans)
 
     def read(self, part: list[Span]) -> Iterator[pa.Array]:
-        yield from map(self.rows.read, part)
+        yield pa.concat_arrays([*map(self.rows.read, part)])
 
     def place_of(self, part: list[Span], row: int, byte: int) -> str:
         """Where a byte of a row is: the file, and the line or the offset in it."""
@@ -139,23 +139,6 @@ class Records(Reader):
             if row < (rows := len(self.rows.read(span))):
                 return self.rows.place_of(span, row, byte)
             row -= rows
-
-
-class WikiExtractor(Reader):
-    """What WikiExtractor writes without --json: files of elements <doc …>, of which each is a document."""
-
-    def __init__(self, files: list[Local]):
-        self.files, self.name = files, f"{files[0].name} and {len(files) - 1} more"
-
-    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
-        for file in self.files:
-            yield file, np.ones(len(self._documents(file)), bool), os.path.getsize(file.path)
-
-    def read(self, part: Local) -> Iterator[pa.Array]:
-        yield pa.array(self._documents(part), pa.large_binary())
-
-    def _documents(self, file: Local) -> list[bytes]:
-        return re.findall(rb"<doc [^\n]*>\n(.*?)\n*</doc>", Path(file.path).read_bytes(), re.DOTALL)
 
 
 def _grouped(items: Iterable[tuple]) -> Iterator[tuple[list, np.ndarray, int]]:
@@ -247,8 +230,6 @@ def _readers(data: DataConfig, format: str, paths: list[str]) -> list[Reader]:
         files = local_files(paths, "utf-8" if format in ("parquet", "arrow") else data.encoding)
     if format in ROWS:
         return [Records(files, ROWS[format](data))] if files else []
-    if format == "wikiextractor":
-        return [WikiExtractor(files)]
     kind, readers = ParquetFile if format == "parquet" else ArrowFile, []
     for file in files:
         try:

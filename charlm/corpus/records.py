@@ -1,56 +1,28 @@
-"""The rows of JSON, CSV and text files: what finds them, and what is wrong with bad ones."""
+"""How the content of JSON and CSV files becomes rows of text."""
 
-import codecs
 import csv
+import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from codecs import BOM_UTF8
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import PurePath
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.json as pj
 
 from charlm.config.fields import DataConfig
-from charlm.corpus import kernels
-from charlm.corpus.kernels import BAD, MISSING, NO_TEXT, SURROGATE, TEXT, TWICE, UNCLOSED
-from charlm.corpus.parsers import SKIP, STATE, Parsed, parse_json
+from charlm.corpus.texts import Span, Text, WikiExtractor, lines_of, not_utf8
 from charlm.errors import CharlmError
 from charlm.files import Local
 
-_OF_COLUMN = {
-    SURROGATE: "holds a lone surrogate, half of a character",
-    NO_TEXT: "holds no text",
-    TWICE: "is there twice",
-}
-_OF_ROW = {
-    BAD: "not JSON",
-    kernels.QUOTE: 'a quote within quotes is not doubled ("")',
-    kernels.FIELDS: "more fields than the header",
-    UNCLOSED: "a quote is not closed",
-    kernels.NOT_UTF8: "not UTF-8; set data.encoding",
-}
+NOT_UTF8 = "not UTF-8; set data.encoding"
 
-
-@dataclass(frozen=True, eq=False)
-class Span:
-    """Bytes low to high of a file. last: they end a row. state: of the parser before them; columns: its other
-    arguments, for each column."""
-
-    file: Local
-    low: int
-    high: int
-    last: bool
-    state: np.ndarray | None = None
-    columns: tuple[tuple, ...] = ()
-
-    def read(self) -> bytes:
-        with open(self.file.path, "rb") as file:
-            file.seek(self.low)
-            return file.read(self.high - self.low)
+csv.field_size_limit((1 << 31) - 1)
 
 
 def columns_of(data: DataConfig) -> list[str]:
@@ -75,221 +47,220 @@ def lacks(column: str, file: str, names: list[str]) -> CharlmError:
     return CharlmError(f"{problem} (columns: {', '.join(names)})")
 
 
-class Rows:
-    """The rows of files, in some columns. A row longer than a block comes in slices."""
-
-    kernel: Callable
-    marks: bytes  # every row but the last ends with one of these bytes
+class Table:
+    """The rows of files of one format, in some columns; bad ones may be left out. A subclass has _rows, and
+    spans as those of Text, which raise CharlmError for a bad row and for a file that lacks a column."""
 
     def __init__(self, data: DataConfig):
-        self.names, self.data, self.skipped = columns_of(data), data, 0
-        self.skips = data.on_bad_line == "skip"
-        # Columns are joined row by row, and data.normalize needs whole texts.
-        self.slices = len(self.names) == 1 and not data.normalize
-
-    def begin(self, file: Local) -> tuple[int, np.ndarray, np.ndarray, list[tuple]]:
-        """Where the rows of a file begin; the state of the parser there, and between rows; Span.columns."""
-        raise NotImplementedError
-
-    def spans(self, file: Local, piece: int) -> Iterator[tuple[Span, np.ndarray, int]]:
-        """About piece bytes at a time: (span, bool[rows], which rows end a document, bytes). Raises
-        CharlmError for a bad row, and for a file that lacks a column."""
-        low, state, between, columns = self.begin(file)
-        size, length, rows, found = os.path.getsize(file.path), piece, 0, np.zeros(len(self.names), bool)
-        while low < size:
-            high = min(to_character(file.path, low + length), size)
-            span = Span(file, low, high, high == size, state, columns)
-            parsed = self._parse(span)
-            first, good = parsed[0], self._good(span, parsed)
-            found |= [(p.kinds != MISSING).any() for p in parsed]
-            rows += len(good)
-            self.skipped += len(good) - int(good.sum())
-            if len(good) or span.last:
-                high = size if span.last else low + first.done
-                yield replace(span, high=high, last=True), np.ones(good.sum(), bool), high - low
-                low, state, length = high, between, piece
-            elif first.used and (self.slices or not first.state[0]):
-                if first.state[0]:
-                    yield span, np.zeros(1, bool), first.used
-                low, state, length = low + first.used, first.state, piece
-            else:
-                length *= 2
-        if rows and not found.all():
-            raise lacks(self.names[int(np.argmin(found))], file.name, self.keys(file))
-
-    def keys(self, file: Local) -> list[str]:
-        """The columns of a file, in an error."""
-        return []
-
-    def _run(self, data: bytes, state: np.ndarray, column: tuple, last: bool) -> Parsed:
-        return Parsed(self.kernel, self.marks, data, state, column, last)
-
-    def _parse(self, span: Span) -> list[Parsed]:
-        """Of every column."""
-        data = span.read()
-        parsed = [self._run(data, span.state, column, span.last) for column in span.columns]
-        for column in parsed if self.skips else ():
-            column.mark_not_utf8()
-        return parsed
-
-    def _good(self, span: Span, parsed: list[Parsed]) -> np.ndarray:
-        """bool[rows]: which rows are not skipped. Raises CharlmError for those that may not be."""
-        kinds = np.stack([p.kinds for p in parsed])
-        good, bad = (kinds <= SURROGATE).all(0), (kinds > TEXT).any(0)
-        fatal = ((kinds == UNCLOSED) | (kinds == BAD) & (not span.columns[0][-1])).any(0)
-        fatal[:1] |= ~good[:1] & (span.state[0] == 1)  # its first slices are in the text already
-        if (bad := fatal if self.skips else bad).any():
-            row = int(np.argmax(bad))
-            kind, name = int(kinds[:, row].max()), self.names[int(kinds[:, row].argmax())]
-            problem = f"data.text_column={name!r} {_OF_COLUMN[kind]}" if kind in _OF_COLUMN else _OF_ROW[kind]
-            advice = "mend it" if fatal[row] else "mend it, or leave such rows out: data.on_bad_line=skip"
-            raise CharlmError(f"{self.place(span, int(parsed[0].starts[row]))}: {problem}; {advice}")
-        return good
-
-    def place(self, span: Span, offset: int) -> str:
-        """The file and the line of a byte of a span."""
-        stop = span.low + offset
-        blocks = (Span(span.file, low, min(low + (1 << 20), stop), True) for low in range(0, stop, 1 << 20))
-        return f"{span.file.name}: line {1 + sum(block.read().count(10) for block in blocks):,}"
+        self.data, self.names, self.skips = data, columns_of(data), data.on_bad_line == "skip"
 
     def read(self, span: Span) -> pa.Array:
-        """large_binary[rows], in the order of the file; or the slice of one row."""
-        parsed = self._parse(span)
-        rows = joined([column.texts() for column in parsed])
-        bad = (np.stack([p.kinds for p in parsed]) > SURROGATE).any(0)
-        return rows.filter(pa.array(~bad)) if bad.any() else rows
+        """large_binary[rows], in the order of the file."""
+        rows = [texts for _, texts, *_ in self._rows(span) if texts]
+        return joined([pa.array([row[k] for row in rows], pa.large_binary()) for k in range(len(self.names))])
 
     def place_of(self, span: Span, row: int, byte: int) -> str:
-        """Where a byte of one of the rows of read is: for data.source=text exactly, else its line."""
-        parsed = self._parse(span)
-        good = (np.stack([p.kinds for p in parsed]) <= SURROGATE).all(0)
-        return self.place(span, int(parsed[0].starts[good][row]) + byte if len(good) else byte)
+        """Where one of the rows of read is."""
+        return span.place([i for i, texts, *_ in self._rows(span) if texts][row])
+
+    def _skip(self, place: str, problem: str) -> None:
+        """Raise the error of a bad row, unless such rows are left out."""
+        if not self.skips:
+            raise CharlmError(f"{place}: {problem}; mend it, or leave such rows out: data.on_bad_line=skip")
 
 
-class Json(Rows):
-    """JSON: an object per line; objects over any lines; or an array of objects or strings."""
+class Json(Table):
+    """JSON: an object per line, read by Arrow; or an array of objects or strings, or objects over several
+    lines, read by Python, which holds the file in memory. Python also reads what Arrow refuses."""
 
-    kernel, marks = staticmethod(parse_json), b'\n}"'
+    def __init__(self, data: DataConfig):
+        super().__init__(data)
+        self.found: dict[Local, dict[str, None]] = defaultdict(dict)  # the columns of a file
+        self.schema = pa.schema([(name, pa.string()) for name in self.names])
 
-    def begin(self, file: Local) -> tuple[int, np.ndarray, np.ndarray, list[tuple]]:
-        head = Span(file, 0, 1 << 20, True).read()
-        low = len(head) - len(head.removeprefix(codecs.BOM_UTF8).lstrip())
-        state, lines = np.zeros(STATE, np.int64), head[low : low + 1] != b"["
-        size = os.path.getsize(file.path)
-        if not lines and not Span(file, max(size - 999, 0), size, True).read().rstrip().endswith(b"]"):
-            raise CharlmError(f"{file.name}: cut off: the array that it begins with does not end")
-        if lines and b"\n" in head[low:]:
-            line = self._run(head[low : head.index(b"\n", low)], state, self._column("", False), False)
-            open_object = line.state[0] and line.state[1] < SKIP
-            lines = BAD in line.kinds or not (open_object or len(line.kinds) > 1)
-        return low, state, state, [self._column(name, lines) for name in self.names]
+    def spans(self, file: Local, piece: int) -> Iterator[Span]:
+        with open(file.path, "rb") as opened:
+            head = opened.read(1 << 20)
+        low, rows, found = 3 * head.startswith(BOM_UTF8), 0, self.found[file]
+        whole = re.match(rb"\s*(\[|[^\n]*[{\[,:][ \t\r]*\n)", head[low:])
+        one = [Span(file, low, os.path.getsize(file.path))]
+        for span in one if whole else lines_of(file, low, piece):
+            columns = self._by_arrow(span)
+            found |= {c: None for c, x in zip(self.names, columns, strict=False) if x.null_count < len(x)}
+            kept = [True] * len(columns[0]) if columns else []
+            if not columns or not found.keys() >= {*self.names}:  # all are null: or is there no such column?
+                kept = [texts is not None for _, texts in self._rows(span)]
+            rows += sum(kept)
+            yield replace(span, rows=sum(kept), skipped=kept.count(False))
+        if rows and (lacking := [name for name in self.names if name not in found]):
+            raise lacks(lacking[0], file.name, [*found])
 
-    @staticmethod
-    def _column(name: str, lines: bool) -> tuple:
-        keys = [key.encode() for key in name.split(".")]
-        bounds = np.cumsum([0, *(len(key) + 1 for key in keys)])
-        return np.frombuffer(name.encode(), np.uint8), bounds, lines
+    def read(self, span: Span) -> pa.Array:
+        columns = self._by_arrow(span)
+        return joined(columns) if columns else super().read(span)
 
-    def keys(self, file: Local) -> list[str]:
-        head = Span(file, 0, 1 << 20, True).read().decode("utf-8-sig", "replace").lstrip(" \t\r\n[")
-        try:
-            return [*json.JSONDecoder().raw_decode(head)[0]]
-        except (ValueError, TypeError):
+    def _by_arrow(self, span: Span) -> list[pa.Array]:
+        """The columns; none where Arrow refuses a row, or does not take each line for one."""
+        block, nested = span.read(), any("." in name for name in self.names)
+        begins = re.findall(rb"\n[ \t\r]*([^ \t\r\n])", b"\n" + block)
+        # With null in the place of an object, Arrow ends the process. It does not check UTF-8.
+        if nested or not span.line or {*begins} != {b"{"} or (self.skips and not_utf8(block) is not None):
             return []
+        options = pj.ReadOptions(use_threads=False, block_size=min(len(block) + 64, (1 << 31) - 1))
+        chosen = pj.ParseOptions(explicit_schema=self.schema, unexpected_field_behavior="ignore")
+        try:
+            table = pj.read_json(pa.BufferReader(block), options, chosen)
+        except pa.ArrowInvalid:
+            return []
+        columns = [table[name].cast(pa.large_binary()).combine_chunks() for name in self.names]
+        return columns if len(table) == len(begins) else []
+
+    def _rows(self, span: Span) -> Iterator[tuple[int, list[bytes | None] | None]]:
+        """(line or row in the span, its columns), without columns for a row that is left out."""
+        block, found = span.read(), self.found[span.file]
+        errors = "strict" if not_utf8(block) is None else "surrogateescape"
+        text = block.decode("utf-8", errors)
+        for i, value in _values_of_lines(text) if span.line else _values_of_file(text, span):
+            try:
+                texts = [self._text(value, name, found, errors) for name in self.names]
+            except ValueError as error:
+                self._skip(span.place(i), str(error))
+                texts = None
+            yield i, texts
+
+    def _text(self, value, name: str, found: dict[str, None], errors: str) -> bytes | None:
+        """A column of one row, None for null. Raises ValueError with what is wrong."""
+        if isinstance(value, dict):
+            found.update(dict.fromkeys(value))
+            for key in [name] if name in value else name.split("."):
+                if not isinstance(value, dict) or key not in value:
+                    return None
+                value = value[key]
+        elif not isinstance(value, str) or len(self.names) > 1:
+            raise ValueError("not JSON" if value is None else "neither an object nor text")
+        found[name] = None
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            problem = "is there twice" if value is _TWICE else "holds no text"
+            raise ValueError(f"data.text_column={name!r} {problem}")
+        try:
+            text = value.encode("utf-8", errors)
+        except UnicodeEncodeError:
+            if not self.skips:
+                problem = "holds a lone surrogate, half of a character"
+                raise ValueError(f"data.text_column={name!r} {problem}") from None
+            text = re.sub(r"[\ud800-\udfff]", "\ufffd", value).encode()
+        if self.skips and not_utf8(text) is not None:
+            raise ValueError(NOT_UTF8)
+        return text
 
 
-class Csv(Rows):
-    """CSV (RFC 4180) with any delimiter, with a header or without."""
-
-    kernel, marks = staticmethod(kernels.parse_csv), b"\r\n"
-
-    def begin(self, file: Local) -> tuple[int, np.ndarray, np.ndarray, list[tuple]]:
-        delimiter = self.data.field_delimiter or ("\t" if ".tsv" in PurePath(file.name).suffixes else ",")
-        csv.field_size_limit(1 << 30)
-        read: list[str] = []
-        with open(file.path, encoding="utf-8", errors="surrogateescape", newline="") as lines:
-            kept = (read.append(line) or line.removeprefix("\ufeff") for line in lines)
-            names = next(filter(None, csv.reader(kept, delimiter=delimiter)), [])
-        low = len("".join(read).encode("utf-8", "surrogateescape"))
-        if not self.data.header:
-            low = 3 * "".join(read).startswith("\ufeff")
-            names = [str(i + 1) for i in range(len(names))]
-        columns = []
-        for name in self.names if names else ():
-            if name not in names:
-                advice = "see data.field_delimiter, data.header and data.encoding"
-                raise CharlmError(f"{lacks(name, file.name, names)}; {advice}")
-            columns.append((names.index(name), len(names), ord(delimiter)))
-        state = np.zeros(STATE, np.int64)
-        return low if names else os.path.getsize(file.path), state, state, columns
+_TWICE = object()  # the value of a key that is there twice
 
 
-class Split(Rows):
-    """Documents of text files: lines, or what is between delimiters."""
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    counts = Counter(key for key, _ in pairs)
+    return {key: value if counts[key] == 1 else _TWICE for key, value in pairs}
 
-    kernel = staticmethod(kernels.split_text)
+
+_DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_object)
+
+
+def _values_of_lines(text: str) -> Iterator[tuple[int, dict | None]]:
+    """(line, its object); None for what is none."""
+    for i, line in enumerate(text.split("\n")):
+        if line.strip(" \t\r"):
+            try:
+                value = _DECODER.decode(line)
+            except (ValueError, RecursionError):
+                value = None
+            yield i, value if isinstance(value, dict) else None
+
+
+def _values_of_file(text: str, span: Span) -> Iterator[tuple[int, object]]:
+    """(number, value) of values in a row, or in an array. Raises CharlmError for what is not JSON."""
+    array, end, space = text.lstrip().startswith("["), 0, re.compile(r"[ \t\r\n]*")
+    try:
+        values = _DECODER.decode(text) if array else []
+        while not array and (low := space.match(text, end).end()) < len(text):
+            value, end = _DECODER.raw_decode(text, low)
+            values.append(value)
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", 1)
+        raise CharlmError(f"{span.file.name}: line {line:,}: not JSON; mend it") from None
+    yield from enumerate(values)
+
+
+class Csv(Table):
+    """CSV (RFC 4180) with any delimiter, with a header or without, read by Python. Lines are decoded as
+    latin-1, so that a character is a byte."""
 
     def __init__(self, data: DataConfig):
-        super().__init__(replace(data, text_column="", on_bad_line="error"))
-        self.by_line, delimiter = not data.delimiter, data.delimiter.encode()
-        blank = not delimiter.strip(b"\r\n")
-        self.marks = b"\n" if blank else delimiter[-1:]
-        self.columns = [(np.frombuffer(b"" if blank else delimiter, np.uint8), self.by_line)]
+        super().__init__(data)
+        self.layouts: dict[Local, tuple[str, int, list[int]]] = {}  # delimiter, fields, those of the columns
 
-    def begin(self, file: Local) -> tuple[int, np.ndarray, np.ndarray, list[tuple]]:
-        state, between = np.zeros((2, STATE), np.int64)
-        state[1], between[1] = not len(self.columns[0][0]) and not self.by_line, not self.by_line
-        return 0, state, between, self.columns
+    def spans(self, file: Local, piece: int) -> Iterator[Span]:
+        delimiter = self.data.field_delimiter or ("\t" if ".tsv" in PurePath(file.name).suffixes else ",")
+        with open(file.path, encoding="latin-1", newline="") as lines:
+            low, kept = 3 * (lines.read(3) == BOM_UTF8.decode("latin-1")), []
+            lines.seek(low)
+            first = next(filter(None, csv.reader(lines, delimiter=delimiter)), [])
+            names = [str(i + 1) for i in range(len(first))]
+            if self.data.header:
+                names = [name.encode("latin-1").decode("utf-8", "replace") for name in first]
+            for name in self.names if names else ():
+                if name not in names:
+                    advice = "see data.field_delimiter, data.header and data.encoding"
+                    raise CharlmError(f"{lacks(name, file.name, names)}; {advice}")
+            self.layouts[file] = delimiter, len(names), [names.index(name) for name in self.names if names]
+            lines.seek(low)
+            for i, texts, start in self._rows(span := Span(file, low, low, line=1), lines):
+                if start - span.low >= piece:
+                    yield replace(span, high=start, rows=sum(kept), skipped=kept.count(False))
+                    span, kept = Span(file, start, start, line=i + 1), []
+                kept.append(texts is not None)
+        if kept:
+            size = os.path.getsize(file.path)
+            yield replace(span, high=size, rows=sum(kept), skipped=kept.count(False))
 
-    def place(self, span: Span, offset: int) -> str:
-        return f"{span.file.name}: byte {span.low + offset:,}"
+    def _rows(
+        self, span: Span, lines: Iterable[str] | None = None
+    ) -> Iterator[tuple[int, list[bytes | None] | None, int]]:
+        """As of Json, with the offset of each row. lines: of the whole file."""
+        (delimiter, width, columns), low = self.layouts[span.file], span.low
+        header = self.data.header and span.line == 1
+
+        def counted() -> Iterator[str]:
+            nonlocal low
+            for line in lines or io.StringIO(span.read().decode("latin-1"), newline=""):
+                low += len(line)
+                yield line
+
+        reader = csv.reader(counted(), delimiter=delimiter, strict=True)
+        while True:
+            i, start, problem, row = reader.line_num, low, "", []
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if "end of data" in str(error) or reader.line_num > i + 1:  # that may be any number of rows
+                    raise CharlmError(f"{span.place(i)}: a quote is not closed; mend it") from None
+                quote = 'a quote within quotes is not doubled ("")'
+                problem = quote if "expected after" in str(error) else str(error)
+            blank = not row or (len(row) == 1 < width and not row[0].strip(" \t"))
+            if not problem and (blank or header):
+                header &= blank
+                continue
+            texts = [row[k].encode("latin-1") if k < len(row) else None for k in columns]
+            if any(row[width:]):
+                problem = "more fields than the header"
+            elif self.skips and any(text and not_utf8(text) is not None for text in texts):
+                problem = NOT_UTF8
+            if problem:
+                self._skip(span.place(i), problem)
+            yield i, None if problem else texts, start
 
 
-class Whole(Rows):
-    """Text files, each a document, to the byte: a long one in slices."""
-
-    def spans(self, file: Local, piece: int) -> Iterator[tuple[Span, np.ndarray, int]]:
-        cut = partial(_cut, self.data.normalize) if self.data.normalize else to_character
-        size, low, last = os.path.getsize(file.path), 0, False
-        while not last:
-            high = min(cut(file.path, low + piece), size)
-            last = high == size
-            yield Span(file, low, high, last), np.array([last]), high - low
-            low = high
-
-    def read(self, span: Span) -> pa.Array:
-        return pa.array([span.read()], pa.large_binary())
-
-    def place_of(self, span: Span, row: int, byte: int) -> str:
-        return f"{span.file.name}: byte {span.low + byte:,}"
-
-
-def text_rows(data: DataConfig) -> Rows:
-    """The documents of text files."""
-    return Split(data) if data.delimiter or data.document == "line" else Whole(data)
-
-
-def to_character(path: str, offset: int) -> int:
-    """The offset in a file of UTF-8, or up to 3 more, so that it is between characters."""
-    with open(path, "rb") as file:
-        file.seek(offset)
-        tail = file.read(3)  # a character has at most 3 bytes beyond its first
-    return offset + len(tail) - len(tail.lstrip(bytes(range(0x80, 0xC0))))
-
-
-def _cut(steps: list[str], path: str, offset: int) -> int:
-    """The first offset, from one on, where a text may be cut so that the steps of data.normalize change its
-    parts as they change the whole: before a letter of ASCII; without text8 also before other characters that
-    combine with none before them."""
-    before = rb"[A-Za-z]" if "text8" in steps else rb"[\t -~]|[\xe4-\xe9][\x80-\xbf]{2}"
-    with open(path, "rb") as file:
-        file.seek(offset)
-        while len(block := file.read(1 << 16)) > 2:
-            if found := re.search(before, block):
-                return offset + found.start()
-            offset += len(block) - 2  # of a character that the block breaks off
-            file.seek(offset)
-    return os.path.getsize(path)
-
-
-ROWS = {"json": Json, "csv": Csv, "text": text_rows}
+ROWS = {"json": Json, "csv": Csv, "text": Text, "wikiextractor": WikiExtractor}

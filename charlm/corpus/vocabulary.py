@@ -207,7 +207,7 @@ class Vocab:
         """A text as the training text was normalized. Raises UnicodeError for what is not UTF-8."""
         import pyarrow as pa
 
-        from charlm.corpus.parsers import normalized  # here: few vocabularies need it
+        from charlm.corpus.texts import normalized  # here: few vocabularies need it
 
         text = str(text, "utf-8") if isinstance(text, bytes) else text
         return normalized(pa.array([text], pa.large_string()), self.normalize or ())[0].as_py()
@@ -256,12 +256,8 @@ class Vocab:
 
     def to_dict(self) -> dict:
         """The content of vocab.json."""
-        return (
-            FORMAT
-            | {"size": len(self)}
-            | {name: getattr(self, name) for name in FIELDS}
-            | ({"normalize": self.normalize} if self.normalize else {})
-        )
+        normalize = {"normalize": self.normalize} if self.normalize else {}
+        return FORMAT | {"size": len(self)} | {name: getattr(self, name) for name in FIELDS} | normalize
 
     @classmethod
     def from_dict(cls, tree: dict) -> Vocab:

@@ -48,9 +48,10 @@ from charlm.config.parse import from_dict, load_config
 from charlm.corpus import readers
 from charlm.corpus.batches import TextSource, utf8_of
 from charlm.corpus.prepared import Corpus, folder_of, prepare, verify
-from charlm.corpus.records import Local, text_rows
 from charlm.corpus.sources import fingerprint, stdlib_files
+from charlm.corpus.texts import Text
 from charlm.errors import CharlmError, CharlmWarning
+from charlm.files import Local
 
 MIXED = (
     "naïve café\r\n中文 😀👩‍👩‍👧 ß\rlone\n\n\0end"  # every UTF-8 length, every line ending, no last newline
@@ -616,7 +617,7 @@ def documents_of(source: TextSource, whole_characters: bool = True) -> list[byte
 
 def text_files(folder: Path, contents: list[bytes], document: str = "file") -> TextSource:
     paths = [written(folder / f"{i}.txt", content) for i, content in enumerate(contents)]
-    files, rows = [Local(path, path) for path in paths], text_rows(DataConfig(document=document))
+    files, rows = [Local(path, path) for path in paths], Text(DataConfig(document=document))
     return TextSource(([readers.Records(files, rows)], 0, None))
 
 
