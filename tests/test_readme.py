@@ -140,6 +140,10 @@ THERE = {
     "bench.py quality": ("minutes", BENCH_QUALITY),
     f"{BENCH} quality {ON_CPU}": ("half an hour", BENCH_QUALITY),
     LAUNCH: ("a launcher", LAUNCHED),
+    "torchrun --nproc_per_node 2 scripts/train.py …": (
+        "a launcher",
+        "training/test_distributed.py::test_the_launcher_of_torch",
+    ),
     "nano slurm/cluster.sh": ("an editor", ""),
     "bash slurm/prepare-array.sh 16 --config C": (
         "a cluster",
