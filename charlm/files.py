@@ -1,11 +1,30 @@
-"""Files that are either complete or absent, also after a crash of the machine."""
+"""Files that are either complete or absent, also after a crash of the machine; and what identifies files."""
 
+import bz2
+import codecs
+import glob
+import gzip
+import json
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path, PurePath
+from shutil import copyfileobj
+from tempfile import NamedTemporaryFile, TemporaryDirectory
+
+import xxhash
+from filelock import FileLock
+
+from charlm.errors import CharlmError
+
+KEPT = 64 << 20  # bytes of files from which digests are kept
 
 
 def write_synced(path: str | Path, content: bytes | str, synced: bool = True) -> None:
@@ -40,6 +59,150 @@ def sync_folder(path: str | Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def digests(paths: list[str], folder: str) -> list[str]:
+    """16 hex digits of the content of each file. For much text they are kept in `folder`, if that exists, and
+    found again by path, size and times of change."""
+
+    def digest(path: str) -> str:
+        hashed = xxhash.xxh3_64()
+        with open(path, "rb", 0) as file:
+            while block := file.read(1 << 20):
+                hashed.update(block)
+        return hashed.hexdigest()
+
+    stats = {os.path.abspath(path): os.stat(path) for path in paths}
+    stats = {path: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for path, s in stats.items()}
+    with ThreadPoolExecutor() as pool:
+        if sum(size for size, _, _ in stats.values()) < KEPT:
+            return [*pool.map(digest, paths)]
+        kept, writable = Path(folder) / ".digests.json", os.access(folder, os.W_OK)
+        with FileLock(kept.with_suffix(".lock")) if writable else nullcontext():  # one process computes them
+            known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+            new = [path for path, stat in stats.items() if known.get(path, [])[:3] != stat]
+            for path, hashed in zip(new, pool.map(digest, new), strict=True):
+                known[path] = [*stats[path], hashed]
+            if new and writable:
+                replace(kept, json.dumps(known))
+    return [known[path][3] for path in stats]
+
+
+def files_below(folder: str) -> list[str]:
+    """The files of a folder and those below it, sorted, without hidden ones."""
+    paths = glob.glob(os.path.join(glob.escape(folder), "**"), recursive=True)
+    return sorted(filter(os.path.isfile, paths))
+
+
+def absolute(paths):
+    """The value of data.data_files or data.dir with its local paths from the root of the disk."""
+    if isinstance(paths, dict):
+        return {split: absolute(named) for split, named in paths.items()}
+    if isinstance(paths, list):
+        return [absolute(path) for path in paths]
+    member, mark, place = (paths or "-").rpartition("::")
+    local = "://" not in place and place != "-"
+    return member + mark + os.path.abspath(os.path.expanduser(place)) if local else paths
+
+
+def head_of(path: str) -> bytes:
+    """The first bytes of a file, decompressed."""
+    try:
+        with {".bz2": bz2.open, ".gz": gzip.open}.get(PurePath(path).suffix, open)(path, "rb") as file:
+            return file.read(300)
+    except (OSError, EOFError):  # what reads it reports it
+        return b""
+
+
+@cache
+def copy_of_pipe(path: str, inode: int):
+    """A temporary file with what a pipe holds, which can be read twice; this process deletes it."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise CharlmError(f"{path}: several processes cannot read a pipe; name a file")
+    copy = NamedTemporaryFile(prefix="charlm-")  # noqa: SIM115 - closed with the process
+    with open(path, "rb") as pipe:
+        copyfileobj(pipe, copy, 1 << 20)
+    copy.flush()
+    return copy
+
+
+# How archives and compressed files begin; zstd, which Arrow reads, is not among them.
+_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7z", b"\x04\x22M\x18", b"PK", b"7z\xbc", b"Rar!")
+
+
+@dataclass(frozen=True)
+class Local:
+    """A file on this disk. name: in errors, where path is that of a copy."""
+
+    path: str
+    name: str
+
+
+def local_files(paths: list[str], encoding: str = "utf-8") -> list[Local]:
+    """Files on this disk, as UTF-8: those of paths, what archives at them hold, and downloads of URLs."""
+    import datasets
+
+    download = datasets.DownloadConfig(extract_on_the_fly=True)
+    manager = datasets.DownloadManager("charlm", download_config=download)
+    places = [path.rpartition("::")[2] for path in paths]
+    urls = [*dict.fromkeys(place for place in places if "://" in place)]
+    downloaded = dict(zip(urls, manager.download(urls), strict=True))
+    utf8, files = codecs.lookup(encoding).name == "utf-8", []
+    for path, place in zip(paths, places, strict=True):
+        member, local = path[: len(path) - len(place)], downloaded.get(place, place)
+        with open(local, "rb") as file:
+            head = file.read(262)
+        zstd = not member and head.startswith(b"\x28\xb5\x2f\xfd")  # `datasets` needs a package for it
+        if not member and not zstd and not head.startswith(_MAGIC) and not head.endswith(b"ustar"):
+            files.append(Local(local, place) if utf8 else _copied(local, place, encoding))
+            continue
+        extracted = member + local if member or zstd else manager.extract(local)
+        for found in map(str, [extracted] if member or zstd else manager.iter_files(extracted)):
+            inner = re.match(r"(?:zip|tar)://(.*?)::", found)
+            below = os.path.relpath(found, extracted) if os.path.isdir(extracted) else inner and inner[1]
+            name = f"{place}::{below}" if below else place
+            copied = "::" in found or zstd or not utf8
+            files.append(_copied(found, name, encoding, zstd) if copied else Local(found, name))
+    return files
+
+
+def _copied(path: str, name: str, encoding: str, zstd: bool = False) -> Local:
+    """A copy of a file or member::archive, decompressed and as UTF-8. Raises CharlmError for what cannot be
+    extracted or decoded."""
+    import datasets
+    import pyarrow as pa
+    from datasets.utils.file_utils import xopen
+
+    place = path.rpartition("::")[2]
+    decoder = codecs.getincrementaldecoder(encoding)() if codecs.lookup(encoding).name != "utf-8" else None
+    stat = os.stat(place)
+    key = f"{path} {stat.st_size} {stat.st_mtime_ns}" + (f" {encoding}" if decoder else "")
+    copy = Path(datasets.config.HF_DATASETS_CACHE) / "charlm" / sha256(key.encode()).hexdigest()
+    if copy.exists():
+        return Local(str(copy), name)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    read = 0
+    try:
+        with TemporaryDirectory(dir=copy.parent) as partial:
+            with (
+                pa.input_stream(path, "zstd") if zstd else xopen(path, "rb") as source,
+                open(f"{partial}/member", "wb") as file,
+            ):
+                while block := source.read(1 << 20):
+                    file.write(decoder.decode(block).encode() if decoder else block)
+                    read += len(block)
+                file.write(decoder.decode(b"", True).encode() if decoder else b"")
+            os.replace(f"{partial}/member", copy)
+    except UnicodeError as error:
+        advice = "set another data.encoding, such as utf-8, latin-1, cp1252 or utf-16"
+        raise CharlmError(
+            f"{name}: is not {encoding} from about byte {read:,} on ({error.reason}); {advice}"
+        ) from error
+    except Exception as error:  # of gzip, bz2, lzma, zipfile, tarfile, Arrow
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise CharlmError(f"{name}: cannot be extracted, it is damaged or cut off ({error})") from error
+    return Local(str(copy), name)
 
 
 class Journal(AbstractContextManager):

@@ -5,11 +5,14 @@ name of a program and goes on. It must be in HERE or THERE; an entry that no REA
 """
 
 import ast
+import json
 import re
 import shlex
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers import ROOT
 
@@ -48,7 +51,7 @@ FEW = "--train.steps 2 --train.batch_size 2 --train.bptt 8 --evaluate.lanes 2 --
 TINY = f"{FEW} --model.hidden_size 6 --model.embedding_size 6 --model.num_layers 1 --sample.length 5"
 FILES = "--data.source text --data.name '' --data.data_files 'books/*.txt'"
 HELD = "--data.validation 0.3 --data.test 0.3"
-OWN = "charlm train --run_dir runs/mine --data.source text --data.data_files 'books/*.txt' --train.steps 3000"
+TINY_STORIES = "charlm train --data.source roneneldan/TinyStories --run_dir runs/stories"
 LONGER = (
     "charlm train --config shakespeare --train.steps 8800 --model.output_dropout 0.3 --optim.average 0.998"
 )
@@ -76,7 +79,12 @@ HERE = {
     EXCERPT: Short(f"{TINY} {HELD} --data.data_files FILE --run_dir runs/excerpt", "done: 2 steps"),
     "charlm train --config wikipedia-sample": Short(SAMPLE, "done: 2 steps"),
     "charlm train --config text8": Short(f"{TINY} {HELD} --data.data_files FILE", "done: 2 steps"),
-    OWN: Short(f"{TINY} {HELD} --run_dir runs/own", "done: 2 steps"),
+    "charlm train my.txt": Short(TINY, "done: 2 steps"),
+    "charlm train books/ --train.steps 3000": Short(f"{TINY} {HELD}", "done: 2 steps"),
+    "charlm train pages.jsonl --data.text_column body": Short(f"{TINY} {HELD}", "done: 2 steps"),
+    "charlm train reviews.csv --data.text_column review": Short(f"{TINY} {HELD}", "done: 2 steps"),
+    "charlm train 'parts/*.parquet'": Short(f"{TINY} {HELD} --run_dir runs/parts", "done: 2 steps"),
+    TINY_STORIES: Short(f"{TINY} {HELD} {FILES}", "done: 2 steps"),
     "charlm completion bash": Short(told="complete -o default"),
     "charlm completion --help": Short(told="zsh"),
     "charlm watch RUN": Short("--json", '"status": "done"'),
@@ -132,7 +140,15 @@ THERE = {
     "bench.py quality": ("minutes", BENCH_QUALITY),
     f"{BENCH} quality {ON_CPU}": ("half an hour", BENCH_QUALITY),
     LAUNCH: ("a launcher", LAUNCHED),
+    "torchrun --nproc_per_node 2 scripts/train.py …": (
+        "a launcher",
+        "training/test_distributed.py::test_the_launcher_of_torch",
+    ),
     "nano slurm/cluster.sh": ("an editor", ""),
+    "bash slurm/prepare-array.sh 16 --config C": (
+        "a cluster",
+        "slurm/test_slurm.py::test_an_array_prepares_what_one_process_does",
+    ),
     "source slurm/cluster.sh": ("a cluster", SMOKE),
     "sbatch slurm/hello.sh": ("a cluster", SMOKE),
     "srun --gpus=1 charlm doctor --config wikipedia-simple": (
@@ -256,6 +272,17 @@ def desk(tmp_path_factory):
     (desk / "books").mkdir()
     for name, words in (("one", "the fox"), ("two", "a dog"), ("three", "the hen and the fox")):
         (desk / "books" / f"{name}.txt").write_text(f"{words} went home " * 40, encoding="utf-8")
+    texts = [path.read_text(encoding="utf-8") for path in sorted(desk.glob("books/*.txt"))]
+    (desk / "my.txt").write_text("".join(texts), encoding="utf-8")
+    (desk / "pages.jsonl").write_text(
+        "".join(json.dumps({"body": t}) + "\n" for t in texts), encoding="utf-8"
+    )
+    (desk / "reviews.csv").write_text("\n".join(["review", *texts]) + "\n", encoding="utf-8")
+    (desk / "parts").mkdir()
+    metadata = [{"language": "en"}] * len(texts)  # as datatrove writes it
+    pq.write_table(
+        pa.table({"text": texts, "id": ["a", "b", "c"], "metadata": metadata}), desk / "parts/0.parquet"
+    )
     (desk / "mine.yaml").write_text("run_dir: runs/mine\ndata: {source: text, data_files: books/*.txt}\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(desk)

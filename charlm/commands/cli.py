@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -11,6 +13,8 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
+from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from charlm import __version__
@@ -47,7 +51,7 @@ commands:
   charlm --version
   --debug                   with any command: show the traceback of an error
 
-start with:  charlm train --config stdlib
+start with:  charlm train --config stdlib, or on your own text:  charlm train my.txt
 """
 
 
@@ -152,12 +156,33 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_with_config(parser: Parser, argv: list[str]) -> tuple[argparse.Namespace, Config]:
-    """Parse a command's own options, those of the parser, and the fields of a config."""
+    """Parse a command's own options, those of the parser, and the fields of a config. Words before the first
+    option are data.data_files. Without a --config, run_dir takes their name, and one text is cut in three."""
     from charlm.config.parse import parse
 
-    args, rest = parser.parse_known_args(argv)
+    paths = list(takewhile(lambda word: word == "-" or word[:1] != "-", argv))
+    args, rest = parser.parse_known_args(argv[len(paths) :])
+    if paths:
+        rest = [*_options_for(paths, " ".join(rest)), *rest]
     parents = [parser] if {"-h", "--help"} & set(rest) else []  # in the help, not in --print_config
     return args, parse(rest, parser.prog, description=parser.description, parents=tuple(parents))
+
+
+def _options_for(paths: list[str], options: str) -> list[str]:
+    """The options that these files and folders stand for, before the given ones. Raises UsageError for the
+    name of a config."""
+    from charlm.config.parse import shipped_configs
+    from charlm.corpus.sources import format_of
+
+    if paths[0] in shipped_configs() or paths[0].endswith((".yaml", ".yml")):
+        raise UsageError(f"{paths[0]} is a config, not a text: --config {paths[0]}")
+    words = [f"--data.data_files={json.dumps(paths)}"]
+    if "--config" in options:
+        return words
+    name = re.sub(r"\W+", "-", Path(os.path.abspath(paths[0])).stem).strip("-")
+    one = len(paths) == 1 and not os.path.isdir(paths[0]) and format_of(paths[0]) in ("", "text")
+    one = one and not re.search(r"--data\.(document|delimiter|source)\b|\*", f"{options} {paths[0]}")
+    return [*words, f"--run_dir=runs/{name or 'default'}", *["--data.split_by=character"] * one]
 
 
 # Shell completion, by shtab.

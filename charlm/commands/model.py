@@ -108,7 +108,7 @@ def evaluate(argv: list[str]) -> None:
 
 def _text(args: argparse.Namespace, vocab, config):
     """(name, ids) of the text to score."""
-    from charlm.corpus.prepared import prepare
+    from charlm.training.trained import corpus_of
 
     if args.text is not None:
         content = _read_text(args.text)
@@ -118,7 +118,8 @@ def _text(args: argparse.Namespace, vocab, config):
             raise CharlmError(f"--text {args.text}: byte {error.start:,} is not UTF-8") from error
         except CharlmError as error:
             raise CharlmError(f"--text {args.text}: {error}") from error
-    corpus = prepare(config)
+    run = Path(config.run_dir if args.config else args.run)
+    corpus = corpus_of(run.parent if run.name == "model" else run, config)
     if corpus.vocab != vocab:
         raise CharlmError(
             f"{corpus.folder}: its vocabulary ({len(corpus.vocab)} symbols) does not fit the model "

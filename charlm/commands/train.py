@@ -13,6 +13,7 @@ from charlm.errors import CharlmError
 from charlm.terminal import is_live
 from charlm.training.signals import Stop
 
+TEXT = "Files and folders of text may come first: charlm {} my.txt, or folder/, or - (stdin)."
 PREPARE = (
     "Several machines that share data.dir prepare a text together: run --shard I/N for every I from 0 to N-1 "
     "(count the characters), --merge N (choose the vocabulary), --shard I/N for every I again (encode), and "
@@ -22,7 +23,7 @@ PREPARE = (
 
 def train(argv: list[str]) -> None:
     """Train a model, or resume its run."""
-    parser = Parser("train", f"{TERMS} {FIGURES}.", add_help=False)
+    parser = Parser("train", f"{TEXT.format('train')} {TERMS} {FIGURES}.", add_help=False)
     parser.add_argument("--json", action="store_true", help="print only the result, as JSON")
     with ExitStack() as signals:
         # Before torch is imported: a signal during the seconds that takes is not lost either.
@@ -41,7 +42,7 @@ def train(argv: list[str]) -> None:
 
 def prepare(argv: list[str]) -> None:
     """Prepare the corpus of a config, all of it or a part."""
-    parser = Parser("prepare", PREPARE, add_help=False)
+    parser = Parser("prepare", f"{TEXT.format('prepare')} {PREPARE}", add_help=False)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--shard", metavar="I/N", help="count or encode part I, from 0, of N")
     mode.add_argument("--merge", metavar="N", help="merge the N parts, when all are counted or encoded")

@@ -1,5 +1,6 @@
 """What happens when a section is built: model.size fills in its preset, then every value is checked."""
 
+import codecs
 import difflib
 import math
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import yaml
 
 from charlm.errors import CharlmError
 
-BUILDERS = ("text", "json", "csv", "parquet")  # the builders of `datasets` that read files
+BUILDERS = ("files", "text", "json", "csv", "parquet", "arrow")  # values of data.source that read files
 LENGTH = {"steps": 1000, "minutes": None, "epochs": None}  # of train, at most one is given; the defaults
 _type_hints = cache(get_type_hints)
 # Types of fields, with a test of their values and the advice where it fails:
@@ -29,6 +30,22 @@ Stall = Annotated[float, (lambda x: 0.01 <= x <= 1e6, "must be from 0.01 to 1e6;
 Share = Annotated[float, (lambda x: 0 < x <= 1, "must be above 0 and at most 1")]
 Decays = Annotated[tuple[float, float], (lambda xs: all(0 <= x < 1 for x in xs), _BELOW_ONE)]
 HeldOut = Annotated[float | str, (lambda x: isinstance(x, str) or 0 <= x < 1, f"a fraction {_BELOW_ONE}")]
+
+NORMALIZE = ("nfc", "nfkc", "lower", "crlf", "strip_bom", "text8")
+Normalize = Annotated[
+    list[str], (lambda xs: {*xs} <= {*NORMALIZE}, f"a list of some of {', '.join(NORMALIZE)}")
+]
+
+
+def _encodes(name: str) -> bool:
+    """Whether Python has an encoding of text of that name."""
+    try:
+        return codecs.lookup(name)._is_text_encoding
+    except LookupError:
+        return False
+
+
+Encoding = Annotated[str, (_encodes, "is no encoding of Python; such as utf-8, latin-1, cp1252 or utf-16")]
 
 
 def require(ok: Any, key: str, value: Any, advice: str) -> None:
@@ -93,6 +110,20 @@ class Section:
                     self.require(allows(value), name, advice)
 
 
+def local_text(data) -> dict[str, Any]:
+    """The source and data_files of a DataConfig whose source is a file or folder, or not given with files. A
+    folder whose README.md lists configurations for `datasets` stays what it is."""
+    source, files = data.source, data.data_files
+    path = Path(source or "-").expanduser()
+    if files and source == "stdlib":
+        return {"source": "files"}
+    known = source in (*BUILDERS, "stdlib", "literal") or files or data.name or not path.exists()
+    readme = path / "README.md"
+    if known or (readme.is_file() and "\nconfigs:" in readme.read_text("utf-8", "replace")):
+        return {}
+    return {"source": "files", "data_files": source}
+
+
 def check_together(config) -> None:
     """Refuse values of a Config that do not fit together, with the presets filled in."""
     data, vocab, train = config.data, config.vocab, config.train
@@ -100,7 +131,16 @@ def check_together(config) -> None:
     held_out = sum(x for x in (data.validation, data.test) if not isinstance(x, str))
     require(held_out < 1, "data.validation + data.test", held_out, "nothing is left to train on")
     data.require(not data.text or data.source == "literal", "text", "is for data.source=literal")
-    data.require(data.source, "source", "name a hub id, a builder, stdlib or literal")
+    advice = "must be one ASCII character, not a quote or line break, such as \\t or ;"
+    allowed = len(data.field_delimiter) < 2 and data.field_delimiter.isascii()
+    data.require(allowed and data.field_delimiter not in {*'"\r\n'}, "field_delimiter", advice)
+    columns = data.text_column if isinstance(data.text_column, list) else [data.text_column]
+    numbers = all(str(column).isdecimal() for column in columns)
+    data.require(
+        data.header or numbers, "text_column", "data.header=false: give the number of a column, from 1"
+    )
+    data.require(data.text_column, "text_column", "name a column, or a list of columns")
+    data.require(data.source, "source", "name a hub id, a folder, a format, stdlib or literal")
     if data.source in BUILDERS:
         data.require(data.data_files, "data_files", f"source {data.source} needs files")
     elif data.source in ("literal", "stdlib"):

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from charlm.config import checks
+from charlm.config.model_fields import ModelConfig
 
 BUILDERS = checks.BUILDERS
 WITHOUT_EFFECT = (  # on the corpus and on what a step computes; the fields set by model.size have one
@@ -17,8 +18,9 @@ class DataConfig(checks.Section):
     """The text: where it comes from and how it is split."""
 
     source: str = "stdlib"
-    """A dataset id on the Hugging Face Hub; or the format of data_files (text, json, csv, parquet); or
-    stdlib (the source code of this Python's standard library); or literal (the text in data.text)."""
+    """A dataset id on the Hugging Face Hub; a file or folder; the format of data_files (text, json, csv,
+    parquet, arrow), or files: their suffixes show it, the default where there are data_files; stdlib (the
+    source code of this Python's standard library); or literal (the text in data.text)."""
     name: str = ""
     """Configuration of the Hub dataset, such as 20231101.en."""
     revision: str = ""
@@ -26,29 +28,49 @@ class DataConfig(checks.Section):
     split: str = "train"
     """Split of the dataset to train on."""
     data_files: str | list[str] | dict[str, str | list[str]] | None = None
-    """Paths, globs or URLs of the files to read, or a mapping from split names to them if the splits are
-    in different files. Archives are opened: https://host/a.zip, or one member: zip://name::https://host/a.zip."""
+    """Paths, globs, folders or URLs of the files to read, - for stdin, or a mapping from split names to them
+    if the splits are in different files; in a folder, train, valid and test in names are splits. Archives are
+    opened: https://host/a.zip, or one member: zip://name::https://host/a.zip."""
     text: str = ""
     """The text, for source: literal."""
-    text_column: str = "text"
-    """Column that holds the text."""
+    text_column: str | int | list[str | int] = "text"
+    """Column that holds the text: a name, doc.text for text within doc, a number from 1 in CSV without a
+    header; several are joined by line breaks."""
+    field_delimiter: str = ""
+    """Character between the fields of CSV; empty: a comma, or a tab in files named .tsv."""
+    header: bool = True
+    """Whether the first row of CSV names the columns."""
+    encoding: checks.Encoding = "utf-8"
+    """Encoding of text, JSON and CSV files, such as latin-1, cp1252 or utf-16."""
+    on_bad_line: Literal["error", "skip"] = "error"
+    """A row of JSON lines or CSV without text that can be read: an error with its place, or left out and
+    counted. If rows are left out, half a character (a lone surrogate) becomes U+FFFD."""
+    normalize: checks.Normalize | None = None
+    """Changes to the text, in this order: nfc, nfkc (Unicode), lower, crlf (\\r\\n to \\n), strip_bom (no
+    U+FEFF), text8 (a to z and single spaces, digits in words). Prompts and evaluated text change alike."""
     document: Literal["file", "line"] = "file"
     """What counts as one document of source: text: a whole file, kept byte for byte, or each of its lines."""
+    delimiter: str = ""
+    """What is between the documents of a text file, such as <|endoftext|>, line breaks around it included;
+    "\\n\\n": blank lines."""
     separator: str = "\n"
     """Text inserted between two documents if the vocabulary has no end-of-document symbol."""
     split_by: Literal["document", "character"] = "document"
     """document: hold out documents drawn at random with data.seed. character: cut the text into three
     contiguous parts (train, validation, test), measured in bytes for a bytes-only vocabulary."""
     validation: checks.HeldOut = 0.05
-    """Fraction held out for validation, 0 for none; or the name of a split of the dataset."""
+    """Fraction held out for validation, 0 for none; or a path; or the name of a split of the dataset. Where
+    data_files have files for it, they take the place of the default."""
     test: checks.HeldOut = 0.05
-    """Fraction held out for the final test, 0 for none; or the name of a split of the dataset."""
+    """The same for the final test."""
     seed: int = 0
     """Seed for choosing the held-out documents."""
     max_documents: checks.Positive | None = None
     """Read only this many documents of each split of the dataset: for trials."""
     max_characters: checks.Positive | None = None
     """Read only this many characters of each split of the dataset (bytes in a bytes-only vocabulary)."""
+    deduplicate: bool = False
+    """Read documents that are equal to the byte only once. Of two given splits, the held-out one keeps it."""
     streaming: bool = False
     """Stream parquet files of the Hub or of URLs in every pass instead of downloading them; same result."""
     workers: checks.Positive | None = None
@@ -73,67 +95,6 @@ class VocabConfig(checks.Section):
     """A character outside the vocabulary is spelled as its UTF-8 bytes, or raises an error."""
     end_of_document: bool = False
     """End every document with a special symbol."""
-
-
-@dataclass
-class ModelConfig(checks.Section):
-    """The network: input, recurrent layers, logits."""
-
-    size: Literal["tiny", "small", "base", "large", "xl"] | None = None
-    """Preset for width, depth, batch size, learning rate and regularisation; --print_config shows the values.
-    Fields set in the same place (a YAML file, the command line, Python) override it."""
-    cell: str = "lstm"
-    """Recurrent cell: lstm, gru or rnn; charlm/model/cells.py lists them."""
-    nonlinearity: Literal["tanh", "relu"] = "tanh"
-    """Nonlinearity of the rnn cell."""
-    embedding_size: checks.Natural = 64
-    """Width of the learned embedding; 0 for one-hot input."""
-    hidden_size: checks.Positive = 256
-    """Units per recurrent layer."""
-    num_layers: checks.Positive = 1
-    """Number of recurrent layers."""
-    dropout: checks.BelowOne = 0.0
-    """Dropout between recurrent layers and, unless set below, on the input and the output."""
-    input_dropout: checks.BelowOne | None = None
-    """Dropout on the embedding; null: same as model.dropout."""
-    output_dropout: checks.BelowOne | None = None
-    """Dropout before the logits; null: same as model.dropout."""
-    locked_dropout: bool = False
-    """Draw the dropped units once per lane and window (Gal & Ghahramani 2016), not at every character."""
-    weight_drop: checks.BelowOne = 0.0
-    """Share of the recurrent weights that are set to 0 for a window (DropConnect, Merity et al. 2018)."""
-    activation_reg: checks.NonNegative = 0.0
-    """Weight of the mean square of the outputs (AR, Merity et al. 2017), such as 2; is not logged."""
-    temporal_reg: checks.NonNegative = 0.0
-    """The same for the change of these outputs from character to character (TAR, same paper), such as 1."""
-    norm: Literal["none", "layer", "rms"] = "none"
-    """Normalise the input of layers after the first: layer (Ba et al. 2016), rms (Zhang & Sennrich 2019)."""
-    residual: bool = False
-    """Add the input of a layer to its output where both have the same width (first layer: embedding_size)."""
-    tie_weights: bool = False
-    """Use the embedding matrix for the logits as well; needs embedding_size equal to hidden_size."""
-    forget_bias: float = 1.0
-    """Initial bias of the forget gates of an lstm; torch's default would be near 0."""
-    ngrams: checks.Natural = 0
-    """Count what follows contexts of half to all of so many symbols, such as 8, in the training text, and
-    correct the network's prediction by it; 0: do not. On a CPU a model is far better for it in minutes."""
-    ngram_lines: checks.Positive = 1 << 20
-    """Lines of the table of counts, 64 bytes each, in memory and in the model's files. Where a line is full,
-    what is rare makes way; 2 million lines served 55 million symbols."""
-
-    @property
-    def in_one_call(self) -> bool:
-        """Whether cuDNN can run all layers in one call, several at a time: there is nothing between them."""
-        between = self.norm != "none" or self.residual or self.dropout or self.weight_drop
-        return self.num_layers > 1 and not between
-
-    def __post_init__(self):
-        vars(self).update(self.not_given(checks.preset(self.size).get("model", {})))
-        super().__post_init__()
-        self.require(self.ngrams != 1, "ngrams", "must be 0, or 2 or more")
-        advice = f"model.embedding_size={self.embedding_size} must equal model.hidden_size={self.hidden_size}"
-        allowed = not self.tie_weights or self.embedding_size == self.hidden_size
-        self.require(allowed, "tie_weights", advice)
 
 
 @dataclass
@@ -293,4 +254,5 @@ class Config:
             if name != "model":
                 section = getattr(self, name)
                 setattr(self, name, replace(section, **section.not_given(values)))
+        vars(self.data).update(checks.local_text(self.data))
         checks.check_together(self)

@@ -109,7 +109,10 @@ def _refusal(message: str) -> CharlmError:
     if option := re.match(r"unrecognized arguments: --([\w.-]+)", message):
         return UsageError(f"unknown option --{option[1]}{_nearest(option[1])}")
     if message.startswith("unrecognized arguments"):
-        return UsageError(f"{message}; put a pattern such as 'books/*.txt' in quotes so the shell leaves it")
+        advice = (
+            "put a pattern such as 'books/*.txt' in quotes so the shell leaves it, and paths first, as in"
+        )
+        return UsageError(f"{message}; {advice} charlm train my.txt --train.steps 3000")
     kinds = r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*?)\])"
     found = re.match(rf'Parser key "([\w.]+)": (?:Does not .*?)?{kinds}.*(?:Got|Given) value: ?(.*)', message)
     if not found:

@@ -13,11 +13,13 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from charlm.config.fields import DataConfig
 from charlm.corpus import readers
 from charlm.corpus.readers import Reader, readers_of
 from charlm.corpus.sources import read_error
+from charlm.corpus.texts import normalized, not_utf8
 from charlm.errors import CharlmError
 
 
@@ -49,7 +51,8 @@ class Piece:
 
     ends: bool[rows], True for the last row of a document. first: number of the first row in the split. size:
     bytes of text, approximately. document: number of the document of the first row. begins: the first row is
-    the first of that document. cut: how many bytes of the last row are kept; None for all.
+    the first of that document. cut: how many bytes of the last row are kept; None for all. kept: bool[rows],
+    False for the rows that are left out; document and begins count without them. None: all are kept.
     """
 
     reader: Reader
@@ -61,6 +64,7 @@ class Piece:
     document: int
     begins: bool
     cut: int | None = None
+    kept: np.ndarray | None = None
 
     @property
     def rows(self) -> int:
@@ -68,12 +72,13 @@ class Piece:
 
 
 class TextSource:
-    """One split of a dataset. pieces: its rows, in order. documents: how many it has."""
+    """One split of a dataset. pieces: its rows, in order. documents: how many it has. skipped: rows that were
+    left out by data.on_bad_line. duplicates: documents that were left out by data.deduplicate."""
 
     def __init__(self, *selections: tuple[list[Reader], int, int | None]):
         """selections: of all rows of these readers, those from low to high (None: to the end)."""
         self.pieces: list[Piece] = []
-        self.documents = first = 0
+        self.documents = first = self.skipped = self.duplicates = 0
         for files, low, high in selections:
             row, begins = 0, True
             for reader in files:
@@ -87,6 +92,7 @@ class TextSource:
                     self.pieces.append(Piece(reader, part, skip, ends, first, size, self.documents, begins))
                     first, begins = first + len(ends), bool(ends[-1])
                     self.documents += int(np.count_nonzero(ends))
+            self.skipped += sum(reader.skipped for reader in files)
             if not begins:  # the selection stops within a document
                 self._stop(len(self.pieces) - 1, self.pieces[-1].rows)
 
@@ -100,14 +106,18 @@ class TextSource:
             start, stop = stop + low, stop + len(texts)
             if low >= high:
                 continue
-            utf8, offsets = utf8_of(texts[low:high])
-            if stop >= piece.rows and piece.cut is not None:
+            numbers, texts = np.arange(start, start + high - low), texts[low:high]  # rows of the piece
+            if piece.kept is not None:
+                numbers = start + np.flatnonzero(piece.kept[numbers])
+                texts = texts.take(pa.array(numbers - start))
+            utf8, offsets = utf8_of(texts)
+            if len(numbers) and numbers[-1] + 1 == piece.rows and piece.cut is not None:
                 offsets[-1] = offsets[-2] + piece.cut
             for row, next_row, first_byte, stop_byte in _cut(utf8, offsets, whole_characters):
                 batch_offsets = offsets[row : next_row + 1].clip(first_byte, stop_byte)
                 whole = stop_byte == offsets[next_row]  # else the batch is a slice within a row
-                ends = piece.ends[start + row : start + next_row] & whole
-                first, skipped = piece.first + start + row, int(first_byte - offsets[row])
+                ends = piece.ends[numbers[row:next_row]] & whole
+                first, skipped = piece.first + int(numbers[row]), int(first_byte - offsets[row])
                 yield TextBatch(utf8, batch_offsets, ends, begins, document, first, skipped)
                 document += int(np.count_nonzero(ends))
                 begins = bool(ends[-1])
@@ -134,6 +144,27 @@ class TextSource:
                     self._stop(i, batch.first + row - piece.first + 1, cut)
                     return
                 characters -= len(starts) - 1
+
+    def deduplicate(self, seen: set[bytes]) -> int:
+        """Leave out documents that are in seen or occurred before; seen gets the digests of the others. Reads
+        the whole text. Returns how many were left out."""
+        kept, digest = np.ones(self.documents, bool), xxhash.xxh3_128()
+        for piece in self.pieces:
+            for batch in self.batches(piece, whole_characters=False):
+                for row, document in enumerate(batch.documents):
+                    digest.update(batch.utf8[batch.offsets[row] : batch.offsets[row + 1]])
+                    if batch.ends[row]:
+                        kept[document] = (found := digest.digest()) not in seen
+                        seen.add(found)
+                        digest.reset()
+        for i, piece in enumerate(self.pieces):
+            documents = piece.document + np.cumsum(np.append(0, piece.ends[:-1]))
+            first = int(np.count_nonzero(kept[: piece.document]))
+            begins, rows = piece.begins or not kept[piece.document], kept[documents]
+            size = piece.size * int(np.count_nonzero(rows)) // piece.rows
+            self.pieces[i] = replace(piece, kept=rows, document=first, begins=begins, size=size)
+        self.documents = int(np.count_nonzero(kept))
+        return len(kept) - self.documents
 
     def _stop(self, i: int, rows: int, cut: int | None = None) -> None:
         """End the text, and its last document, after so many rows of piece i."""
@@ -172,10 +203,34 @@ def utf8_of(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(values or b"", np.uint8)[offsets[0] : offsets[-1]], offsets - offsets[0]
 
 
-def open_sources(data: DataConfig, bytes_only: bool, cache: str | None = None) -> dict[str, TextSource]:
+class Normalized(Reader):
+    """The texts of another reader after the steps of data.normalize."""
+
+    def __init__(self, reader: Reader, steps: list[str]):
+        self.reader, self.name, self.steps = reader, reader.name, steps
+
+    skipped = property(lambda self: self.reader.skipped)
+
+    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
+        return self.reader.parts()
+
+    def read(self, part) -> Iterator[pa.Array]:
+        rows = 0
+        for texts in self.reader.read(part):
+            try:
+                yield normalized(texts.cast(pa.large_string()), self.steps)
+            except pa.ArrowInvalid:
+                bad = [not_utf8(text or b"") for text in texts.to_pylist()]
+                row, byte = next((row, byte) for row, byte in enumerate(bad) if byte is not None)
+                place = getattr(self.reader, "place_of", lambda *_: self.name)(part, rows + row, byte)
+                advice = "set data.encoding, or mend it: data.normalize needs UTF-8"
+                raise CharlmError(f"{place} is not UTF-8; {advice}") from None
+            rows += len(texts)
+
+
+def open_sources(data: DataConfig, bytes_only: bool) -> dict[str, TextSource]:
     """The splits to read: 'train', and 'validation' and 'test' if they are splits of the dataset.
 
-    cache: a folder for the Arrow files of `datasets`, instead of its own, which may hold older ones.
     Raises CharlmError for text that cannot be found, reached or read.
     """
     if not sys.stderr.isatty():
@@ -184,10 +239,18 @@ def open_sources(data: DataConfig, bytes_only: bool, cache: str | None = None) -
     names = {"train": data.split}
     names |= {s: n for s in ("validation", "test") if isinstance(n := getattr(data, s), str)}
     try:
-        files = readers_of(data, cache)
+        files = readers_of(data)
+        if data.normalize:
+            files = {
+                split: [Normalized(reader, data.normalize) for reader in of] for split, of in files.items()
+            }
         sources = {split: _selected(data, files, name) for split, name in names.items()}
         for source in sources.values():
             source.limit(data.max_documents, data.max_characters, bytes_only)
+        if data.deduplicate:
+            seen: set[bytes] = set()
+            for split in reversed(sources):
+                sources[split].duplicates = sources[split].deduplicate(seen)
         return sources
     except CharlmError:
         raise

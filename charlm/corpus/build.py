@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from dataclasses import replace as with_fields
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import pairwise
@@ -28,13 +29,12 @@ import numpy as np
 
 from charlm import __version__
 from charlm.config.fields import Config
-from charlm.corpus import baselines
+from charlm.corpus import baselines, sources
 from charlm.corpus.batches import Piece, open_sources
 from charlm.corpus.count_encode import Text, in_order
-from charlm.corpus.id_writer import IdWriter, join, pieces_written
-from charlm.corpus.layout import LAYOUT_FILE, Layout, lay_out
-from charlm.corpus.prepared import FORMAT, SPLITS, Corpus, IdFile, fingerprint, fingerprinted
-from charlm.corpus.sources import Unreadable, describe
+from charlm.corpus.layout import LAYOUT_FILE, IdWriter, Layout, join, lay_out, pieces_written
+from charlm.corpus.prepared import Corpus, IdFile
+from charlm.corpus.sources import FORMAT, SPLITS, Unreadable, describe
 from charlm.errors import CharlmError
 from charlm.files import Journal, replace, sync_folder
 
@@ -42,11 +42,10 @@ from charlm.files import Journal, replace, sync_folder
 class Build:
     """The work on one corpus, or one shard's share of it."""
 
-    def __init__(
-        self, config: Config, folder: Path, shard: int = 0, shards: int = 0, cache: str | None = None
-    ):
-        """folder: the final one. shards: 0 for a process that does it all. cache: see open_sources."""
-        self.config, self.folder, self.shard, self.shards = config, folder, shard, shards
+    def __init__(self, config: Config, folder: Path, shard: int = 0, shards: int = 0):
+        """folder: the final one. shards: 0 for a process that does it all."""
+        self.config = config = with_fields(config, data=sources.resolve(config.data))
+        self.folder, self.shard, self.shards = folder, shard, shards
         suffix = f"shards-{shards}" if shards else "partial"
         self.partial = folder.with_name(f".{folder.name}.{suffix}")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -55,7 +54,7 @@ class Build:
         held_out = [s for s in SPLITS[1:] if not isinstance(x := getattr(config.data, s), str) and x > 0]
         self.texts = [
             Text(source, config, [split, *held_out] if split == "train" else [split])
-            for split, source in open_sources(config.data, config.vocab.bytes_only, cache).items()
+            for split, source in open_sources(config.data, config.vocab.bytes_only).items()
         ]
         self.pieces = [(text, piece) for text in self.texts for piece in text.source.pieces]
         # The pieces of every shard: contiguous, about the same bytes.
@@ -201,7 +200,7 @@ class Build:
         CharlmError when the files of the text changed meanwhile."""
         layout = Layout.load(self.partial)
         if not (self.partial / "corpus.json").exists():  # else an earlier process ended while it cleaned up
-            if fingerprint(self.config) != self.fingerprint:
+            if sources.fingerprint(self.config) != self.fingerprint:
                 raise CharlmError(f"{describe(self.config.data)}: changed while it was read; try again")
             if digests is None:
                 parts = [shard for shard, share in enumerate(self.shares) if share]
@@ -234,9 +233,12 @@ class Build:
         fallback = sum(int(h[spelled].sum()) for h in histograms.values())
         return {
             "fingerprint": self.fingerprint,
-            "source": {k: v for k, v in fingerprinted(config.data).items() if v not in (None, "")},
+            "source": {k: v for k, v in sources.fingerprinted(config.data).items() if v not in (None, "")},
             "vocab": asdict(config.vocab) | {"size": len(vocab)},
+            "origins": sources.origins(config.data),
+            "duplicates": sum(text.source.duplicates for text in self.texts),
             "documents": sum(text.source.documents for text in self.texts),
+            "skipped": sum(text.source.skipped for text in self.texts),
             **total,
             "fallback_rate": 0.0 if vocab.bytes_only else fallback / total["symbols"],
             **layout.facts,

@@ -24,9 +24,7 @@ from tqdm import tqdm
 from charlm.config.fields import Config
 from charlm.corpus import kernels
 from charlm.corpus.batches import Piece, TextBatch, TextSource
-from charlm.corpus.prepared import SPLITS
-from charlm.corpus.readers import TextFiles
-from charlm.corpus.sources import describe, read_error
+from charlm.corpus.sources import SPLITS, describe, read_error
 from charlm.corpus.vocabulary import END, Vocab, codes_of
 from charlm.errors import CharlmError
 
@@ -166,11 +164,11 @@ class Text:
         except UnicodeDecodeError as error:
             byte = error.start + (rows.skipped if bad == 0 else 0)
             place = f"{describe(self.data)}: {piece.reader.name}: row {rows.first + bad:,}, byte {byte:,}"
-            if isinstance(piece.reader, TextFiles):
+            if hasattr(piece.reader, "place_of"):
                 row = piece.skip + rows.first + bad - piece.first
                 value = rows.utf8[rows.offsets[bad] + error.start]
                 place = f"{piece.reader.place_of(piece.part, row, byte)} (0x{value:02X})"
-            advice = "convert the text, or read it as bytes with vocab.bytes_only=true"
+            advice = "set data.encoding (latin-1, cp1252, utf-16, …), or read bytes: vocab.bytes_only=true"
             return CharlmError(f"{place} is not UTF-8 ({error.reason}); {advice}")
 
 

@@ -19,20 +19,16 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 
-from charlm.config.fields import BUILDERS, WITHOUT_EFFECT, Config, DataConfig
-from charlm.corpus.sources import local_files
+from charlm.config.fields import Config
+from charlm.corpus.sources import FORMAT, fingerprint, former_fingerprint
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError
-
-SPLITS = ("train", "validation", "test")
-FORMAT = {"format": "charlm corpus", "version": 2}
 
 
 def baseline_title(name: str, figures: dict) -> str:
@@ -95,7 +91,18 @@ class Corpus:
         """A table of what corpus.json holds, of at most 80 columns."""
         info, sizes = self.info, ("documents", "characters", "bytes", "symbols")
         lines = [str(self.folder), f"  symbols      {len(self.vocab):,}: {self.vocab}"]
+        origins = [f"{part}: {origin}" for part, origin in info.get("origins", {}).items()]
+        lines += [_wrapped("from", origins)] * bool(origins)
         lines.append(_wrapped("text", [f"{info[k]:,} {k}" for k in sizes[:3]]))
+        if duplicates := info.get("duplicates"):
+            lines.append(f"  duplicates   {duplicates:,} documents, left out")
+        kept = [f"{name}: {n:,}" for name, n in info.get("kept", {}).items() if n]
+        lines += [_wrapped("kept", kept)] * bool(kept)
+        if skipped := info.get("skipped"):
+            lines.append(f"  skipped      {skipped:,} rows without text that can be read")
+        if info.get("decomposed"):
+            problem = f"{info['decomposed']:,} accents or parts of syllables are characters of their own"
+            lines.append(_wrapped("warning", [problem, "data.normalize: [nfc] joins them to letters"]))
         if not self.vocab.bytes_only:
             own = f"{100 * info['coverage']:.6g} % of the characters have a symbol of their own"
             lines.append(f"  coverage     {own}")
@@ -158,25 +165,12 @@ def _wrapped(title: str, values: list[str]) -> str:
     return textwrap.fill(f"  {title:<13}{line}", 80, subsequent_indent=" " * 15).replace("\xa0", " ")
 
 
-def fingerprinted(data: DataConfig) -> dict:
-    """The fields of section data that decide the content of a corpus."""
-    return {k: v for k, v in asdict(data).items() if f"data.{k}" not in WITHOUT_EFFECT}
-
-
-def fingerprint(config: Config) -> str:
-    """12 hex digits of what decides the content: the data and vocab sections and the local files they name
-    (size and time of change; for stdlib, names and sizes)."""
-    source = config.data.source
-    content = {"format": FORMAT, "data": fingerprinted(config.data), "vocab": asdict(config.vocab)}
-    if source == "stdlib" or source in BUILDERS:
-        files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in local_files(config.data)]
-        content["files"] = [file[:2] for file in files] if source == "stdlib" else files
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def folder_of(config: Config) -> Path:
-    """Where the corpus of a config is, or will be."""
-    data = config.data
+    """Where the corpus of a config is, or will be: one place for all names of the same files."""
+    data, found = config.data, fingerprint(config)
+    for known in (found, ""):
+        if made := sorted(Path(data.dir).glob(f"*-{known or former_fingerprint(config) or found}")):
+            return made[0]
     name = "-".join(filter(None, [data.source.rsplit("/", 1)[-1], data.name]))
     if data.data_files:
         files = data.data_files
@@ -185,7 +179,7 @@ def folder_of(config: Config) -> Path:
         name = Path(files.split("::")[-1]).stem
     name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "text"
     name = name.encode()[:100].decode(errors="ignore")  # most disks allow 255 bytes
-    return Path(data.dir) / f"{name}-{fingerprint(config)}"
+    return Path(data.dir) / f"{name}-{found}"
 
 
 def prepare(config: Config) -> Corpus:
@@ -240,15 +234,8 @@ def verify(config: Config) -> Corpus:
     corpus.verify()
     from charlm.corpus.build import Build
 
-    cache = None
-    if config.data.source in ("json", "csv"):
-        # datasets would find older Arrow files by size and time of change: make new ones, on the same disk.
-        # Text and parquet are read in place; downloads have checksums.
-        from datasets.config import HF_DATASETS_CACHE as cache
-
-        Path(cache).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="charlm-verify-", dir=cache) as scratch:
-        Build(config, folder, cache=cache and scratch).compare(corpus, Path(scratch))
+    with tempfile.TemporaryDirectory(prefix="charlm-verify-") as scratch:
+        Build(config, folder).compare(corpus, Path(scratch))
     return corpus
 
 

@@ -1,34 +1,34 @@
-"""The files of a dataset, found by `datasets` and read in parts that threads take in any order.
+"""The files of a dataset, read in parts that threads take in any order.
 
-Text and parquet files are read in place, parquet also over the network; of other formats the Arrow files that
-`datasets` makes of them. Files are not memory-mapped, so that resident memory does not grow with the corpus.
+Files are read in place, parquet also over the network; of archives and of text that is not UTF-8 a copy; of
+formats that charlm does not read, the Arrow files that `datasets` makes of them. Files are not memory-mapped,
+so that resident memory does not grow with the corpus.
 """
 
 import os
-import shutil
+import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from hashlib import sha256
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, groupby
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.utils.file_utils import xopen
 
 from charlm.config.fields import BUILDERS, DataConfig
-from charlm.corpus.sources import describe, read_error, stdlib_files
-from charlm.errors import CharlmError
+from charlm.corpus.records import ROWS, columns_of, joined, lacks
+from charlm.corpus.sources import describe, files_of, read_error
+from charlm.corpus.texts import Span
+from charlm.errors import CharlmError, CharlmWarning
+from charlm.files import Local, local_files
 
 PIECE = 8 << 20  # bytes of text per part, at least
 BATCH = 4 << 20  # bytes of text per batch of rows, unless a row of parquet is longer
 MOST_ROWS = 1 << 12  # per batch: parquet counts the bytes of repeated texts once
 BUFFER = 4 << 20  # bytes of a parquet column read at a time
-_CONTINUATION = bytes(range(0x80, 0xC0))  # bytes of UTF-8 after the first one of a character
 
 
 class Reader:
@@ -39,6 +39,7 @@ class Reader:
     """
 
     name: str
+    skipped = 0  # rows that parts() left out
 
 
 class Literal(Reader):
@@ -57,218 +58,182 @@ class Literal(Reader):
 
 
 class ArrowFile(Reader):
-    """A file in Arrow's stream format, from the cache of `datasets`; a part is a list of message offsets.
-    source: its text, in errors."""
+    """A file in Arrow's stream format; a part is a list of message offsets."""
 
-    def __init__(self, path: str, column: str, source: str):
-        self.name, self.column = path, column
+    def __init__(self, file: Local, columns: list[str]):
+        self.path, self.name, self.columns = file.path, file.name, columns
         self._messages: list[tuple[int, int, int]] = []  # offset, rows, bytes of text
-        with pa.memory_map(path) as file:  # reads little more than the heads of the messages
-            stream = pa.ipc.open_stream(file)
-            self.schema, offset = stream.schema, file.tell()
-            _check_column(self.schema, column, source)
+        with pa.memory_map(self.path) as source:  # reads little more than the heads of the messages
+            stream = pa.ipc.open_stream(source)
+            self.schema, offset = stream.schema, source.tell()
+            _check_columns(self.schema, columns, self.name)
             for batch in stream:
-                self._messages.append((offset, batch.num_rows, batch.column(column).nbytes))
-                offset = file.tell()
+                size = sum(_column(batch, column).nbytes for column in columns)
+                self._messages.append((offset, batch.num_rows, size))
+                offset = source.tell()
 
     def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
         return _grouped(self._messages)
 
     def read(self, part) -> Iterator[pa.Array]:
-        with pa.OSFile(self.name) as file:
+        with pa.OSFile(self.path) as file:
             for offset in part:
                 file.seek(offset)
                 batch = pa.ipc.read_record_batch(pa.ipc.read_message(file), self.schema)
-                yield batch.column(self.column)
+                yield joined([_column(batch, column) for column in self.columns])
 
 
 class ParquetFile(Reader):
     """A parquet file, on disk or behind a URL; a part is a list of row groups and the rows per batch."""
 
-    def __init__(self, path: str, column: str):
-        self.name, self.column = path, column
+    def __init__(self, file: Local, columns: list[str]):
+        self.path, self.name, self.columns = file.path, file.name, columns
         self.metadata: pq.FileMetaData | None = None
         with self._open() as file:
-            _check_column(file.schema_arrow, column, path)
+            _check_columns(file.schema_arrow, columns, self.name)
             self.metadata = file.metadata
 
     def _open(self) -> pq.ParquetFile:
-        handle = xopen(self.name, "rb") if "://" in self.name else self.name
+        handle = xopen(self.path, "rb") if "://" in self.path else self.path
         return pq.ParquetFile(handle, metadata=self.metadata, pre_buffer=False, buffer_size=BUFFER)
 
     def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
         leaves = [self.metadata.schema.column(i).path for i in range(self.metadata.num_columns)]
-        column = leaves.index(self.column)
+        chosen = [leaves.index(column) for column in self.columns]
         groups = map(self.metadata.row_group, range(self.metadata.num_row_groups))
-        sizes = ((i, g.num_rows, g.column(column).total_uncompressed_size) for i, g in enumerate(groups))
+        sizes = (
+            (i, g.num_rows, sum(g.column(k).total_uncompressed_size for k in chosen))
+            for i, g in enumerate(groups)
+        )
         for numbers, ends, size in _grouped(sizes):
             yield (numbers, max(1, len(ends) * BATCH // max(size, 1))), ends, size
 
     def read(self, part) -> Iterator[pa.Array]:
         groups, rows = part
-        options = {"columns": [self.column], "use_threads": False}
+        options = {"columns": self.columns, "use_threads": False}
         with self._open() as file:
             for batch in file.iter_batches(min(rows, MOST_ROWS), groups, **options):
-                yield batch.column(self.column)  # by name: for a.b it also holds the leaf b of a column a
+                # By name: for a.b it also holds the leaf b of a column a.
+                yield joined([_column(batch, column) for column in self.columns])
 
 
-@dataclass(frozen=True)
-class ByteRange:
-    """Bytes low to high of a text file: one row, or lines if data.document=line. last: up to its end."""
+class Records(Reader):
+    """Local files whose rows charlm finds; a part is a list of spans."""
 
-    path: str
-    low: int
-    high: int
-    last: bool
-
-    def read(self) -> bytes:
-        with open(self.path, "rb") as file:
-            file.seek(self.low)
-            return file.read(self.high - self.low)
-
-    def rows(self) -> int:
-        """The number of lines."""
-        text = self.read()
-        return text.count(b"\n") + (not text.endswith(b"\n"))
-
-    def lines(self) -> pa.Array:
-        """large_binary[rows], without the newlines."""
-        text = pa.array([self.read().removesuffix(b"\n")], pa.large_binary())
-        return pc.split_pattern(text, pattern="\n").flatten()
-
-
-class TextFiles(Reader):
-    """Local text files, to the byte; a part is a list of byte ranges. document: 'file' or 'line'. (`datasets`
-    would turn every line ending into \\n, and hold a long file in memory.)"""
-
-    def __init__(self, paths: list[str], document: str):
-        self.paths, self.by_line = paths, document == "line"
-        self.name = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+    def __init__(self, files: list[Local], rows):
+        self.files, self.rows = files, rows
+        self.name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
 
     def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
-        spans = (span for path in self.paths for span in self._ranges(path))
-        sizes = ((s, s.rows() if self.by_line else 1, s.high - s.low) for s in spans)
-        for part, ends, size in _grouped(sizes):
-            yield part, ends if self.by_line else np.array([s.last for s in part]), size
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            spans = [*chain(*pool.map(lambda file: [*self.rows.spans(file, PIECE)], self.files))]
+        self.skipped = sum(span.skipped for span in spans)
+        return _grouped((span, np.full(span.rows, span.last), span.high - span.low) for span in spans)
 
-    def _ranges(self, path: str) -> Iterator[ByteRange]:
-        """The whole file, about PIECE bytes at a time, cut between lines or characters."""
-        with open(path, "rb") as file:
-            size, low = os.fstat(file.fileno()).st_size, 0
-            if not size and not self.by_line:
-                yield ByteRange(path, 0, 0, True)  # an empty document
-            while low < size:
-                high = low + PIECE
-                if self.by_line:
-                    file.seek(high - 1)
-                    file.readline()
-                    high = file.tell()
-                else:
-                    file.seek(high)
-                    tail = file.read(3)  # a character has at most 3 bytes beyond its first
-                    high += len(tail) - len(tail.lstrip(_CONTINUATION))
-                high = min(high, size)
-                yield ByteRange(path, low, high, high == size)
-                low = high
+    def read(self, part: list[Span]) -> Iterator[pa.Array]:
+        yield pa.concat_arrays([*map(self.rows.read, part)])
 
-    def read(self, part: list[ByteRange]) -> Iterator[pa.Array]:
-        if self.by_line:
-            yield from (span.lines() for span in part)
-        else:
-            yield pa.array([span.read() for span in part], pa.large_binary())
-
-    def place_of(self, part: list[ByteRange], row: int, byte: int) -> str:
-        """Where a byte of a row is: the file, and the offset in it."""
+    def place_of(self, part: list[Span], row: int, byte: int) -> str:
+        """Where a byte of a row is: the file, and the line or the offset in it."""
         for span in part:
-            rows = span.rows() if self.by_line else 1
-            if row < rows:
-                rest = span.read().split(b"\n", row)[-1]  # from that row on
-                return f"{span.path}: byte {span.high - len(rest) + byte:,}"
+            if row < (rows := len(self.rows.read(span))):
+                return self.rows.place_of(span, row, byte)
             row -= rows
 
 
-def _grouped(items: Iterable[tuple[object, int, int]]) -> Iterator[tuple[list, np.ndarray, int]]:
-    """Consecutive items (item, rows, bytes) in groups of at least PIECE bytes: (items, bool[rows], bytes),
-    where every row ends a document."""
-    group, rows, size = [], 0, 0
-    for item, item_rows, item_size in items:
+def _grouped(items: Iterable[tuple]) -> Iterator[tuple[list, np.ndarray, int]]:
+    """Consecutive items (item, rows, bytes) in groups of at least PIECE bytes: (items, bool[rows], bytes).
+    rows: their number, or for each whether it ends a document."""
+    group, ends, size = [], [], 0
+    for item, rows, item_size in items:
         group.append(item)
-        rows, size = rows + item_rows, size + item_size
+        ends.append(np.broadcast_to(True, rows) if isinstance(rows, int) else np.asarray(rows, bool))
+        size += item_size
         if size >= PIECE:
-            yield group, np.broadcast_to(True, rows), size
-            group, rows, size = [], 0, 0
+            yield group, np.concatenate(ends), size
+            group, ends, size = [], [], 0
     if group:
-        yield group, np.broadcast_to(True, rows), size
+        yield group, np.concatenate(ends), size
 
 
-def _check_column(schema: pa.Schema, column: str, file: str) -> None:
-    if column not in schema.names:
-        names = ", ".join(schema.names)
-        raise CharlmError(f"data.text_column={column!r} is not a column of {file} (columns: {names})")
-    if schema.names.count(column) > 1:
-        raise CharlmError(f"data.text_column={column!r}: {file} has more than one column of that name")
-    kind = schema.field(column).type
-    if kind not in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.null()):
-        raise CharlmError(f"data.text_column={column!r} of {file} holds {kind}, not text")
+def _column(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """A column by its name, or text within one: doc.text."""
+    if name in batch.schema.names:
+        return batch.column(name)
+    column, *keys = name.split(".")
+    return pc.struct_field(batch.column(column), keys)
 
 
-def readers_of(data: DataConfig, cache: str | None) -> dict[str, list[Reader]]:
+def _check_columns(schema: pa.Schema, columns: list[str], file: str) -> None:
+    for column in columns:
+        if schema.names.count(column) > 1:
+            raise CharlmError(f"data.text_column={column!r}: {file} has more than one column of that name")
+        kind = pa.struct(list(schema))
+        for key in [column] if column in schema.names else column.split("."):
+            if not pa.types.is_struct(kind) or kind.get_field_index(key) < 0:
+                raise lacks(column, file, schema.names)
+            kind = kind.field(key).type
+        if kind not in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.null()):
+            raise CharlmError(f"data.text_column={column!r} of {file} holds {kind}, not text")
+
+
+def readers_of(data: DataConfig) -> dict[str, list[Reader]]:
     """The files of every split of the dataset."""
+    splits = {}
     if data.source == "literal":
-        return {"train": [Literal(data.text)]}
-    if data.source == "stdlib":
-        return {"train": [TextFiles([str(path) for path in stdlib_files()], "file")]}
+        splits["train"] = [Literal(data.text)]
+    elif data.source not in (*BUILDERS, "stdlib"):
+        splits = _of_dataset(data)
+    for split, files in files_of(data).items():
+        if split:
+            groups = groupby(files, key=lambda file: file.format)
+            found = [r for kind, group in groups for r in _readers(data, kind, [f.path for f in group])]
+            splits[split] = found
+    if unread := [split for split in splits if split not in f"{data.split} {data.validation} {data.test}"]:
+        advice = f"data.validation={unread[0]} or data.test={unread[-1]} reads one"
+        text = f"{describe(data)} has splits that are not read: {', '.join(unread)}; {advice}"
+        warnings.warn(text, CharlmWarning, stacklevel=2)
+    return splits
+
+
+def _of_dataset(data: DataConfig) -> dict[str, list[Reader]]:
+    """The splits of a dataset of the Hub, or of a folder that describes itself to `datasets`."""
     options = {"data_files": data.data_files} if data.data_files else {}
-    if data.source == "csv":
-        options["keep_default_na"] = False  # pandas would read the text "NA" as a missing value
-    if data.source not in BUILDERS:
-        options |= {"name": data.name or None, "revision": data.revision or None}
-    builder = datasets.load_dataset_builder(data.source, cache_dir=cache, **options)
-
-    def parquet(file: str) -> ParquetFile:
-        try:
-            return ParquetFile(file, data.text_column)
-        except Exception as error:  # names the file among many
-            raise read_error(error, data, file) from error
-
-    if isinstance(builder, Parquet):
-        return {name: [*map(parquet, files)] for name, files in _files(builder, data.streaming).items()}
-    if data.streaming:
-        text = f"{describe(data)} is not made of parquet files"
-        raise CharlmError(f"data.streaming=True: {text}; set data.streaming=false")
-    if data.source == "text":
-        return {name: [TextFiles(files, data.document)] for name, files in _files(builder).items()}
+    options |= {"name": data.name or None, "revision": data.revision or None}
+    builder = datasets.load_dataset_builder(data.source, **options)
+    names = [kind.__name__.lower() for kind in type(builder).__mro__]  # of a subclass, with a configuration
+    if format := next((name for name in names if name in ("parquet", *ROWS)), ""):
+        files = builder.config.data_files.items()
+        return {str(split): _readers(data, format, [*map(str, paths)]) for split, paths in files}
+    _refuse_streaming(data)
     builder.download_and_prepare()
     return {
-        str(name): [ArrowFile(f["filename"], data.text_column, describe(data)) for f in split.cache_files]
+        str(name): [
+            ArrowFile(Local(file["filename"], describe(data)), columns_of(data)) for file in split.cache_files
+        ]
         for name, split in builder.as_dataset().items()
     }
 
 
-def _files(builder, streaming: bool = False) -> dict[str, list[str]]:
-    """The files of every split of a builder: URLs if streaming, else local files, extracted from archives."""
-    kind = datasets.StreamingDownloadManager if streaming else datasets.DownloadManager
-    download = datasets.DownloadConfig(token=builder.token)
-    manager = kind(builder.dataset_name, base_path=builder.base_path, download_config=download)
-    found = {}
-    for split in builder._split_generators(manager):
-        parts = split.gen_kwargs.get("files_iterables") or [split.gen_kwargs["files"]]
-        files = [str(file) for part in parts for file in part]
-        found[str(split.name)] = files if streaming else [*map(_extracted, files)]
-    return found
+def _refuse_streaming(data: DataConfig) -> None:
+    if data.streaming:
+        text = f"{describe(data)} is not made of parquet files"
+        raise CharlmError(f"data.streaming=True: {text}; set data.streaming=false")
 
 
-def _extracted(path: str) -> str:
-    """The path of a local file; for a member of an archive (member::archive) that of a copy."""
-    if "::" not in path:
-        return path
-    archive = os.stat(path.rsplit("::", 1)[1])
-    key = f"{path} {archive.st_size} {archive.st_mtime_ns}"
-    copy = Path(datasets.config.HF_DATASETS_CACHE) / "charlm" / sha256(key.encode()).hexdigest()
-    if not copy.exists():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=copy.parent) as partial:
-            with xopen(path, "rb") as member, open(f"{partial}/member", "wb") as file:
-                shutil.copyfileobj(member, file, 1 << 20)
-            os.replace(f"{partial}/member", copy)
-    return str(copy)
+def _readers(data: DataConfig, format: str, paths: list[str]) -> list[Reader]:
+    """Of files of one format: paths, URLs, or members::archives."""
+    if format == "parquet" and data.streaming:
+        files = [Local(path, path) for path in paths]
+    else:
+        _refuse_streaming(data)
+        files = local_files(paths, "utf-8" if format in ("parquet", "arrow") else data.encoding)
+    if format in ROWS:
+        return [Records(files, ROWS[format](data))] if files else []
+    kind, readers = ParquetFile if format == "parquet" else ArrowFile, []
+    for file in files:
+        try:
+            readers.append(kind(file, columns_of(data)))
+        except Exception as error:  # names the file among many
+            raise read_error(error, data, file.name) from error
+    return readers

@@ -1,20 +1,62 @@
-"""From a config to the local files that it names, and the errors of reading text in terms of the config.
+"""Which files a config names, as what they are read, for which split, and what identifies their content.
 
 A prepared corpus opens without `datasets` and pyarrow: they are not imported here.
 """
 
 import errno
 import glob
+import hashlib
+import json
 import os
+import re
 import sysconfig
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import chain
+from pathlib import Path, PurePath
+from typing import NamedTuple
 
-from charlm.config.fields import DataConfig
+from charlm.config.fields import BUILDERS, WITHOUT_EFFECT, Config, DataConfig
 from charlm.errors import CharlmError
+from charlm.files import copy_of_pipe, digests, files_below, head_of
+
+SPLITS = ("train", "validation", "test")
+FORMAT = {"format": "charlm corpus", "version": 2}
+
+SUFFIXES = {  # of files, before that of a compression
+    "text": (".txt", ".md"),
+    "json": (".json", ".jsonl", ".ndjson"),
+    "csv": (".csv", ".tsv"),
+    "parquet": (".parquet",),
+    "arrow": (".arrow",),
+}
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
+SPLIT_WORDS = {  # in mappings of data_files, and in names below a folder
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_ABOUT = ("README.md", "state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
+# Fields of section data when the format of fingerprints was fixed.
+_FIELDS = "source name revision split data_files text text_column document separator split_by validation test"
+_FIELDS = (*_FIELDS.split(), "seed", "max_documents", "max_characters")
 
 
 class Unreadable(CharlmError):
     """Text that cannot be read now but may be later: an error of the network, the disk or a damaged file."""
+
+
+class File(NamedTuple):
+    """A file to read. path: local, a URL, or member::archive. format: a key of SUFFIXES, or wikiextractor."""
+
+    path: str
+    format: str
+
+    @property
+    def on_disk(self) -> str:
+        """The path of the local file or archive; '' if there is none."""
+        place = self.path.rsplit("::", 1)[-1]
+        return "" if "://" in place else place
 
 
 def describe(data: DataConfig) -> str:
@@ -35,23 +77,195 @@ def stdlib_files() -> list[Path]:
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
-def local_files(data: DataConfig) -> list[Path]:
-    """The local files of a config: of data_files, or of stdlib; URLs are skipped. Raises CharlmError for a
-    path or glob that matches no file."""
+def format_of(path: str) -> str:
+    """The format that the suffix of a file, URL or member::archive stands for, compressed or not; or ''."""
+    suffixes = PurePath(path.split("::")[0].split("?")[0]).suffixes
+    suffix = next((s.lower() for s in reversed(suffixes) if s.lower() not in PACKED), "")
+    return next((name for name, known in SUFFIXES.items() if suffix in known), "")
+
+
+def files_of(data: DataConfig) -> dict[str, list[File]]:
+    """Split → its files, in order, each once. data.validation and data.test may be paths, then they are keys.
+
+    Without files of the Hub; '' → all files, their format unknown, of a folder that `datasets` reads. Raises
+    CharlmError for a path that matches no file, and for a folder where splits are unclear.
+    """
+    given = data.source if data.source in SUFFIXES else ""
+    splits = {}
     if data.source == "stdlib":
-        return stdlib_files()
-    groups = data.data_files.values() if isinstance(data.data_files, dict) else [data.data_files]
-    patterns = [p for group in groups for p in ([group] if isinstance(group, str) else group)]
-    found = []
-    for pattern in (p for p in patterns if "://" not in p):
-        matches = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
-        files = [path for path in map(Path, matches) if path.is_file()]
-        if not files:
+        splits["train"] = [File(str(path), "text") for path in stdlib_files()]
+    elif data.source in BUILDERS and isinstance(data.data_files, dict):
+        for split, named in data.data_files.items():
+            splits[split] = [file for file, _ in _found(named, given, "data.data_files")]
+    elif data.source in BUILDERS:
+        splits = _by_name([*_found(data.data_files, given, "data.data_files")], describe(data))
+    elif os.path.isdir(data.source):
+        splits[""] = [File(p, os.path.relpath(p, data.source)) for p in files_below(data.source)]
+    elif re.match(r"[./~]|[^/]*/[^/]*/", data.source):  # not an id of the Hub
+        raise CharlmError(f"data.source={data.source!r}: no such file or folder (looked in {Path.cwd()})")
+    for part in ("validation", "test"):
+        if (path := getattr(data, part)) not in splits and is_path(path, data):
+            splits[path] = [file for file, _ in _found(path, given, f"data.{part}")]
+    return {split: [*{_same(file): file for file in files}.values()] for split, files in splits.items()}
+
+
+def _same(file: File) -> tuple:
+    """Equal for two names of the same file."""
+    status = os.stat(file.on_disk) if file.on_disk else None
+    return (file.path.removesuffix(file.on_disk), *((status.st_dev, status.st_ino) if status else ()))
+
+
+def origins(data: DataConfig) -> dict[str, str]:
+    """Where train, validation and test come from, for people."""
+    found, parts = files_of(data), {}
+    for part, name in zip(SPLITS, (data.split, data.validation, data.test), strict=True):
+        if files := found.get(name):
+            kinds = " and ".join(sorted({file.format for file in files}))
+            named = f"{len(files):,} files" if len(files) > 1 else os.path.basename(files[0].path)
+            parts[part] = f"{named} ({kinds})"
+        elif isinstance(name, str) and data.source != "literal":
+            parts[part] = f"split {name}"
+        elif name and not isinstance(name, str):
+            parts[part] = f"{100 * name:g} % of the {'documents' if data.split_by == 'document' else 'text'}"
+    named = [data.data_files] if isinstance(data.data_files, str) else data.data_files or []
+    folders = [path for path in map(os.path.expanduser, named) if os.path.isdir(path)]
+    others = {file for path in folders for file in files_below(path)}
+    if others := others - {file.path for files in found.values() for file in files}:
+        parts["other files"] = f"{len(others):,}, not read"
+    return parts
+
+
+def resolve(data: DataConfig, found: dict[str, list[File]] | None = None) -> DataConfig:
+    """The same with data.validation and data.test naming the splits of data_files that are meant for them,
+    where they have their defaults. found: files_of(data)."""
+    given, held_out = (found or files_of(data)) if data.source in BUILDERS else {}, {}
+    for part in ("validation", "test"):
+        if getattr(data, part) == vars(DataConfig)[part]:
+            names = [name for name in SPLIT_WORDS[part] if name in given and name != data.split]
+            held_out[part] = [*names, getattr(data, part)][0]
+    return replace(data, **held_out) if held_out else data
+
+
+def is_path(value: float | str, data: DataConfig) -> bool:
+    """Whether data.validation or data.test is a path, not a split such as test or train[:10%]."""
+    path = isinstance(value, str) and ("/" in value or format_of(value))
+    return bool(path) or (data.source in BUILDERS and isinstance(value, str) and os.path.exists(value))
+
+
+def _by_name(found: list[tuple[File, str]], text: str) -> dict[str, list[File]]:
+    """Split → files: by their names in a folder if all have a split there, and some have train."""
+    splits = {split: [f for f, name in found if name == split] for split in (*SPLIT_WORDS, "")}
+    splits = {split: files for split, files in splits.items() if files}
+    if "train" not in splits or splits.keys() <= {"train", ""}:
+        return {"train": [file for file, _ in found]}
+    if "" in splits:
+        names = " and ".join(splits[split][0].path for split in ("train", ""))
+        advice = "name the files of each split, as in data.data_files={train: …, test: …}, or all by a glob"
+        raise CharlmError(f"{text} holds files of splits and others, such as {names}: {advice}")
+    return splits
+
+
+def _found(patterns: str | list[str], given: str, option: str) -> Iterator[tuple[File, str]]:
+    """(file, split by its name) of all files that these paths, globs, folders and URLs name; the split is ''
+    outside folders, and where the name has none. given: their format; '' to infer it."""
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        member, mark, place = pattern.removeprefix("file://").rpartition("::")
+        place = os.path.expanduser("/dev/stdin" if place == "-" else place)
+        if os.path.isdir(place):
+            yield from _in_folder(place, given, option)
+            continue
+        if os.path.exists(place) and not os.path.isfile(place):  # a pipe
+            place = copy_of_pipe(place, os.stat(place).st_ino).name
+        one = "://" in place or os.path.isfile(place)
+        matches = [place] if one else sorted(glob.glob(place, recursive=True))
+        paths = matches if one else [*filter(os.path.isfile, matches)]
+        if not paths:
             folders = f" matches only folders: name files, as in {pattern}/*"
             reason = folders if matches else f": no such file (looked in {Path.cwd()})"
-            raise CharlmError(f"data.data_files={pattern!r}{reason}")
-        found += files
-    return found
+            raise CharlmError(f"{option}={pattern!r}{reason}")
+        for path in paths:
+            _refuse_dump(path)
+            name = member + mark + path
+            yield File(name, given or _format_by_content(name) or format_of(name) or "text"), ""
+
+
+def _in_folder(folder: str, given: str, option: str) -> Iterator[tuple[File, str]]:
+    """The files of a folder and those below it that have a known format, with the split in their names."""
+    paths = files_below(folder)
+    formats = {path: _format_by_content(path) or format_of(path) for path in paths}
+    known = {path: found for path, found in formats.items() if found and given in ("", found)}
+    chosen = {path: found for path, found in known.items() if os.path.basename(path) not in _ABOUT} or known
+    if not chosen:
+        kinds = sorted({PurePath(path).suffix or PurePath(path).name for path in paths})
+        holds = f"it holds {', '.join(kinds[:8])}" if kinds else "it is empty"
+        suffixes = ", ".join(chain(*([SUFFIXES[given]] if given else SUFFIXES.values())))
+        problem = f"no file of this folder ends in {suffixes} ({holds})"
+        raise CharlmError(f"{option}={folder!r}: {problem}; name files, as in {os.path.join(folder, '*')}")
+    for path, found in chosen.items():
+        words = re.split(r"[-._/0-9]", path[len(folder) :].lower())
+        splits = (split for word in words for split, known in SPLIT_WORDS.items() if word in known)
+        yield File(path, found), next(splits, "")
+
+
+def _format_by_content(path: str) -> str:
+    """The format of a file of WikiExtractor, such as AA/wiki_00; '' of any other."""
+    if "::" in path or not re.fullmatch(r"wiki_\d+(\.bz2)?", os.path.basename(path)):
+        return ""
+    return {b"{": "json", b"<": "wikiextractor"}.get(head_of(path)[:1], "")
+
+
+def _refuse_dump(path: str) -> None:
+    """Raise CharlmError for a dump of a wiki as XML."""
+    named = re.search(r"\.xml(\.(bz2|gz))?$", path)
+    if named and (b"<mediawiki" in head_of(path) if "://" not in path else "-pages-" in path):
+        way = "read wikimedia/wikipedia from the Hub (--config wikipedia-en)"
+        other = "or run WikiExtractor and name the folder it writes"
+        raise CharlmError(f"{path}: a dump of a wiki, XML with markup. For its text, {way}, {other}")
+
+
+def fingerprinted(data: DataConfig) -> dict:
+    """The fields of section data that decide the content of a corpus; not newer ones at their defaults."""
+    fields = {k: v for k, v in asdict(data).items() if f"data.{k}" not in WITHOUT_EFFECT}
+    return {k: v for k, v in fields.items() if k in _FIELDS or v != vars(DataConfig)[k]}
+
+
+def fingerprint(config: Config) -> str:
+    """12 hex digits of what decides the content: the vocab section, the data section without the names of
+    local files, and the content of these (for stdlib, names and sizes)."""
+    found = files_of(config.data)
+    data = resolve(config.data, found)
+    fields = fingerprinted(data)
+    content = {"format": FORMAT, "data": fields, "vocab": asdict(config.vocab)}
+    if data.source == "stdlib":
+        content["files"] = [(os.path.basename(f.path), os.stat(f.path).st_size) for f in found["train"]]
+    elif found:
+        parts = {data.test: "test", data.validation: "validation", data.split: "split"}
+        fields |= {part: part for name, part in parts.items() if name in found}
+        fields |= {"source": "", "data_files": None} if data.source in BUILDERS or "" in found else {}
+        on_disk = sorted({f.on_disk for files in found.values() for f in files if f.on_disk})
+        digest = dict(zip(on_disk, digests(on_disk, data.dir), strict=True)) | {"": ""}
+        content["files"] = {
+            parts.get(split, split): [
+                (f.format, f.path.removesuffix(f.on_disk), digest[f.on_disk]) for f in files
+            ]
+            for split, files in found.items()
+        }
+    return _hashed(content)
+
+
+def _hashed(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def former_fingerprint(config: Config) -> str:
+    """That of charlm 0.1, with names, sizes and times of local files; '' if it read them otherwise."""
+    found = files_of(config.data) if config.data.source in BUILDERS else {}
+    if not found or resolve(config.data, found) != config.data:
+        return ""
+    paths = [Path(f.path) for files in found.values() for f in files if "://" not in f.path]
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    fields = {"data": fingerprinted(config.data), "vocab": asdict(config.vocab), "files": files}
+    return _hashed({"format": FORMAT} | fields)
 
 
 def read_error(error: BaseException, data: DataConfig, file: str = "") -> CharlmError:

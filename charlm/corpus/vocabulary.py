@@ -55,8 +55,8 @@ class Vocab:
     """A set of symbols; encodes text to ids and decodes ids to text.
 
     characters: in id order. byte_symbols: the byte values that have a symbol; None for every byte that the
-    UTF-8 of another character can contain. Raises CharlmError for no symbols, for more than MAX_SIZE, and for
-    characters that repeat.
+    UTF-8 of another character can contain. normalize: of data, for text to encode. Raises CharlmError for no
+    symbols, for more than MAX_SIZE, and for characters that repeat.
     """
 
     characters: Iterable[str]
@@ -64,6 +64,7 @@ class Vocab:
     _: KW_ONLY
     unknown: str = "bytes"
     end_of_document: bool = False
+    normalize: Sequence[str] | None = None
 
     def __post_init__(self):
         self.characters = tuple(self.characters)
@@ -191,6 +192,7 @@ class Vocab:
 
         Raises CharlmError for a character outside a closed vocabulary and for lone surrogates.
         """
+        text = self.normalized(text) if self.normalize else text
         if isinstance(text, str):
             try:
                 text = text.encode("utf-8")
@@ -200,6 +202,15 @@ class Vocab:
                 raise CharlmError(f"{problem}: the text was not read as UTF-8") from None
         utf8 = np.frombuffer(text, np.uint8)
         return self.encode_codes(utf8 if self.bytes_only else codes_of(utf8))
+
+    def normalized(self, text: str | bytes) -> str:
+        """A text as the training text was normalized. Raises UnicodeError for what is not UTF-8."""
+        import pyarrow as pa
+
+        from charlm.corpus.texts import normalized  # here: few vocabularies need it
+
+        text = str(text, "utf-8") if isinstance(text, bytes) else text
+        return normalized(pa.array([text], pa.large_string()), self.normalize or ())[0].as_py()
 
     # ids → text
 
@@ -245,14 +256,15 @@ class Vocab:
 
     def to_dict(self) -> dict:
         """The content of vocab.json."""
-        return FORMAT | {"size": len(self)} | {name: getattr(self, name) for name in FIELDS}
+        normalize = {"normalize": self.normalize} if self.normalize else {}
+        return FORMAT | {"size": len(self)} | {name: getattr(self, name) for name in FIELDS} | normalize
 
     @classmethod
     def from_dict(cls, tree: dict) -> Vocab:
         """The inverse of to_dict. Raises CharlmError for another format or version."""
         if not isinstance(tree, dict) or {k: tree.get(k) for k in FORMAT} != FORMAT:
             raise CharlmError(f"not a {FORMAT['format']} of version {FORMAT['version']}")
-        vocab = cls(**{name: tree[name] for name in FIELDS})
+        vocab = cls(**{name: tree[name] for name in FIELDS}, normalize=tree.get("normalize"))
         if len(vocab) != tree["size"]:
             raise CharlmError(f"the vocabulary has size {tree['size']} but lists {len(vocab)} symbols")
         return vocab

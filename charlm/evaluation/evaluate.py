@@ -169,7 +169,8 @@ def score(model: CharLM, vocab: Vocab, text: str, context: str = "") -> Score:
     Raises CharlmError for a text without a character to predict, and for a character that a closed vocabulary
     does not have.
     """
-    before, ids = vocab.encode(context), vocab.encode(text)
+    before, text = vocab.encode(context), vocab.normalized(text) if vocab.normalize else text
+    ids = vocab.encode(text)
     if not len(before) and vocab.end is not None:
         before = np.array([vocab.end], vocab.dtype)  # as at the start of a document
     if len(text) < (1 if len(before) else 2):

@@ -26,7 +26,7 @@ from charlm.report.probe import cell_data, character_counts, nearest_symbols, pa
 from charlm.sampling.generate import generate
 from charlm.terminal import visible
 from charlm.training.checkpoint import steps_of
-from charlm.training.trained import load
+from charlm.training.trained import load, recorded_corpus
 
 GENERATED = 4000  # symbols that the model generates when there is no text to read
 CONTEXT, CONTEXT_WORK = 30_000, 3e10  # symbols for the loss by context; symbols × parameters of a large model
@@ -86,11 +86,11 @@ def read_run(source: str, device: str | None) -> RunContents:
     try:
         if run_dir is None or not (run_dir / "config.yaml").exists():
             raise CharlmError("without a config.yaml the corpus cannot be found.")
-        folder = folder_of(run.config)
-        if not folder.is_dir():
+        run.corpus = recorded_corpus(run_dir, run.config)
+        if run.corpus is None and not (folder := folder_of(run.config)).is_dir():
             hint = "Run `charlm prepare` with the config of the run, in the folder in which it was started."
             raise CharlmError(f"{folder} does not exist. {hint}")
-        run.corpus = Corpus(folder)
+        run.corpus = run.corpus or Corpus(folder)
     except CharlmError as error:
         run.missing.append(f"Corpus and baselines: {error}")
     return run

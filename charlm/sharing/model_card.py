@@ -10,7 +10,8 @@ import yaml
 
 from charlm import __version__
 from charlm.config.fields import BUILDERS, Config
-from charlm.corpus.prepared import baseline_title, fingerprinted
+from charlm.corpus.prepared import baseline_title
+from charlm.corpus.sources import fingerprinted, is_path
 from charlm.corpus.vocabulary import Vocab
 from charlm.model.char_lm import CharLM
 
@@ -60,6 +61,8 @@ def _shown(config: Config) -> dict:
     if config.data.source in BUILDERS:
         shown["data"]["data_files"] = _names(config.data.data_files)
     shown["data"]["text"] = config.data.text[:200]
+    paths = [name for name in ("validation", "test") if is_path(shown["data"][name], config.data)]
+    shown["data"] |= {name: _names(shown["data"][name]) for name in paths}
     if config.train.minutes or config.train.epochs:
         del shown["train"]["steps"]  # its default, which has no effect
     shown["optim"]["betas"] = list(shown["optim"]["betas"])

@@ -22,7 +22,7 @@ from charlm.training.lanes import Position
 from charlm.training.optimizer import averaged
 from charlm.training.run import Run, State
 from charlm.training.setup import Setup
-from charlm.training.trained import warm_start
+from charlm.training.trained import record_corpus, warm_start
 
 # Fields that may differ between a checkpoint and the config that resumes it: those without effect on what a
 # step computes, the length of the training, and what only reads the training.
@@ -120,6 +120,7 @@ def resume_or_start(run: Run, setup: Setup) -> State:
         setup.model.ngrams.count(setup.corpus["train"])
     if run.main:
         replace(run.dir / "config.yaml", to_yaml(run.config))
+        record_corpus(run.config, setup.corpus)
     run.begin(setup)
     if loaded is not None:
         run.say(f"resumed {run.dir} at step {run.state.step}")

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import gather_object
 
 from charlm.config.fields import Config
 from charlm.corpus.prepared import Corpus, prepare, wait_for
+from charlm.corpus.sources import fingerprint
 from charlm.errors import CharlmError
 from charlm.model.cells import cell_of
 from charlm.model.char_lm import CharLM
 from charlm.model.device import set_precision
+from charlm.training.checkpoint import steps_of
 from charlm.training.lanes import Lanes
 from charlm.training.optimizer import AdamW, Average, make_optimizer
 from charlm.training.step import Step, records_steps
+from charlm.training.trained import recorded_corpus
 
 # Settings that accelerate's launcher takes from a default config, and the fields that count instead.
 ACCELERATES = (
@@ -69,7 +74,7 @@ def set_up(config: Config, accelerator: Accelerator, say: Callable[[str], None])
     what the user can correct."""
     rank, processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     cell_of(config.model), records_steps(config, accelerator)  # refuse these before the corpus is prepared
-    corpus = prepare(config) if accelerator.is_main_process else wait_for(config)
+    corpus = _corpus(config, accelerator.is_main_process)
     train = config.train
     for name, ours in ACCELERATES:
         value = os.environ.get(f"ACCELERATE_{name}", "no")
@@ -91,6 +96,16 @@ def set_up(config: Config, accelerator: Accelerator, say: Callable[[str], None])
         steps = max(round(train.epochs * lanes.windows), 1)
         say(f"train.epochs={train.epochs:g}: {steps:,} steps, {lanes.windows:,} per epoch")
     return Setup(corpus, lanes, model, optimizer, average, step, steps)
+
+
+def _corpus(config: Config, main: bool) -> Corpus:
+    """The corpus of a config. A run with checkpoints keeps its own if it is the same or the text is gone."""
+    own = recorded_corpus(config.run_dir, config) if main and steps_of(config.run_dir) else None
+    if own is not None and config.data.source != "stdlib":  # which differs between machines
+        with suppress(CharlmError, OSError):  # no such file
+            own = own if own.info["fingerprint"] == fingerprint(config) else None
+    folder = gather_object([own and str(own.folder)])[0]  # the same for all processes
+    return Corpus(folder) if folder else prepare(config) if main else wait_for(config)
 
 
 def threads_for(config: Config, processes: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,9 +16,13 @@ import torch
 
 from charlm.config.fields import Config
 from charlm.config.parse import read_run_config
+from charlm.corpus.prepared import Corpus, prepare
+from charlm.corpus.sources import fingerprinted, is_path
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.evaluation.evaluate import Score, score
+from charlm.files import absolute
+from charlm.files import replace as replace_file
 from charlm.model.char_lm import CharLM
 from charlm.model.device import set_precision
 from charlm.sampling.generate import stream_text
@@ -122,6 +128,45 @@ def _opened(run: str | Path) -> Trained:
         raise CharlmError(f"{run}: no such run directory, model folder or hub id{hint}")
     model = CharLM.from_pretrained(run)
     return Trained(model, model.vocab, read_run_config(path.parent) if path.name == "model" else Config())
+
+
+def record_corpus(config: Config, corpus: Corpus) -> None:
+    """Write corpus.json of a run: where its corpus is, and data_files and data.dir as absolute paths."""
+    data, folder = config.data, os.path.abspath(corpus.folder)
+    held_out = [name for name in ("validation", "test") if is_path(getattr(data, name), data)]
+    content = {
+        "folder": folder,
+        "from_run": os.path.relpath(folder, config.run_dir),
+        "sha256": corpus.splits["train"]["sha256"],
+        "paths": {name: absolute(getattr(data, name)) for name in ("data_files", "dir", *held_out)},
+    }
+    replace_file(Path(config.run_dir) / "corpus.json", json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def _record(run_dir: str | Path, config: Config) -> dict:
+    """corpus.json of a run that reads the same text; {} if there is none."""
+    path, own = Path(run_dir) / "corpus.json", read_run_config(Path(run_dir))
+    same = fingerprinted(own.data) == fingerprinted(config.data) and own.vocab == config.vocab
+    return json.loads(path.read_text(encoding="utf-8")) if same and path.exists() else {}
+
+
+def recorded_corpus(run_dir: str | Path, config: Config) -> Corpus | None:
+    """The corpus that a run of this config was trained on, also where its text is gone or the run was copied
+    with its data.dir; None where it is not found."""
+    if record := _record(run_dir, config):
+        places = Path(run_dir, record["from_run"]), Path(config.data.dir, Path(record["folder"]).name)
+        for folder in (*places, Path(record["folder"])):
+            if folder.is_dir() and (found := Corpus(folder)).splits["train"]["sha256"] == record["sha256"]:
+                return found
+    return None
+
+
+def corpus_of(run_dir: str | Path, config: Config) -> Corpus:
+    """The recorded corpus of a run, or the one that its config names in the folder where it was started."""
+    if found := recorded_corpus(run_dir, config):
+        return found
+    paths = _record(run_dir, config).get("paths", {})
+    return prepare(replace(config, data=replace(config.data, **paths)))
 
 
 # Fields of the model on which the shapes and the meaning of its weights depend.

@@ -127,7 +127,7 @@ def our_encode(path: Path, workers: int, beside: Path) -> tuple[int, float]:
 
 def our_encode_unsynced(path: Path, workers: int, beside: Path) -> tuple[int, float]:
     """The same without waiting for the disk: what the processors take."""
-    from charlm.corpus.id_writer import IdWriter
+    from charlm.corpus.layout import IdWriter
 
     IdWriter._sync = lambda self, pieces: None
     return our_encode(path, workers, beside)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -360,6 +361,34 @@ def test_prepare_reports_the_corpus_and_prepares_once(run, tmp_path):
 
 def evaluated(run, *words) -> dict:
     return json.loads(run("evaluate", *words, "--json"))
+
+
+def test_a_text_is_the_first_word_of_train_and_its_run_works_without_it(run, refused, tmp_path, monkeypatch):
+    """Copied elsewhere with its data.dir, the text gone: evaluate, report and train open its corpus."""
+    few = {"train.steps": 3, "train.batch_size": 2, "train.bptt": 8, "model.hidden_size": 6}
+    few |= {"evaluate.lanes": 2, "evaluate.context": 0, "sample.every": 0, "log.wandb": "disabled"}
+    words = [f"--{name}={value}" for name, value in few.items()]
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "books").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    Path("books/my text.txt").write_text(MIXED, encoding="utf-8")
+    run("train", "books/my text.txt", *words)
+    assert json.loads(Path("runs/my-text/status.json").read_text())["status"] == "done"
+    scores = run("evaluate", "runs/my-text", "--json")
+    monkeypatch.chdir(tmp_path)  # relative paths are those of where it was started, also to prepare it again
+    shutil.rmtree(here / "data")
+    assert run("evaluate", here / "runs" / "my-text" / "model", "--json") == scores
+    assert not (tmp_path / "data").exists()
+    here.rename(there)
+    shutil.rmtree(there / "books")
+    monkeypatch.chdir(there)
+    assert run("evaluate", "runs/my-text", "--json") == scores
+    assert "not on the page" not in run("report", "runs/my-text")
+    words[0] = "--train.steps=4"
+    run("train", "books/my text.txt", *words)
+    assert json.loads(Path("runs/my-text/status.json").read_text())["step"] == 4
+    assert "books/my text.txt" in refused("train", "books/my text.txt", "--run_dir=runs/new")
+    assert "--config stdlib" in refused("train", "stdlib")
 
 
 def test_evaluate_scores_the_test_split_unless_another_is_named(run, finished):

@@ -93,8 +93,8 @@ def test_the_limits_of_the_ranges_are_allowed():
         ({"data": {"source": "parket", "data_files": "a"}}, ["data.source='parket'", "parquet?"]),
         ({"data": {"source": "stdlb"}}, ["data.source='stdlb'", "stdlib?"]),
         (
-            {"data": {"data_files": "a"}},
-            ["data.data_files='a'", "stdlib reads no files; set data.source"],
+            {"data": {"source": "files"}},
+            ["data.data_files=None", "source files needs files"],
         ),
         ({"data": LITERAL | {"data_files": "a"}}, ["data.data_files='a'", "source literal reads no files"]),
         ({"data": {"text": "hello"}}, ["data.text='hello': is for data.source=literal"]),

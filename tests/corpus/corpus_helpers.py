@@ -129,12 +129,12 @@ def arrow_files() -> list[Path]:
 
 BEFORE = """
 import os, sys
-import charlm.corpus.id_writer, charlm.corpus.readers
+import charlm.corpus.layout, charlm.corpus.readers
 from charlm.config.parse import from_dict
 from charlm.corpus.prepared import prepare, prepare_shard
 from charlm.errors import CharlmError
 charlm.corpus.readers.PIECE, charlm.corpus.readers.BATCH = 1 << 10, 1 << 9
-charlm.corpus.id_writer.SYNC_EVERY = 0.0
+charlm.corpus.layout.SYNC_EVERY = 0.0
 """
 
 

@@ -1,6 +1,8 @@
 """charlm.corpus from sources to prepared: the text on disk is the text that the config names, or no text."""
 
+import bz2
 import contextlib
+import gzip
 import hashlib
 import itertools
 import json
@@ -11,8 +13,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -38,13 +42,16 @@ from forks import Fork
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from charlm.config.fields import Config
+import charlm.files
+from charlm.config.fields import Config, DataConfig
 from charlm.config.parse import from_dict, load_config
 from charlm.corpus import readers
 from charlm.corpus.batches import TextSource, utf8_of
-from charlm.corpus.prepared import Corpus, fingerprint, folder_of, prepare
-from charlm.corpus.sources import stdlib_files
-from charlm.errors import CharlmError
+from charlm.corpus.prepared import Corpus, folder_of, prepare, verify
+from charlm.corpus.sources import fingerprint, stdlib_files
+from charlm.corpus.texts import Text
+from charlm.errors import CharlmError, CharlmWarning
+from charlm.files import Local
 
 MIXED = (
     "naïve café\r\n中文 😀👩‍👩‍👧 ß\rlone\n\n\0end"  # every UTF-8 length, every line ending, no last newline
@@ -181,6 +188,210 @@ def test_stdlib(tmp_path):
     assert files == sorted(files, key=lambda f: f.relative_to(files[0].parent).as_posix())
 
 
+# which files are read, as what, for which split
+
+
+def folder_of_all_formats(folder: Path) -> list[bytes]:
+    """Files of every format, in two folders, one compressed, some that are no text. Returns the documents."""
+    written(folder / "a.txt", "one\r\ntwo\n")
+    written(folder / "b" / "c.MD", "# é")
+    written(folder / "b" / "d.txt.gz", gzip.compress(b"packed\n"))
+    jsonl(folder / "e.jsonl", ["row 1", "row 2"])
+    written(folder / "f.csv", "n,text\n1,in a table\n")
+    parquet(folder / "g.parquet", ["columns"])
+    for name in (".hidden.txt", "README.md", "notes.pdf", "b/state.json", ".git/x.txt"):
+        written(folder / name, "not text")
+    return [b"one\r\ntwo\n", "# é".encode(), b"packed\n", b"row 1", b"row 2", b"in a table", b"columns"]
+
+
+def test_a_folder_or_a_list_of_any_formats_is_read_to_the_byte(tmp_path, monkeypatch):
+    """However it is named; a new time of change makes no other corpus, new content and new files do."""
+    folder = tmp_path / "books"
+    documents = folder_of_all_formats(folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = [
+        "a.txt",
+        "b/c.MD",
+        "./b/d.txt.gz",
+        str(folder / "e.jsonl"),
+        "~/books/f.csv",
+        "../books/g.parquet",
+    ]
+    same = [config(tmp_path, "files", data_files=named) for named in (str(folder), "~/books", ["."], names)]
+    same += [config(tmp_path, str(folder)), config(tmp_path, "stdlib", data_files="../books/")]
+    first, *others = map(prepare, same)
+    assert bytes_of(first) == b"\n".join(documents) and first.info["documents"] == len(documents)
+    assert {other.folder for other in others} == {first.folder}
+    assert re.search(
+        r"train: 6 files \(csv and json and parquet and text\),\s+other files: 3", first.report()
+    )
+    assert "kept         carriage returns: 1\n" in first.report()
+    os.utime(folder / "a.txt", (1, 1))
+    assert prepare(same[0]).folder == first.folder
+    written(folder / "a.txt", "one\r\n2wo\n")
+    written(folder / "z.txt", "new")
+    edited = b"\n".join([b"one\r\n2wo\n", *documents[1:], b"new"])
+    assert [bytes_of(prepare(made)) for made in (same[0], same[4])] == [edited] * 2
+
+
+SPLIT_FILES = {"train": "the training text", "valid": "a validation text", "test": "for the final test"}
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"data_files": "{}"},
+        {"data_files": "{}/../deep"},
+        {"data_files": {"train": "{}/train.txt", "valid": "{}/valid.txt", "test": "{}/test.txt"}},
+        {"data_files": "{}/train.txt", "validation": "{}/valid.txt", "test": "{}/../deep/test/*"},
+        {"source": "text", "data_files": ["{}/train.txt"], "validation": "valid.txt", "test": "./test.txt"},
+        {
+            "source": "literal",
+            "text": SPLIT_FILES["train"],
+            "validation": "../deep/dev-0",
+            "test": "test.txt",
+        },
+    ],
+)
+def test_files_of_a_split_are_that_split(tmp_path, monkeypatch, named):
+    for name, text in SPLIT_FILES.items():
+        written(tmp_path / "in" / f"{name}.txt", text)
+        written(tmp_path / "deep" / name.replace("valid", "dev-0") / "0.md", text)
+    monkeypatch.chdir(tmp_path / "in")
+    named = json.loads(json.dumps(named).replace("{}", str(tmp_path / "in")))
+    tree = {"data": {"dir": str(tmp_path / "data")} | named}
+    corpus = prepare(from_dict(tree))
+    assert [text_of(corpus, split) for split in corpus.splits] == list(SPLIT_FILES.values())
+    assert re.search(r"validation: (valid\.txt|0\.md) \(text\),\s+test: (test\.txt|0\.md)", corpus.report())
+    before = folder_of(from_dict(tree))
+    for path in [*tmp_path.glob("in/*.txt"), *tmp_path.glob("deep/*/*.md")]:
+        written(path, path.read_text() + "!")
+    assert folder_of(from_dict(tree)) != before
+
+
+def test_names_of_splits_do_not_count_unless_all_files_have_one(tmp_path):
+    """A book may be called test.txt; explicit values win; what is unclear is refused."""
+    names = ("test.txt", "a.txt", "b.txt", "c.txt")
+    files = [written(tmp_path / "in" / name, name) for name in names]
+    made = config(tmp_path, "files", data_files=str(tmp_path / "in"), separator=" ")
+    assert text_of(prepare(made)) == "a.txt b.txt c.txt test.txt"
+    written(tmp_path / "in/train.txt", "train.txt")
+    refused(
+        tmp_path / "x", replace(made, data=replace(made.data, dir=str(tmp_path / "x/data"))), "train.txt and"
+    )
+    by_glob = replace(made, data=replace(made.data, data_files=str(tmp_path / "in/*.txt")))
+    assert prepare(by_glob).info["documents"] == 5
+    both = {"train": files, "validation": files[0]}
+    with pytest.warns(
+        CharlmWarning, match="splits that are not read: validation; data.validation=validation"
+    ):
+        drawn = prepare(config(tmp_path, "text", data_files=both, validation=0.25))
+    assert drawn.splits["validation"]["documents"] == 1 and drawn.info["documents"] == 4
+
+
+def test_equal_paths_are_read_once(tmp_path):
+    file = written(tmp_path / "a.txt", "abc")
+    os.symlink(file, tmp_path / "link.txt")
+    named = [file, str(tmp_path / "*.txt"), f"{tmp_path}/../{tmp_path.name}/a.txt"]
+    assert text_of(prepare(config(tmp_path, "text", data_files=named))) == "abc"
+
+
+@pytest.mark.parametrize("piece, batch", [(3, 5), (8 << 20, 4 << 20)])
+def test_equal_documents_are_left_out_on_request(tmp_path, piece, batch):
+    """Long ones and short ones, within a split and between two; the one held out keeps its document."""
+    texts = ["a\r\nlong document", "b", "", "a\r\nlong document", "c" * 20, "", "held out", "b", "d", "b"]
+    names = [str(tmp_path / f"{i}.txt") for i in range(len(texts))]
+    for name, text in zip(names, texts, strict=True):
+        written(Path(name), text)
+    held = jsonl(tmp_path / "dev.jsonl", ["x", "held out", "x"])
+    with pieces_of(piece, batch):
+        made = config(tmp_path, "files", data_files=names, validation=held, separator="|", deduplicate=True)
+        corpus = prepare(made)
+        assert text_of(corpus, "train") == "|".join(["a\r\nlong document", "b", "", "c" * 20, "d"])
+        assert text_of(corpus, "validation") == "x|held out"
+        assert corpus.splits["train"]["documents"] == 5 and corpus.info["documents"] == 7
+        assert "  duplicates   6 documents, left out\n" in corpus.report()
+        verify(made)
+        drawn = prepare(config(tmp_path, "text", data_files=names, validation=0.5, deduplicate=True))
+        assert [drawn.splits[s]["documents"] for s in drawn.splits] == [3, 3]
+        file = jsonl(tmp_path / "rows.jsonl", texts)
+        made = config(tmp_path, "json", data_files=file, deduplicate=True, max_characters=57, separator="|")
+        assert text_of(prepare(made)) == "|".join(["a\r\nlong document", "b", "", "c" * 20, "held"])
+
+
+def test_a_folder_with_configurations_for_datasets_is_read_as_they_say(tmp_path):
+    folder = tmp_path / "in"
+    written(folder / "README.md", "---\nconfigs:\n- config_name: x\n  data_files: here/*.txt\n---\n")
+    written(folder / "here/a.txt", "a\r\nb")
+    written(folder / "there.txt", "c")
+    made = config(tmp_path, str(folder))
+    assert bytes_of(prepare(made)) == b"a\r\nb"
+    written(folder / "here/a.txt", "edited")
+    assert bytes_of(prepare(made)) == b"edited"
+
+
+def test_a_pipe_is_read_once_and_identified_by_its_content(tmp_path):
+    pipe, file = tmp_path / "pipe", written(tmp_path / "a.txt", MIXED)
+    os.mkfifo(pipe)
+    threading.Thread(target=pipe.write_bytes, args=(MIXED.encode(),), daemon=True).start()
+    corpus = prepare(config(tmp_path, "files", data_files=str(pipe)))
+    assert text_of(corpus) == MIXED
+    assert folder_of(config(tmp_path, "text", data_files=file)) == corpus.folder
+
+
+def test_files_of_wikiextractor_are_documents_and_a_dump_is_refused(tmp_path):
+    marked = (
+        '<doc id="1" url="u" title="A > b">\nA > b\n\nText.\n\n</doc>\n<doc id="2" title="">\nTwo\n</doc>\n'
+    )
+    written(tmp_path / "in/AA/wiki_00", marked)
+    written(tmp_path / "in/AA/wiki_01.bz2", bz2.compress(marked.replace("Two", "Zwei").encode()))
+    written(tmp_path / "in/AB/wiki_00", '{"id": "3", "text": "Three"}\n')
+    corpus = prepare(config(tmp_path, str(tmp_path / "in"), {"bytes_only": True}, separator="|"))
+    assert bytes_of(corpus) == b"A > b\n\nText.|Two|A > b\n\nText.|Zwei|Three"
+    dump = written(tmp_path / "x/wiki.xml.bz2", bz2.compress(b'<mediawiki xmlns="x">\n<page>'))
+    refused(
+        tmp_path / "x", config(tmp_path / "x", "text", data_files=dump), dump, "WikiExtractor", "wikipedia-en"
+    )
+
+
+def test_a_corpus_that_charlm_0_1_prepared_is_found(tmp_path):
+    """Its folder is named by names, sizes and times of the files, and by the paths as they were written."""
+    file = Path(written(tmp_path / "a.txt", "hello"))
+    made = config(tmp_path, "text", data_files=str(file))
+    fields = (
+        "source name revision split data_files text text_column document separator split_by validation test"
+    )
+    fields = {k: vars(made.data)[k] for k in (*fields.split(), "seed", "max_documents", "max_characters")}
+    content = {"format": {"format": "charlm corpus", "version": 2}, "data": fields, "vocab": vars(made.vocab)}
+    content["files"] = [(file.name, file.stat().st_size, file.stat().st_mtime_ns)]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    old = (
+        os.rename(prepare(made).folder, tmp_path / "data" / f"a-{digest}")
+        or tmp_path / "data" / f"a-{digest}"
+    )
+    assert prepare(made).folder == old
+    os.utime(file, (1, 1))
+    assert folder_of(made) != old
+
+
+def test_digests_of_much_text_are_kept_and_an_edit_in_place_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(charlm.files, "KEPT", 0)
+    file = Path(written(tmp_path / "a.txt", "hello"))
+    made = config(tmp_path, "text", data_files=str(file))
+    (tmp_path / "data").mkdir()
+    first, kept = folder_of(made), tmp_path / "data" / ".digests.json"
+    assert list(json.loads(kept.read_text())) == [str(file)]
+    kept.write_text(kept.read_text().replace('"]', 'x"]'))
+    assert folder_of(made) != first, "computed again"
+    before = file.stat()
+    written(file, "hullo")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    edited = folder_of(made)
+    monkeypatch.setattr(charlm.files, "KEPT", 1 << 20)
+    assert folder_of(made) == edited != first
+
+
 # over http
 
 
@@ -267,7 +478,7 @@ def test_max_characters_counts_characters_of_text_without_separators(tmp_path, m
             if left > 0:
                 kept.append(text[:left].encode())
                 left -= len(text)
-        source = TextSource(([readers.ParquetFile(file, "text")], 0, None))
+        source = TextSource(([readers.ParquetFile(Local(file, file), ["text"])], 0, None))
         source.limit(None, n, by_bytes=False)
         assert documents_of(source) == kept and source.documents == len(kept), n
     corpus = prepare(config(tmp_path, "parquet", data_files=file, max_characters=4))
@@ -406,7 +617,8 @@ def documents_of(source: TextSource, whole_characters: bool = True) -> list[byte
 
 def text_files(folder: Path, contents: list[bytes], document: str = "file") -> TextSource:
     paths = [written(folder / f"{i}.txt", content) for i, content in enumerate(contents)]
-    return TextSource(([readers.TextFiles(paths, document)], 0, None))
+    files, rows = [Local(path, path) for path in paths], Text(DataConfig(document=document))
+    return TextSource(([readers.Records(files, rows)], 0, None))
 
 
 sizes = {"piece": st.integers(1, 13), "batch": st.integers(1, 17)}
@@ -783,7 +995,7 @@ def test_a_process_ended_in_the_middle_leaves_no_corpus_and_the_next_run_works(t
         ("missing.txt", "no such file"),
         ("*.text", "no such file"),
         ("in/*", "matches only folders"),
-        ("in", "matches only folders: name files, as in {}/*"),
+        ("in", "(it is empty); name files, as in {}/*"),
     ],
 )
 def test_patterns_that_match_no_file(tmp_path, source, pattern, reason):
@@ -821,10 +1033,10 @@ def test_a_validation_split_without_a_character(tmp_path):
 
 def test_a_column_that_is_missing_or_not_text(tmp_path):
     file = jsonl(tmp_path / "a.jsonl", ["a", "b"], "body")
-    text = f"not a column of data.source='json', data.data_files='{file}'"
+    text = f"not a column of {file}"
     refused(tmp_path, config(tmp_path, "json", data_files=file), "data.text_column='text'", text, "body, n")
     numbers = config(tmp_path, "json", data_files=file, text_column="n")
-    refused(tmp_path, numbers, "data.text_column='n'", "int64")
+    refused(tmp_path, numbers, f"{file}: line 1: data.text_column='n' holds no text", "data.on_bad_line=skip")
 
 
 def test_a_split_that_is_not_there_lists_the_splits(tmp_path):
@@ -835,13 +1047,18 @@ def test_a_split_that_is_not_there_lists_the_splits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "source, content", [("json", '{"text": "x"'), ("parquet", "no parquet"), ("csv", 'text\n"a,b\n')]
+    "source, content, problem",
+    [
+        ("json", '{"text": "x"', "line 1: not JSON"),
+        ("parquet", "no parquet", "cannot read"),
+        ("csv", 'text\n"a,b\n', "line 2: a quote is not closed"),
+    ],
 )
 @pytest.mark.parametrize("folder", ["in", "offline"])
-def test_a_broken_file_is_named(tmp_path, caplog, source, content, folder):
+def test_a_broken_file_is_named(tmp_path, caplog, source, content, problem, folder):
     """Also where its name looks like an error of the network."""
     file = written(tmp_path / folder / f"connect.{source}", content)
-    message = refused(tmp_path, config(tmp_path, source, data_files=file), file, "cannot read")
+    message = refused(tmp_path, config(tmp_path, source, data_files=file), file, problem)
     assert "reached" not in message
     assert not caplog.records, "reported once, by charlm"
 
@@ -994,8 +1211,8 @@ def test_a_data_dir_of_someone_else(mode):
         assert re.search(rf"refused: {folder}/data/\S+: cannot be written \(Permission denied\)", out), err
 
 
-def test_a_disk_that_fills_up_while_datasets_caches(tmp_path):
-    file = jsonl(tmp_path / "a.jsonl", ["hello" * 20_000])  # text and parquet would be read where they are
+def test_a_disk_that_fills_up_while_an_archive_is_extracted(tmp_path):
+    file = written(tmp_path / "a.jsonl.gz", gzip.compress(json.dumps({"text": "hello" * 20_000}).encode()))
     made = config(tmp_path, "json", data_files=file)
     process = child(made, limited(30_000))
     process.wait()

@@ -79,8 +79,9 @@ def test_columns_that_look_alike(tmp_path):
 
     assert [read(name, "text") for name in tables] == ["one\ntwö"] * 3
     assert read("dotted", "text.en") == "no\nnot" and read("both", "a.text") == "no\nnot"
-    with pytest.raises(CharlmError, match=r"'a\.text' is not a column of .* \(columns: a, text\)"):
-        read("nested", "a.text")
+    assert read("nested", "a.text") == "inner\ninner" and read("nested", "a.b") == "leaf\nleaf"
+    with pytest.raises(CharlmError, match=r"'a\.no' is not a column of .* \(columns: a, text\)"):
+        read("nested", "a.no")
 
 
 def test_two_columns_of_one_name(tmp_path):

@@ -162,6 +162,8 @@ def test_a_file_that_changed_is_another_corpus(doctor, tmp_path):
     prepare(config)
     assert doctor(config)[0] == 0
     os.utime(path, (1, 1))
+    assert doctor(config)[0] == 0
+    path.write_text(MIXED[::-1], encoding="utf-8")
     assert_bad(doctor(config), "corpus", "is not prepared yet")
 
 
