@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from charlm.commands.cli import FIGURES, TERMS, Parser
@@ -72,7 +74,8 @@ def evaluate(argv: list[str]) -> None:
     parser = _run_parser("evaluate", f"{TERMS} {FIGURES}.")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--split", help="split of the run's corpus (default: test)")
-    source.add_argument("--text", metavar="FILE", help="a text file instead of a split")
+    about = "text files, compressed or not, archives, globs or folders, instead of a split"
+    source.add_argument("--text", metavar="PATH", nargs="+", help=about)
     parser.add_argument("--lanes", type=int, help="lanes read in parallel; 1 is the exact single pass")
     parser.add_argument("--context", type=int, help="characters that warm up the carry of a lane")
     parser.add_argument("--max_characters", type=int, help="score only this many symbols, from the start")
@@ -93,31 +96,67 @@ def evaluate(argv: list[str]) -> None:
         raise UsageError(f"--dynamic_{next(iter(adapting))} is for --dynamic: add it")
     if args.dynamic and (args.lanes not in (None, 1) or (args.context and "lanes" not in adapting)):
         raise UsageError("--dynamic reads the text in one lane, without a context, or in --dynamic_lanes N")
+    if args.run is args.config is None and len(args.text or ()) > 1:
+        args.run = args.text.pop()  # --text FILE RUN
+    files = _files(args.text) if args.text else []
+    if args.by_context and len(files) > 1:
+        raise UsageError(f"--by_context is for one text, not for the {len(files):,} of --text")
     model, vocab, config = _load(args)
     from charlm.evaluation import by_context, dynamic, evaluate
 
     settings = dataclasses.replace(config.evaluate, **_given(args, "lanes", "context"))
-    name, ids = _text(args, vocab, config)
-    ids = ids[: args.max_characters]
     score = dynamic.evaluate_dynamic if args.dynamic else evaluate.evaluate
-    figures = score(model, vocab, ids, settings, **adapting)
-    if args.by_context:
-        figures["by_context"] = by_context.by_context(model, vocab, ids, settings)
-    print(json.dumps({"text": name} | figures) if args.json else _figures_text(name, figures))
+    texts = []
+    for name, ids in _encoded(files, vocab) if files else [_split(args, vocab, config)]:
+        ids = ids[: args.max_characters]
+        texts.append({"text": name} | score(model, vocab, ids, settings, **adapting))
+        if args.by_context:
+            texts[-1]["by_context"] = by_context.by_context(model, vocab, ids, settings)
+        if len(files) > 1 and not args.json:
+            print(evaluate.row(texts[-1], heading=len(texts) == 1), flush=True)
+    figures, result = texts[0], texts[0]
+    if len(files) > 1:
+        figures = {"text": "total"} | evaluate.total_of(texts)
+        result = {"texts": texts, "total": figures}
+        if not args.json:
+            print(evaluate.row(figures) + "\n")
+    print(json.dumps(result) if args.json else _figures_text(figures["text"], figures))
 
 
-def _text(args: argparse.Namespace, vocab, config):
-    """(name, ids) of the text to score."""
+def _files(paths: list[str]) -> list[tuple[str, str]]:
+    """(name, path) of each file that --text stands for, without empty ones; a path may be that of a copy."""
+    from charlm.corpus.sources import named_files
+    from charlm.files import local_files
+
+    try:
+        named = {os.path.realpath(file.path): file.path for file, _ in named_files(paths, "text", "--text")}
+        files = local_files([*named.values()])
+    except OSError as error:
+        raise CharlmError(f"--text {error.filename}: {error.strerror}") from error
+    if not (filled := [(file.name, file.path) for file in files if os.path.getsize(file.path)]):
+        raise CharlmError(f"--text {' '.join(paths)}: the file is empty")
+    return [(paths[0], filled[0][1])] if len(paths) == len(files) == 1 else filled
+
+
+def _encoded(files: list[tuple[str, str]], vocab) -> Iterator[tuple]:
+    """(name, ids) of each of these texts of at least 2 symbols."""
+    from charlm.evaluation.evaluate import targets_of
+
+    for name, path in files:
+        try:
+            ids = vocab.encode(Path(path).read_bytes())
+            targets_of(ids)
+        except UnicodeDecodeError as error:
+            raise CharlmError(f"--text {name}: byte {error.start:,} is not UTF-8") from error
+        except CharlmError as error:
+            raise CharlmError(f"--text {name}: {error}") from error
+        yield name, ids
+
+
+def _split(args: argparse.Namespace, vocab, config):
+    """(name, ids) of the split to score."""
     from charlm.training.trained import corpus_of
 
-    if args.text is not None:
-        content = _read_text(args.text)
-        try:
-            return args.text, vocab.encode(content)
-        except UnicodeDecodeError as error:
-            raise CharlmError(f"--text {args.text}: byte {error.start:,} is not UTF-8") from error
-        except CharlmError as error:
-            raise CharlmError(f"--text {args.text}: {error}") from error
     run = Path(config.run_dir if args.config else args.run)
     corpus = corpus_of(run.parent if run.name == "model" else run, config)
     if corpus.vocab != vocab:

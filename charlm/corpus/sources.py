@@ -96,16 +96,16 @@ def files_of(data: DataConfig) -> dict[str, list[File]]:
         splits["train"] = [File(str(path), "text") for path in stdlib_files()]
     elif data.source in BUILDERS and isinstance(data.data_files, dict):
         for split, named in data.data_files.items():
-            splits[split] = [file for file, _ in _found(named, given, "data.data_files")]
+            splits[split] = [file for file, _ in named_files(named, given, "data.data_files")]
     elif data.source in BUILDERS:
-        splits = _by_name([*_found(data.data_files, given, "data.data_files")], describe(data))
+        splits = _by_name([*named_files(data.data_files, given, "data.data_files")], describe(data))
     elif os.path.isdir(data.source):
         splits[""] = [File(p, os.path.relpath(p, data.source)) for p in files_below(data.source)]
     elif re.match(r"[./~]|[^/]*/[^/]*/", data.source):  # not an id of the Hub
         raise CharlmError(f"data.source={data.source!r}: no such file or folder (looked in {Path.cwd()})")
     for part in ("validation", "test"):
         if (path := getattr(data, part)) not in splits and is_path(path, data):
-            splits[path] = [file for file, _ in _found(path, given, f"data.{part}")]
+            splits[path] = [file for file, _ in named_files(path, given, f"data.{part}")]
     return {split: [*{_same(file): file for file in files}.values()] for split, files in splits.items()}
 
 
@@ -165,7 +165,7 @@ def _by_name(found: list[tuple[File, str]], text: str) -> dict[str, list[File]]:
     return splits
 
 
-def _found(patterns: str | list[str], given: str, option: str) -> Iterator[tuple[File, str]]:
+def named_files(patterns: str | list[str], given: str, option: str) -> Iterator[tuple[File, str]]:
     """(file, split by its name) of all files that these paths, globs, folders and URLs name; the split is ''
     outside folders, and where the name has none. given: their format; '' to infer it."""
     for pattern in [patterns] if isinstance(patterns, str) else patterns:

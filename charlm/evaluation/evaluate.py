@@ -142,6 +142,37 @@ def evaluate(
     return figures_of(*sums.tolist()) | {"lanes": lanes, "context": context}
 
 
+def total_of(texts: list[dict]) -> dict:
+    """The figures of several texts together: nats, characters and bytes summed, divided once.
+
+    texts: results of evaluate or evaluate_dynamic. Returns the same keys; the protocol is that of the text
+    with the most lanes.
+    """
+    most = max(texts, key=lambda of: of["lanes"])
+    sums = [sum(of[name] for of in texts) for name in ("symbols", "characters", "bytes")]
+
+    def together(parts: list[dict]) -> dict[str, float]:
+        pairs = zip(parts, texts, strict=True)
+        nats = (part["nats_per_character"] * max(of["characters"], 1) for part, of in pairs)
+        return figures_of(math.fsum(nats), *sums)
+
+    total = together(texts) | {name: most[name] for name in ("lanes", "context")}
+    if "dynamic" in most:
+        adapted = together([of["dynamic"] for of in texts])
+        total["dynamic"] = {name: adapted.get(name, value) for name, value in most["dynamic"].items()}
+    return total
+
+
+def row(of: dict, heading: bool = False) -> str:
+    """The figures of one of several texts in 80 columns; a long name loses its start."""
+    columns = {name: of[name] for name in ("bpc", "bpb")}
+    columns |= {f"dynamic {name}": of["dynamic"][name] for name in columns} if "dynamic" in of else {}
+    width, name = 64 - 12 * len(columns), of["text"]
+    name = name if len(name) < width else f"…{name[2 - width :]}"
+    head = f"{'text':<{width}}{'characters':>16}{''.join(f'{title:>12}' for title in columns)}\n" * heading
+    return f"{head}{name:<{width}}{of['characters']:>16,}{''.join(f'{x:>12.4f}' for x in columns.values())}"
+
+
 @dataclass(frozen=True)
 class Score:
     """The score of a text. The figures are over the characters that were predicted: all of them, or all but

@@ -1,13 +1,17 @@
 """The commands as users type them: what they print, where errors go, and the exit code."""
 
+import bz2
 import contextlib
+import gzip
 import io
 import json
+import lzma
 import shutil
 import signal
 import subprocess
 import sys
 import warnings
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +26,7 @@ from charlm.commands.cli import COMMANDS, FIGURES, main
 from charlm.config.parse import from_dict, to_yaml
 from charlm.corpus.prepared import prepare
 from charlm.errors import CharlmError, CharlmWarning
+from charlm.evaluation.evaluate import figures_of
 from charlm.training.loop import train
 
 
@@ -417,6 +422,50 @@ def test_evaluate_of_a_file_is_evaluate_of_the_same_text(run, finished, tmp_path
     assert of_file == {k: v for k, v in evaluated(run, finished.run_dir).items() if k != "text"}
 
 
+def test_evaluate_of_many_texts_is_a_table_and_a_total_over_all(run, refused, finished, tmp_path):
+    """Compressed, in an archive, by a glob, in a folder, twice: each text once; counts are summed once."""
+    texts = [MIXED[a:b].encode() for a, b in ((0, 40), (40, 300), (300, 1000), (1000, 1500))]
+    folder = tmp_path / ("folder of a long name " * 3)
+    folder.mkdir()
+    packed = {".gz": gzip, ".bz2": bz2, ".xz": lzma}
+    for text, (suffix, by) in zip(texts, packed.items(), strict=False):
+        (folder / f"a.txt{suffix}").write_bytes(by.compress(text))
+    (folder / "b.txt").touch()
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        archive.writestr("deep/c.txt", texts[3])
+    paths = [tmp_path / "z.zip", folder, folder / "*.gz"]
+    for adapting in ([], ["--dynamic", "--dynamic_rate", "0"]):
+        scored = evaluated(run, finished.run_dir, *adapting, "--text", *paths)
+        each = {Path(of["text"]).suffix: of for of in scored["texts"]}
+        assert [*each] == [".txt", ".bz2", ".gz", ".xz"] and each[".txt"]["text"].endswith(
+            "z.zip::deep/c.txt"
+        )
+        for text, suffix in zip(texts, [".gz", ".bz2", ".xz", ".txt"], strict=True):
+            (tmp_path / "one.txt").write_bytes(text)
+            alone = evaluated(run, "--text", tmp_path / "one.txt", finished.run_dir, *adapting)
+            assert alone | {"text": each[suffix]["text"]} == each[suffix]
+        sums = [sum(of[k] for of in scored["texts"]) for k in ("symbols", "characters", "bytes")]
+        nats = sum(of["nats_per_character"] * of["characters"] for of in scored["texts"])
+        expected = figures_of(nats, *sums)
+        assert {k: scored["total"][k] for k in expected} == pytest.approx(expected, rel=1e-12)
+        if adapting:  # at rate 0 the weights stay as they are
+            assert scored["total"]["dynamic"]["bpb"] == pytest.approx(expected["bpb"], rel=1e-6)
+        lines = run("evaluate", finished.run_dir, *adapting, "--text", *paths).splitlines()
+        assert {len(line) for line in lines[:6]} == {80} and lines[3].split()[0].startswith("…")
+        for line, of in zip(lines[1:6], [*scored["texts"], scored["total"]], strict=True):
+            parts = [of, of["dynamic"]] if adapting else [of]
+            figures = [f"{part[k]:.4f}" for part in parts for k in ("bpc", "bpb")]
+            assert line.split()[-1 - len(figures) :] == [f"{of['characters']:,}", *figures]
+        assert lines[7].startswith(f"total: {scored['total']['nats_per_character']:.4f} nats/char")
+    (folder / "a.txt.xz").write_bytes(lzma.compress(texts[2])[:-20])
+    assert "a.txt.xz: cannot be extracted" in refused("evaluate", finished.run_dir, "--text", folder)
+    (folder / "a.txt.xz").write_bytes(lzma.compress(b"good \xff bad"))
+    message = refused("evaluate", finished.run_dir, "--text", folder)
+    assert f"{folder / 'a.txt.xz'}: byte 5 is not UTF-8" in message
+    words = [finished.run_dir, "--by_context", "--text", folder]
+    assert "--by_context is for one text, not for the 3" in refused("evaluate", *words)
+
+
 def test_evaluate_says_its_protocol_and_takes_another(run, finished):
     three = evaluated(run, finished.run_dir)
     one = evaluated(run, finished.run_dir, "--lanes", "1")
@@ -458,9 +507,7 @@ def test_what_evaluate_cannot_read_is_named(refused, finished, closed, tmp_path)
     assert "no split 'tset' (it has train, validation, test)" in refused(
         "evaluate", finished.run_dir, "--split", "tset"
     )
-    assert "gone.txt: No such file or directory" in refused(
-        "evaluate", finished.run_dir, "--text", "gone.txt"
-    )
+    assert "--text='gone.txt': no such file" in refused("evaluate", finished.run_dir, "--text", "gone.txt")
     bad = tmp_path / "bad.txt"
     bad.write_bytes(b"good \xff bad")
     message = refused("evaluate", finished.run_dir, "--text", bad)
