@@ -2,7 +2,6 @@
 
 import bz2
 import codecs
-import glob
 import gzip
 import json
 import os
@@ -15,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path, PurePath
 from shutil import copyfileobj
 from tempfile import NamedTemporaryFile, TemporaryDirectory
@@ -76,7 +76,8 @@ def digests(paths: list[str], folder: str) -> list[str]:
     stats = {path: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for path, s in stats.items()}
     with ThreadPoolExecutor() as pool:
         if sum(size for size, _, _ in stats.values()) < KEPT:
-            return [*pool.map(digest, paths)]
+            groups = (paths[i : i + 32] for i in range(0, len(paths), 32))
+            return [*chain.from_iterable(pool.map(lambda group: [*map(digest, group)], groups))]
         kept, writable = Path(folder) / ".digests.json", os.access(folder, os.W_OK)
         with FileLock(kept.with_suffix(".lock")) if writable else nullcontext():  # one process computes them
             known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
@@ -90,7 +91,10 @@ def digests(paths: list[str], folder: str) -> list[str]:
 
 def files_below(folder: str) -> list[str]:
     """The files of a folder and those below it, sorted, without hidden ones."""
-    paths = glob.glob(os.path.join(glob.escape(folder), "**"), recursive=True)
+    paths = []
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name[0] != "."]
+        paths += [os.path.join(root, name) for name in names if name[0] != "."]
     return sorted(filter(os.path.isfile, paths))
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from filelock import FileLock
 
 from charlm.config.fields import Config
-from charlm.corpus.sources import FORMAT, fingerprint, former_fingerprint
+from charlm.corpus.sources import FORMAT, files_of, fingerprint, former_fingerprint
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError
 
@@ -167,9 +167,10 @@ def _wrapped(title: str, values: list[str]) -> str:
 
 def folder_of(config: Config) -> Path:
     """Where the corpus of a config is, or will be: one place for all names of the same files."""
-    data, found = config.data, fingerprint(config)
+    data, listed = config.data, files_of(config.data)
+    found = fingerprint(config, listed)
     for known in (found, ""):
-        if made := sorted(Path(data.dir).glob(f"*-{known or former_fingerprint(config) or found}")):
+        if made := sorted(Path(data.dir).glob(f"*-{known or former_fingerprint(config, listed) or found}")):
             return made[0]
     name = "-".join(filter(None, [data.source.rsplit("/", 1)[-1], data.name]))
     if data.data_files:

@@ -79,8 +79,8 @@ def stdlib_files() -> list[Path]:
 
 def format_of(path: str) -> str:
     """The format that the suffix of a file, URL or member::archive stands for, compressed or not; or ''."""
-    suffixes = PurePath(path.split("::")[0].split("?")[0]).suffixes
-    suffix = next((s.lower() for s in reversed(suffixes) if s.lower() not in PACKED), "")
+    name = path.split("::")[0].split("?")[0].rpartition("/")[2].lower().lstrip(".")
+    suffix = next((s for part in name.split(".")[:0:-1] if (s := f".{part}") not in PACKED), "")
     return next((name for name, known in SUFFIXES.items() if suffix in known), "")
 
 
@@ -201,10 +201,10 @@ def _in_folder(folder: str, given: str, option: str) -> Iterator[tuple[File, str
         suffixes = ", ".join(chain(*([SUFFIXES[given]] if given else SUFFIXES.values())))
         problem = f"no file of this folder ends in {suffixes} ({holds})"
         raise CharlmError(f"{option}={folder!r}: {problem}; name files, as in {os.path.join(folder, '*')}")
+    split_of = {word: split for split, words in SPLIT_WORDS.items() for word in words}
     for path, found in chosen.items():
         words = re.split(r"[-._/0-9]", path[len(folder) :].lower())
-        splits = (split for word in words for split, known in SPLIT_WORDS.items() if word in known)
-        yield File(path, found), next(splits, "")
+        yield File(path, found), next((split_of[word] for word in words if word in split_of), "")
 
 
 def _format_by_content(path: str) -> str:
@@ -229,10 +229,10 @@ def fingerprinted(data: DataConfig) -> dict:
     return {k: v for k, v in fields.items() if k in _FIELDS or v != vars(DataConfig)[k]}
 
 
-def fingerprint(config: Config) -> str:
+def fingerprint(config: Config, found: dict[str, list[File]] | None = None) -> str:
     """12 hex digits of what decides the content: the vocab section, the data section without the names of
-    local files, and the content of these (for stdlib, names and sizes)."""
-    found = files_of(config.data)
+    local files, and the content of these (for stdlib, names and sizes). found: files_of(config.data)."""
+    found = files_of(config.data) if found is None else found
     data = resolve(config.data, found)
     fields = fingerprinted(data)
     content = {"format": FORMAT, "data": fields, "vocab": asdict(config.vocab)}
@@ -257,13 +257,14 @@ def _hashed(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def former_fingerprint(config: Config) -> str:
+def former_fingerprint(config: Config, found: dict[str, list[File]]) -> str:
     """That of charlm 0.1, with names, sizes and times of local files; '' if it read them otherwise."""
-    found = files_of(config.data) if config.data.source in BUILDERS else {}
+    found = found if config.data.source in BUILDERS else {}
     if not found or resolve(config.data, found) != config.data:
         return ""
-    paths = [Path(f.path) for files in found.values() for f in files if "://" not in f.path]
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    paths = [f.path for files in found.values() for f in files if "://" not in f.path]
+    stats = ((os.path.basename(path), os.stat(path)) for path in paths)
+    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     fields = {"data": fingerprinted(config.data), "vocab": asdict(config.vocab), "files": files}
     return _hashed({"format": FORMAT} | fields)
 

@@ -2,6 +2,7 @@
 
 import bz2
 import contextlib
+import glob
 import gzip
 import hashlib
 import itertools
@@ -42,6 +43,8 @@ from forks import Fork
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import charlm.corpus.prepared
+import charlm.corpus.sources
 import charlm.files
 from charlm.config.fields import Config, DataConfig
 from charlm.config.parse import from_dict, load_config
@@ -1241,3 +1244,25 @@ def test_a_full_cache_of_datasets(tmp_path, mounted, monkeypatch):
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.txt", "hello" * 400_000)
     refused(tmp_path, config(tmp_path, "text", data_files=file), "no space left", f"{disk}", "HF_HOME")
+
+
+def test_a_folder_is_listed_once_to_find_its_corpus_without_what_is_hidden(tmp_path, monkeypatch):
+    """Links are followed, also one that leads round in a circle; each file is read once."""
+    for name in ("b.txt", "a/c.TXT.gz", ".hidden.txt", "a/.hidden/d.txt"):
+        written(tmp_path / "text" / name, name)
+    (tmp_path / "text" / "a" / "up").symlink_to("..")
+    (tmp_path / "text" / "gone.txt").symlink_to("nowhere")
+    listed = []
+
+    def files_below(folder):
+        listed.append(charlm.files.files_below(folder))
+        return listed[-1]
+
+    monkeypatch.setattr(charlm.corpus.sources, "files_below", files_below)
+    data = config(tmp_path, "text", data_files=str(tmp_path / "text"))
+    charlm.corpus.prepared.folder_of(data)
+    assert len(listed) == 1
+    pattern = glob.escape(str(tmp_path / "text"))
+    assert listed[0] == sorted(filter(os.path.isfile, glob.glob(f"{pattern}/**", recursive=True)))
+    files = charlm.corpus.sources.files_of(data.data)["train"]
+    assert [os.path.basename(file.path) for file in files] == ["c.TXT.gz", "b.txt"]
