@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path, PurePath
 from shutil import copyfileobj
 from tempfile import NamedTemporaryFile, TemporaryDirectory
+from zipfile import ZipFile, is_zipfile
 
 import xxhash
 from filelock import FileLock
@@ -140,6 +141,23 @@ class Local:
 
     path: str
     name: str
+
+
+def refuse_dump(path: str) -> None:
+    """Raise CharlmError for a dump of a wiki as XML."""
+    named = re.search(r"\.xml(\.(bz2|gz))?$", path)
+    if named and (b"<mediawiki" in head_of(path) if "://" not in path else "-pages-" in path):
+        way = "read wikimedia/wikipedia from the Hub (--config wikipedia-en)"
+        other = "or run WikiExtractor and name the folder it writes"
+        raise CharlmError(f"{path}: a dump of a wiki, XML with markup. For its text, {way}, {other}")
+
+
+def names_in_zip(path: str) -> list[str]:
+    """The names of the files in a zip archive; none for another file."""
+    if not is_zipfile(path):
+        return []
+    with ZipFile(path) as archive:
+        return [member.filename for member in archive.infolist() if not member.is_dir()]
 
 
 def local_files(paths: list[str], encoding: str = "utf-8") -> list[Local]:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from charlm.config.fields import BUILDERS, WITHOUT_EFFECT, Config, DataConfig
 from charlm.errors import CharlmError
-from charlm.files import copy_of_pipe, digests, files_below, head_of
+from charlm.files import copy_of_pipe, digests, files_below, head_of, names_in_zip, refuse_dump
 
 SPLITS = ("train", "validation", "test")
 FORMAT = {"format": "charlm corpus", "version": 2}
@@ -184,9 +184,9 @@ def named_files(patterns: str | list[str], given: str, option: str) -> Iterator[
             reason = folders if matches else f": no such file (looked in {Path.cwd()})"
             raise CharlmError(f"{option}={pattern!r}{reason}")
         for path in paths:
-            _refuse_dump(path)
+            refuse_dump(path)
             name = member + mark + path
-            yield File(name, given or _format_by_content(name) or format_of(name) or "text"), ""
+            yield File(name, given or _format_by_content(name) or format_of(name) or _format_in_zip(name)), ""
 
 
 def _in_folder(folder: str, given: str, option: str) -> Iterator[tuple[File, str]]:
@@ -214,13 +214,16 @@ def _format_by_content(path: str) -> str:
     return {b"{": "json", b"<": "wikiextractor"}.get(head_of(path)[:1], "")
 
 
-def _refuse_dump(path: str) -> None:
-    """Raise CharlmError for a dump of a wiki as XML."""
-    named = re.search(r"\.xml(\.(bz2|gz))?$", path)
-    if named and (b"<mediawiki" in head_of(path) if "://" not in path else "-pages-" in path):
-        way = "read wikimedia/wikipedia from the Hub (--config wikipedia-en)"
-        other = "or run WikiExtractor and name the folder it writes"
-        raise CharlmError(f"{path}: a dump of a wiki, XML with markup. For its text, {way}, {other}")
+def _format_in_zip(path: str) -> str:
+    """The format of the files in a zip archive, else text. CharlmError for several, or several splits."""
+    names = names_in_zip(path) if os.path.isfile(path) else []
+    formats = {format_of(name) for name in names} - {""} or {"text"}
+    words = {word for name in names for word in re.split(r"[-._/0-9]", name.lower())}
+    splits = [split for split, known in SPLIT_WORDS.items() if words & {*known}]
+    if len(formats) > 1 or ("train" in splits and len(splits) > 1):
+        several = " and ".join(sorted(formats) if len(formats) > 1 else splits)
+        raise CharlmError(f"{path}: holds files of {several}: unpack it, and name the folder")
+    return formats.pop()
 
 
 def fingerprinted(data: DataConfig) -> dict:

@@ -51,7 +51,7 @@ from charlm.config.parse import from_dict, load_config
 from charlm.corpus import readers
 from charlm.corpus.batches import TextSource, utf8_of
 from charlm.corpus.prepared import Corpus, folder_of, prepare, verify
-from charlm.corpus.sources import fingerprint, stdlib_files
+from charlm.corpus.sources import files_of, fingerprint, stdlib_files
 from charlm.corpus.texts import Text
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.files import Local
@@ -1266,3 +1266,24 @@ def test_a_folder_is_listed_once_to_find_its_corpus_without_what_is_hidden(tmp_p
     assert listed[0] == sorted(filter(os.path.isfile, glob.glob(f"{pattern}/**", recursive=True)))
     files = charlm.corpus.sources.files_of(data.data)["train"]
     assert [os.path.basename(file.path) for file in files] == ["c.TXT.gz", "b.txt"]
+
+
+@pytest.mark.parametrize(
+    "members, expected",
+    [
+        ({"a.jsonl": '{"text": "one"}\n{"text": "two"}\n', "b/c.jsonl": '{"text": "three"}\n'}, "json"),
+        ({"a.txt": "one\n", "b.md": "two\n"}, "text"),
+        ({"a.txt": "one\n", "b.jsonl": '{"text": "two"}\n'}, "holds files of json and text: unpack it"),
+        ({"train.txt": "one\n", "test.txt": "two\n"}, "holds files of train and test: unpack it"),
+    ],
+)
+def test_the_format_of_a_zip_is_that_of_its_files(tmp_path, members, expected):
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+    data = from_dict({"data": {"data_files": str(tmp_path / "z.zip")}}).data
+    if expected in ("json", "text"):
+        assert [file.format for file in files_of(data)["train"]] == [expected]
+    else:
+        with pytest.raises(CharlmError, match=f"z.zip: {expected}"):
+            files_of(data)
