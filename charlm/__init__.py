@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
 __version__ = "0.1.0"
 
 # Threads that wait for each other soon sleep. By default they keep their cores busy, and beside other work
-# take them from the threads they wait for: training becomes 30 times slower. OpenMP reads it with torch.
+# take them from the threads they wait for: training is up to 30 times slower. OpenMP reads it with torch.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _HOME = {

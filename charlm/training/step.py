@@ -80,10 +80,8 @@ class Step:
             losses.append(loss.detach())
             carries.append(after)
         if slices > 1:
-            loss, after = (
-                torch.stack(losses).sum(),
-                tuple(torch.cat(c, 1) for c in zip(*carries, strict=True)),
-            )
+            loss = torch.stack(losses).sum()
+            after = tuple(torch.cat(c, 1) for c in zip(*carries, strict=True))
         if not self.distributed:
             return loss.detach(), None, self._clip(), after
         flat = torch.cat([p.grad.flatten() for p in self._with_gradient()])
@@ -114,7 +112,7 @@ def records_steps(config: Config, accelerator: Accelerator) -> bool:
     """True if steps are recorded as a CUDA graph: train.cuda_graph, or by default wherever it is possible.
     Raises CharlmError for train.cuda_graph=True where it is not."""
     if config.train.cuda_graph and accelerator.scaler is not None:
-        raise CharlmError("train.cuda_graph=True: does not work in fp16; train.precision=bf16 is as fast")
+        raise CharlmError("train.cuda_graph=True: does not work in fp16; set null, or train.precision=bf16")
     if config.train.cuda_graph is None:
         return accelerator.scaler is None and accelerator.device.type == "cuda"
     return config.train.cuda_graph
