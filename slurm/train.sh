@@ -53,8 +53,11 @@ rc=$?
 
 read -r status step < <(ended)
 say "ended with $rc: ${status:-no status}, step ${step:-0}"
-if [ "$status" != interrupted ]; then exit "$rc"; fi
-if [ "$step" -le "${before:--1}" ]; then
+if [ "$rc" = 138 ] && [[ $status =~ ^(interrupted|running|)$ ]]; then # 128 + USR1: env itself was ended by it
+  say "a signal came before a process could hold it back"
+elif [ "$status" != interrupted ]; then
+  exit "$rc"
+elif [ "$step" -le "${before:--1}" ]; then
   say "not put back into the queue: it got no further than step $before before it had to stop"
   exit $((rc ? rc : 1))
 fi

@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.skipif(missing() is not None, reaso
 
 ONE = ("--nodes=1", "--gpus-per-node=1", "--ntasks-per-node=1", "--cpus-per-task=1")
 TWO = ("--nodes=2", *ONE[1:])
+EARLY = "a signal came before a process could hold it back"
 # Long enough to be interrupted; a step takes about a millisecond.
 LONG = {"model": {"hidden_size": 48}, "train": {"steps": 10_000_000, "bptt": 24}, "log": {"every": 100}}
 
@@ -149,12 +150,30 @@ def test_signals_from_the_first_moment_on_and_again_and_again_requeue_the_job(de
         return int(desk.restarts(job)) >= 1
 
     desk.until(job, signalled_until_requeued)
+    desk.until(job, lambda: steps_of(config.run_dir))
     step = steps_of(config.run_dir)[-1]
     config_file(changed(config, train={"steps": step + 50}))
     log = desk.ended(job)
     restarts = int(desk.restarts(job))  # one signal more may reach the job that has started again
-    assert log.count("back into the queue") == log.count("stopped at step") == restarts
-    assert log.count(f"resumed {config.run_dir} at step") == restarts and "done: " in log
+    early = log.count(EARLY)  # or one that nothing could hold back yet
+    assert log.count("back into the queue") == log.count("stopped at step") + early == restarts
+    assert log.count(f"resumed {config.run_dir} at step") <= restarts and "done: " in log
+
+
+def test_a_signal_before_it_can_be_held_back_requeues_the_job(desk, tmp_path):
+    """The milliseconds until env holds it back are a second here, at the first start of the first process."""
+    slow, mark = tmp_path / "bin" / "env", tmp_path / "mark"
+    slow.parent.mkdir()
+    wait = f'[ "$SLURM_PROCID" = 0 ] && [ $# -gt 2 ] && mkdir {mark} 2>/dev/null && sleep 5'
+    slow.write_text(f'#!/bin/bash\n{wait}\nexec /usr/bin/env "$@"\n', encoding="utf-8")
+    slow.chmod(0o755)
+    desk.env["PATH"] = f"{slow.parent}:{desk.env['PATH']}"
+    config = small(tmp_path / "run", train={"steps": 20})
+    job = desk.sbatch(*TWO, "slurm/train.sh", "--config", config_file(config))
+    desk.until(job, mark.exists)
+    desk.cluster("scancel", "--signal=USR1", job)
+    log = desk.ended(job)
+    assert log.count(EARLY) == 1 and desk.restarts(job) == "1" and "done: 20 steps" in log
 
 
 def test_the_time_limit_is_survived(desk, tmp_path):
