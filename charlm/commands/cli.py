@@ -117,7 +117,7 @@ def _exit(code: int, message: str) -> None:
     wandb in it for the network. A thread of torch's process group that frees a tensor meanwhile aborts the
     process (DistributedDataParallel keeps them): on a busy machine one run in 25 ended so.
     """
-    if code == 130 or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if code == 130 or os.environ.get("WORLD_SIZE", "1") != "1":
         with suppress(OSError, ValueError):
             if message:
                 print(message, file=sys.stderr, flush=True)

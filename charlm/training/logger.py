@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import netrc
 import os
@@ -14,12 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 
+from accelerate import PartialState
 from tqdm import tqdm
 
 from charlm.config.fields import Config
 from charlm.config.parse import flatten
 from charlm.errors import CharlmError
 from charlm.files import replace
+
+
+def _leave_others() -> None:
+    """End the group of this run's processes."""
+    PartialState().destroy_process_group()
 
 
 def read_records(lines: Iterable[bytes]) -> Iterator[dict]:
@@ -182,8 +189,10 @@ class Logger:
         if self.run is not None and not at_once:
             with self._wandb_may_fail():
                 self._finish_wandb(failed)
-        if not failed:  # otherwise other processes may hang in the process group
-            self.accelerator.state.destroy_process_group()
+        # When Python ends, for another run may follow. After a failure others may hang in the process group.
+        atexit.unregister(_leave_others)
+        if not failed:
+            atexit.register(_leave_others)
 
     def _finish_wandb(self, failed: bool) -> None:
         folder, started = Path(self.run.dir).parent, time.monotonic()

@@ -40,7 +40,7 @@ def train(
     """
     started = time.perf_counter()
     handled = Stop() if stop is None else nullcontext(stop)
-    with handled as stop, Run(config, quiet) as run, keep_freed_memory(run.device):
+    with handled as stop, Run(config, quiet, stop) as run, keep_freed_memory(run.device):
         stop.max_hours = config.train.max_hours
         setup = set_up(config, run.accelerator, run.say)
         state = resume_or_start(run, setup)

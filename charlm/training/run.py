@@ -28,7 +28,7 @@ from charlm.training.lanes import Position
 from charlm.training.logger import Logger
 from charlm.training.optimizer import averaged
 from charlm.training.setup import Setup, make_accelerator
-from charlm.training.signals import Watchdog
+from charlm.training.signals import Stop, Watchdog
 from charlm.training.step import records_steps
 
 _LOST = r"gloo|NCCL|Connection (closed|reset)|ProcessGroup|TCPStore"  # in errors of torch.distributed
@@ -106,13 +106,13 @@ class Clock:
 class Run:
     """The run of a config, on this process. Within it the run directory is locked."""
 
-    def __init__(self, config: Config, quiet: bool = False):
+    def __init__(self, config: Config, quiet: bool, stop: Stop):
         self.config, self.dir = config, Path(config.run_dir)
         self.state, self.clock = State(), Clock()
         self._written: Future | None = None  # of the checkpoint that a thread writes
         self._begun = self.in_loop = False  # before it has begun, a failure leaves an earlier status
         self._threads, self._lock = torch.get_num_threads(), FileLock(self.dir / ".lock")
-        self.watchdog = Watchdog(config.train.stall_minutes, self._lost)
+        self.watchdog = Watchdog(config.train.stall_minutes, self._lost, stop)
         self.watchdog.watch(self._progress)  # also while the processes connect: one may fail to
         with self.watchdog.unless_error():
             self.accelerator = make_accelerator(config, patient=not self.watchdog.alone)

@@ -3,6 +3,7 @@ processes of the run that do not respond."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -57,11 +58,25 @@ class Stop:
             signal.signal(number, handler)
 
 
+def from_launcher(name: str, default: int) -> int:
+    """A number that a launcher puts into the environment. Raises CharlmError if it is none."""
+    value = os.environ.get(name, default)
+    try:
+        return int(value)
+    except ValueError:
+        raise CharlmError(
+            f"{name}={value}: must be a whole number; the launcher of the processes sets it"
+        ) from None
+
+
 def _answers(address: str, port: int) -> bool:
     """Whether something listens there."""
     with suppress(OSError), socket.create_connection((address, port), timeout=5.0):
         return True
     return False
+
+
+_runs = itertools.count()  # of this process, one after the other
 
 
 class Watchdog:
@@ -72,49 +87,57 @@ class Watchdog:
     reads those of the others there.
     """
 
-    def __init__(self, minutes: float, lost: Callable[[str], str]):
+    def __init__(self, minutes: float, lost: Callable[[str], str], stop: Stop):
         """Meet the other processes, which the environment of a launcher describes. Raises CharlmError, naming
-        those that are missing after so many minutes. lost(problem) → message is called before an end."""
+        those that are missing after so many minutes or at a SIGTERM that stop heeds. lost(problem) → message
+        is called before an end."""
         from torch.distributed import PrefixStore, TCPStore  # slow to import
 
         self.lost = lost
         self.seconds, self.host, self._end = 60 * minutes, socket.gethostname(), threading.Event()
-        self.rank, self.world = (int(os.environ.get(k, n)) for k, n in (("RANK", 0), ("WORLD_SIZE", 1)))
-        address, port = os.environ.get("MASTER_ADDR"), int(os.environ.get("MASTER_PORT", 0))
+        self.rank, self.world = from_launcher("RANK", 0), from_launcher("WORLD_SIZE", 1)
+        address, port = os.environ.get("MASTER_ADDR"), from_launcher("MASTER_PORT", 0)
         self.alone = self.world == 1
         if not self.alone and not (address and port):
             needed = "MASTER_ADDR and MASTER_PORT must name the host of process 0 and a free port there"
             raise CharlmError(f"WORLD_SIZE={self.world}: {needed}, in all processes (a launcher sets them)")
-        self._renewing: threading.Thread | None = None
+        self._renewing, self._storeless = None, False
         if self.alone:
             return
         # Under torchrun the launcher holds the store, else the first process.
         first = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         options = {"is_master": first, "wait_for_workers": False, "multi_tenant": True}
         missing, until = "", time.monotonic() + self.seconds
+        in_use = f"MASTER_PORT={port}: is in use on {self.host}, perhaps by another run; name another one"
+
+        def wait() -> None:
+            if time.monotonic() > until or stop.reason == "SIGTERM":
+                raise TimeoutError
+            time.sleep(0.05)
+
         try:
-            while not first and not _answers(address, port):  # TCPStore would wait, too, but deaf to Ctrl-C
+            while not first and not _answers(address, port):  # TCPStore would wait, too, but deaf to signals
                 missing = f"missing: process 0, for {address}:{port} does not answer"
-                if time.monotonic() > until:
-                    raise TimeoutError
-                time.sleep(0.1)
+                wait()
             missing = ""
             store = TCPStore(address, port, timeout=timedelta(seconds=self.seconds), **options)
-            self.store = PrefixStore(f"charlm {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+            start = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}.{next(_runs)}"
+            self.store = PrefixStore(f"charlm {start}", store)
+            if self.store.add(f"process {self.rank}", 1) > 1:
+                raise CharlmError(f"process {self.rank} is here already: {in_use} for each run")
             self.store.set(f"host {self.rank}", self.host)
             while absent := [r for r in range(self.world) if not self.store.check([f"host {r}"])]:
                 missing = f"missing: process {', '.join(map(str, absent))}"
-                if time.monotonic() > until:
-                    raise TimeoutError
-                time.sleep(0.05)
+                wait()
             self.hosts = [self.store.get(f"host {r}").decode() for r in range(self.world)]
         except (RuntimeError, TimeoutError) as error:
             if "EADDRINUSE" in str(error):
-                used = f"MASTER_PORT={port}: is in use on {self.host}, perhaps by another run"
-                raise CharlmError(f"{used}; name another one for all processes") from error
+                raise CharlmError(f"{in_use} for all processes") from error
+            here = f"process {self.rank} on {self.host}"
+            if stop.reason == "SIGTERM":
+                raise CharlmError(f"{here}: SIGTERM while it waited; {missing}") from error
             problem = f"not all {self.world} processes started in {minutes:g} minutes (train.stall_minutes)"
-            missing = missing or str(error).splitlines()[0]
-            raise CharlmError(lost(f"process {self.rank} on {self.host}: {problem}; {missing}")) from error
+            raise CharlmError(lost(f"{here}: {problem}; {missing or str(error).splitlines()[0]}")) from error
 
     def watch(self, progress: Callable[[], tuple[int, bool]]) -> None:
         """Start to watch. progress() → (step, True while this process does something else than steps)."""
@@ -143,7 +166,7 @@ class Watchdog:
     def _renew(self, progress: Callable) -> None:
         """Write the sign of this process and read all. Hangs with the process that holds the store."""
         beat = 0
-        with suppress(RuntimeError):  # that process has ended
+        try:
             while not self._end.is_set():
                 beat += 1
                 self.store.set(f"sign {self.rank}", f"{beat} {progress()[1]:d}")
@@ -155,6 +178,8 @@ class Watchdog:
                 self._end.wait(min(self.seconds / 10, 5.0))
             if self._done:
                 self.store.set(f"sign {self.rank}", "end")
+        except RuntimeError:  # that process has ended; if the whole run has, this one does soon
+            self._storeless = not self._end.wait(10.0)
 
     def _watch(self, progress: Callable) -> None:
         every, now = min(self.seconds / 10, 5.0), time.monotonic()
@@ -168,7 +193,9 @@ class Watchdog:
             current, busy = progress()
             if current != step or busy or any(not sign.endswith(b" 0") for sign, _ in others.values()):
                 longest, step, stepped = max(longest, now - stepped), current, now
-            if silent:
+            if self._storeless:
+                problem = "process 0, or the launcher, has ended"
+            elif silent:
                 holder = now - self._signs[self.rank][1] > self.seconds  # of the store: nothing comes through
                 names = ", ".join(f"process {r} on {self.hosts[r]}" for r in silent[: 1 if holder else None])
                 problem = f"{names} has not responded for {now - others[silent[0]][1]:.0f} s"

@@ -404,16 +404,17 @@ def test_one_that_fails_before_they_connect_ends_the_others(tmp_path):
     assert f"process 1 on {socket.gethostname()} has not responded for " in said[0]
 
 
-def test_one_that_waits_for_the_first_heeds_ctrl_c(tmp_path):
+@pytest.mark.parametrize("asked, code, missing", [("SIGINT", 130, ""), ("SIGTERM", 1, "missing: process 0")])
+def test_one_that_waits_for_the_first_heeds_a_signal(tmp_path, asked, code, missing):
     ranks = ranks_of(stalling(tmp_path, stall_minutes=10.0))
     ranks[0].kill()
     time.sleep(3.0)
     for _ in range(20):  # it comes while Python still imports, or while the process waits
-        ranks[1].send_signal(signal.SIGINT)
+        ranks[1].send_signal(signal.Signals[asked])
         time.sleep(1.0)
         if ranks[1].poll() is not None:
             break
-    assert ranks[1].returncode == 130
+    assert ranks[1].returncode == code and missing in ranks[1].communicate()[0]
 
 
 def test_a_second_run_on_the_same_port_leaves_the_status_of_the_first(tmp_path):
@@ -431,6 +432,56 @@ def test_a_second_run_on_the_same_port_leaves_the_status_of_the_first(tmp_path):
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": "0"}
         said, _ = start(config, LOCAL_RANK="0", **place).communicate(timeout=60)
     assert f"MASTER_PORT={port}: is in use on " in said and status(config.run_dir) == before
+
+
+def test_the_first_one_killed_while_it_prepares_ends_the_others(tmp_path):
+    """No launcher ends them, and they have no connection to it but the store."""
+    config = stalling(tmp_path, stall_minutes=10.0)
+    slow = "import charlm.training.setup as s, os, time; os.chdir({!r}); "
+    slow += "s.prepare = lambda _: open('on', 'w') and time.sleep(600)"
+    ranks = ranks_of(config, before=(slow.format(str(tmp_path)), ""))
+    while not (tmp_path / "on").exists():
+        assert all(rank.poll(0.1) is None for rank in ranks)
+    ranks[0].kill()
+    said, _ = ranks[1].communicate(timeout=120)
+    assert ranks[1].returncode == 1 and "process 0, or the launcher, has ended" in said
+
+
+TWICE = """
+import sys
+from charlm.config.parse import load_config
+from charlm.training.loop import train
+
+for name in ("one", "two"):
+    summary = train(load_config(sys.argv[1], f"run_dir={sys.argv[2]}/{name}"))
+    print(name, summary.status)
+"""
+
+
+def test_one_script_trains_twice(tmp_path):
+    script = tmp_path / "twice.py"
+    script.write_text(TWICE, encoding="utf-8")
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    told = launched(launcher, script, config_file(small(tmp_path / "run")), tmp_path)
+    assert told.count("one done") == told.count("two done") == 2
+    assert losses(tmp_path / "one") == losses(tmp_path / "two") != []
+
+
+def test_two_runs_with_one_port_are_kept_apart(tmp_path):
+    """Of the second run only process 1 comes: it would take the place of the first run's."""
+    config = stalling(tmp_path, stall_minutes=10.0)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    first = start(config, RANK="0", LOCAL_RANK="0", **place)
+    place |= {"RANK": "1", "LOCAL_RANK": "1"}
+    ranks = [first, start(config, **place)]
+    until_trained(config)
+    said, _ = start(small(tmp_path / "other"), **place).communicate(timeout=60)
+    for rank in ranks:
+        rank.kill()
+    assert f"process 1 is here already: MASTER_PORT={place['MASTER_PORT']}: is in use on " in said
+    said, _ = start(small(tmp_path / "other"), **place | {"WORLD_SIZE": "two"}).communicate(timeout=60)
+    assert "charlm: error: WORLD_SIZE=two: must be a whole number" in said
 
 
 CAUGHT = """
