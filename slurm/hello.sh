@@ -16,7 +16,8 @@
 cd "$SLURM_SUBMIT_DIR" || exit
 run=runs/$SLURM_JOB_NAME-$SLURM_JOB_ID
 options=(--config hello --run_dir "$run" --data.dir "$run/data")
-options+=(--train.batch_size "$SLURM_NTASKS" --data.text "$(printf 'hello%.0s' $(seq "$SLURM_NTASKS"))")
+lanes=$((${SLURM_GPUS_ON_NODE:-0} ? SLURM_GPUS_ON_NODE * SLURM_NNODES : SLURM_NTASKS)) # as many as processes
+options+=(--train.batch_size "$lanes" --data.text "$(printf 'hello%.0s' $(seq "$lanes"))")
 if [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
   srun --label --gpu-bind=none bash -c '
     source slurm/cluster.sh && python -c "

@@ -2,11 +2,11 @@
 # Train on one node or many until it is done, over as many time limits and preemptions as that takes:
 #
 #   sbatch slurm/train.sh --config wikipedia-en
-#   sbatch --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 slurm/train.sh --config wikipedia-en
+#   sbatch --nodes=4 --gpus-per-node=8 slurm/train.sh --config wikipedia-en
 #
 # Left of the script are slurm's options, right of it those of `charlm train`. One task is one process: as many
-# tasks per node as GPUs. Before the time limit slurm sends USR1; the run saves itself, and this script puts the
-# job back into the queue, under the same id and with the same log. A crash is not put back.
+# per node as the job got GPUs there. Before the time limit slurm sends USR1; the run saves itself, and this
+# script puts the job back into the queue, under the same id and with the same log. A crash is not put back.
 #SBATCH --job-name=charlm
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=4
@@ -31,17 +31,22 @@ run_dir=$(charlm train "$@" --print_config | sed -n "s/^run_dir: //p" | tr -d "'
 read -r _ before < <(ended)
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=${WANDB_MODE:-offline} # no internet on compute nodes
 export CHARLM_DEBUG=${CHARLM_DEBUG:-1} # where an error comes from: it may not come again
 
-say "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, $SLURM_NTASKS process(es) on $SLURM_JOB_NODELIST, $run_dir"
+tasks=$SLURM_NTASKS cpus=${SLURM_CPUS_PER_TASK:-1} gpus=${SLURM_GPUS_ON_NODE:-0} layout=()
+if [ "$gpus" != 0 ] && [ "$((gpus * SLURM_NNODES))" != "$tasks" ]; then # the script's options are for four
+  cpus=$((SLURM_CPUS_ON_NODE < gpus ? 1 : SLURM_CPUS_ON_NODE / gpus)) tasks=$((gpus * SLURM_NNODES))
+  layout=(--nodes="$SLURM_NNODES" --ntasks="$tasks" --ntasks-per-node="$gpus")
+fi
+say "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, $tasks process(es) on $SLURM_JOB_NODELIST, $run_dir"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus}
 # Every task is the Python process itself, for a signal reaches no further than that. Until Python listens,
 # signals are held back; where env cannot do that (before coreutils 8.31) they are ignored, for they would end it.
 hold=(env "--block-signal=USR1,TERM")
 "${hold[@]}" true 2>/dev/null || hold=()
 # shellcheck disable=SC2016
-srun --kill-on-bad-exit=1 --gpu-bind=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${hold[@]}" bash -c '
+srun --kill-on-bad-exit=1 --gpu-bind=none --cpus-per-task="$cpus" "${layout[@]}" "${hold[@]}" bash -c '
   [ "$0" = held ] || trap "" USR1 TERM
   [ "$SLURM_NTASKS" = 1 ] || export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
   exec charlm train "$@"' "${hold:+held}" "$@" &

@@ -8,7 +8,7 @@ from charlm.config.model_fields import ModelConfig
 
 BUILDERS = checks.BUILDERS
 WITHOUT_EFFECT = (  # on the corpus and on what a step computes; the fields set by model.size have one
-    *("run_dir", "data.dir", "data.streaming", "data.workers", "model.size"),
+    *("run_dir", "data.dir", "data.scratch", "data.streaming", "data.workers", "model.size"),
     *("train.max_hours", "train.accumulate", "train.threads", "train.cuda_graph", "train.stall_minutes"),
 )
 
@@ -77,6 +77,8 @@ class DataConfig(checks.Section):
     """Threads that prepare the text; null: one per core. The result is the same."""
     dir: str = "data"
     """Folder of the prepared corpora."""
+    scratch: str | None = None
+    """Folder on a disk of each node, such as $TMPDIR: ids are copied there once, and read there."""
 
 
 @dataclass

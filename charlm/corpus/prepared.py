@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 import textwrap
@@ -45,7 +46,7 @@ class Corpus:
 
     def __init__(self, folder: str | Path):
         """Raises CharlmError when the folder is not a complete prepared corpus."""
-        self.folder = Path(folder)
+        self.folder = self.ids_folder = Path(folder)
         try:
             self.info = json.loads((self.folder / "corpus.json").read_text(encoding="utf-8"))
             if {k: self.info[k] for k in FORMAT} != FORMAT:
@@ -62,7 +63,7 @@ class Corpus:
         corpus does not have, or whose file is damaged."""
         if split not in self.splits:
             raise CharlmError(f"{self.folder} has no split {split!r} (it has {', '.join(self.splits)})")
-        path, symbols = self.folder / f"{split}.npy", self.splits[split]["symbols"]
+        path, symbols = self.ids_folder / f"{split}.npy", self.splits[split]["symbols"]
         try:
             ids = np.load(path, mmap_mode="c")  # private pages: torch requires them writable
         except (OSError, ValueError, EOFError) as error:
@@ -71,6 +72,22 @@ class Corpus:
             found, expected = f"{ids.dtype}{list(ids.shape)}", f"{self.vocab.dtype}[{symbols}]"
             raise self._damaged(path, f"holds {found} instead of {expected} of corpus.json")
         return ids
+
+    def copy_ids(self, scratch: str, here: bool) -> None:
+        """Read the ids from a folder of this node; here: this process copies what is not there yet. Variables
+        such as $TMPDIR are expanded. Raises CharlmError if the folder cannot be written."""
+        self.ids_folder = folder = Path(os.path.expandvars(scratch)).expanduser() / self.folder.name
+        if "$" in str(folder):
+            raise CharlmError(f"data.scratch={scratch!r}: this variable is not set here")
+        try:
+            for split in self.splits if here else ():
+                path, own = folder / f"{split}.npy", self.folder / f"{split}.npy"
+                if not path.exists() or path.stat().st_size != own.stat().st_size:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(own, path.with_suffix(".partial"))
+                    os.replace(path.with_suffix(".partial"), path)
+        except OSError as error:
+            raise CharlmError(f"data.scratch={scratch!r}: {folder}: {error.strerror}") from error
 
     def _damaged(self, path: Path, problem: str) -> CharlmError:
         return CharlmError(f"{path}: {problem}; delete {self.folder} to prepare again")

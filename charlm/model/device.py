@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import resource
+import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+import psutil
 import torch
 from torch import Tensor, nn
+
+from charlm.errors import CharlmError
+
+with suppress(ImportError):  # Windows
+    import resource
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # options of mallopt, in glibc's malloc.h
 _depth = 0
@@ -32,6 +39,19 @@ def keep(yes: bool) -> None:
         if not yes:
             libc.mallopt(_MMAP_THRESHOLD, 32 << 20)
             libc.malloc_trim(0)
+
+
+def has_gpu() -> bool:
+    """Whether there is an NVIDIA GPU to use; ACCELERATE_USE_CPU=true: none. Raises CharlmError in a job of
+    slurm that was given GPUs of which torch sees none, for on a CPU it would last for weeks."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+        return False
+    given = os.environ.get("SLURM_GPUS_ON_NODE", "0")
+    if torch.cuda.is_available() or given == "0":
+        return torch.cuda.is_available()
+    problem = f"SLURM_GPUS_ON_NODE={given}, but torch {torch.__version__} sees no GPU"
+    advice = "install a build of torch for the node's CUDA driver, or ask slurm for none (--gpus-per-node=0)"
+    raise CharlmError(f"{problem}; {advice}; ACCELERATE_USE_CPU=true trains on the CPUs nevertheless")
 
 
 @contextmanager
@@ -118,4 +138,6 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: of the GPU's allocator, or of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if "resource" in globals():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return getattr(psutil.Process().memory_info(), "peak_wset", 0)

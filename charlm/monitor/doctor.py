@@ -82,8 +82,10 @@ class Doctor:
 
     def devices(self) -> None:
         """Versions, the device, cuDNN's kernels, lanes per process."""
-        versions = f"charlm {__version__}, torch {torch.__version__}, accelerate {accelerate.__version__}"
-        self.report("versions", f"{versions}, Python {platform.python_version()}")
+        build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        versions = f"charlm {__version__}, torch {torch.__version__} ({build})"
+        others = f"accelerate {accelerate.__version__}, Python {platform.python_version()}"
+        self.report("versions", f"{versions}, {others}")
         batch, train = self.config.train.batch_size, self.config.train
         device = f"{self.world} process(es) on {self.device.type}"
         if self.device.type == "cuda":
@@ -175,7 +177,10 @@ class Doctor:
     def modes(self) -> None:
         """Whether Weights & Biases and the Hub are used online."""
         mode, why = wandb_mode(self.config.log.wandb)
-        self.report("wandb", f"{mode} ({why})")
+        jobs = mode == "online" and "SLURM_JOB_ID" not in os.environ and shutil.which("sbatch")
+        self.report(
+            "wandb", f"{mode} ({why})" + "; in jobs of slurm/ offline, unless WANDB_MODE is set" * bool(jobs)
+        )
         names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
         offline = [n for n in names if os.environ.get(n, "").upper() in ("1", "ON", "YES", "TRUE")]
         self.report("hub", f"offline ({', '.join(offline)})" if offline else "online, if it can be reached")

@@ -18,7 +18,7 @@ from charlm.corpus.sources import fingerprint
 from charlm.errors import CharlmError
 from charlm.model.cells import cell_of
 from charlm.model.char_lm import CharLM
-from charlm.model.device import set_precision
+from charlm.model.device import has_gpu, set_precision
 from charlm.training.checkpoint import steps_of
 from charlm.training.lanes import Lanes
 from charlm.training.optimizer import AdamW, Average, make_optimizer
@@ -60,7 +60,7 @@ def make_accelerator(config: Config, patient: bool = False) -> Accelerator:
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
             problem = f"ACCELERATE_USE_{name}=true: each process of charlm holds the whole model"
             raise CharlmError(f"{problem}; choose plain multi-GPU in `accelerate config`, or use torchrun")
-    cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() != "true"
+    cuda = has_gpu()
     return Accelerator(
         cpu=not cuda and not torch.backends.mps.is_available(),
         mixed_precision="fp16" if cuda and config.train.precision == "fp16" else "no",
@@ -75,6 +75,9 @@ def set_up(config: Config, accelerator: Accelerator, say: Callable[[str], None])
     rank, processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     cell_of(config.model), records_steps(config, accelerator)  # refuse these before the corpus is prepared
     corpus = _corpus(config, accelerator.is_main_process)
+    if config.data.scratch:
+        corpus.copy_ids(config.data.scratch, accelerator.is_local_main_process)
+        accelerator.wait_for_everyone()
     train = config.train
     for name, ours in ACCELERATES:
         value = os.environ.get(f"ACCELERATE_{name}", "no")

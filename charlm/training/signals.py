@@ -16,7 +16,8 @@ from datetime import timedelta
 
 from charlm.errors import CharlmError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# Windows has no SIGUSR1, and blocks none.
+SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)]
 
 
 class Stop:
@@ -50,7 +51,8 @@ class Stop:
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            if hasattr(signal, "pthread_sigmask"):
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return self
 
     def __exit__(self, *_) -> None:

@@ -24,7 +24,7 @@ from charlm.evaluation.evaluate import Score, score
 from charlm.files import absolute
 from charlm.files import replace as replace_file
 from charlm.model.char_lm import CharLM
-from charlm.model.device import set_precision
+from charlm.model.device import has_gpu, set_precision
 from charlm.sampling.generate import stream_text
 from charlm.training.checkpoint import evaluated_model, load_newest
 
@@ -97,7 +97,7 @@ def load(run: str | Path, device: str | torch.device | None = None, precision: s
     always computes in fp32, with a warning if another is set.
     Raises CharlmError when there is no model, no such device or no such precision.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or ("cuda" if has_gpu() else "cpu")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

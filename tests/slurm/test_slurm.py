@@ -1,6 +1,7 @@
 """The scripts of slurm/ on a real slurm: two nodes on this machine, sbatch, real signals, real requeues."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,7 @@ class Desk:
         (folder / "slurm").symlink_to(ROOT / "slurm")
         self.env = {n: v for n, v in cluster.env.items() if n != "WANDB_MODE"}
         self.env["PATH"] = f"{Path(sys.executable).parent}:{self.env['PATH']}"  # where charlm is
+        self.env["ACCELERATE_USE_CPU"] = "true"  # the GPUs of this cluster are empty files
 
     def sbatch(self, *words) -> str:
         """Submit; returns the job's id."""
@@ -174,6 +176,27 @@ def test_a_signal_before_it_can_be_held_back_requeues_the_job(desk, tmp_path):
     desk.cluster("scancel", "--signal=USR1", job)
     log = desk.ended(job)
     assert log.count(EARLY) == 1 and desk.restarts(job) == "1" and "done: 20 steps" in log
+
+
+def test_as_many_processes_as_gpus_and_lines_of_ones_own(desk, tmp_path):
+    """--ntasks-per-node need not be given; slurm/cluster.local.sh is sourced."""
+    (tmp_path / "slurm").unlink()
+    shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
+    (tmp_path / "slurm" / "cluster.local.sh").write_text("echo lines of my own")
+    config = small(tmp_path / "run")
+    words = ("--nodes=1", "--gpus-per-node=2", "--ntasks-per-node=1", "--cpus-per-task=3")
+    log = desk.ended(desk.sbatch(*words, "slurm/train.sh", "--config", config_file(config)))
+    assert "2 process(es) on cpu, 1 thread(s) each" in log and "lines of my own" in log
+
+
+def test_a_job_with_gpus_that_torch_does_not_see_fails_at_once(desk, tmp_path):
+    """It would train on CPUs, a hundred times slower."""
+    del desk.env["ACCELERATE_USE_CPU"]
+    desk.env["CUDA_VISIBLE_DEVICES"] = ""
+    config = small(tmp_path / "run")
+    log = desk.ended(desk.sbatch(*ONE, "slurm/train.sh", "--config", config_file(config)), "FAILED")
+    assert "SLURM_GPUS_ON_NODE=1, but torch" in log and "sees no GPU; install a build" in log
+    assert not steps_of(config.run_dir)
 
 
 def test_the_time_limit_is_survived(desk, tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,8 @@ from helpers import (
     train_on,
 )
 
+from charlm.corpus.prepared import prepare
+from charlm.errors import CharlmError
 from charlm.training.checkpoint import folder_of, load_checkpoint, steps_of
 from charlm.training.loop import train
 
@@ -432,6 +435,21 @@ def test_a_second_run_on_the_same_port_leaves_the_status_of_the_first(tmp_path):
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": "0"}
         said, _ = start(config, LOCAL_RANK="0", **place).communicate(timeout=60)
     assert f"MASTER_PORT={port}: is in use on " in said and status(config.run_dir) == before
+
+
+def test_ids_are_copied_to_a_disk_of_the_node_and_read_there(tmp_path, monkeypatch):
+    config = changed(small(tmp_path / "run"), data={"scratch": "$OWN_DISK/ids"})
+    with pytest.raises(CharlmError, match=r"data.scratch='\$OWN_DISK/ids': this variable is not set"):
+        train(config, quiet=True)
+    monkeypatch.setenv("OWN_DISK", str(tmp_path / "disk"))
+    train_on(2, config)
+    train(small(tmp_path / "shared"), quiet=True)
+    assert [v for _, v in losses(tmp_path / "run")] == pytest.approx(
+        [v for _, v in losses(tmp_path / "shared")]
+    )
+    corpus = prepare(config)
+    corpus.copy_ids("$OWN_DISK/ids", here=False)
+    assert Path(corpus["train"].filename).is_relative_to(tmp_path / "disk" / "ids")
 
 
 def test_the_first_one_killed_while_it_prepares_ends_the_others(tmp_path):
