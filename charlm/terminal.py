@@ -2,8 +2,10 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from select import select
 
 COLORS = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "cyan": 36}
 
@@ -46,6 +48,29 @@ def side_by_side(items: list[str], columns: int) -> list[str]:
     """Short texts in lines; one is broken only if it alone is too long for a line."""
     text = "  ".join(item.replace(" ", "\xa0") for item in items)
     return [line.replace("\xa0", " ") for line in wrapped(text, columns)]
+
+
+@contextmanager
+def keys() -> Iterator:
+    """Read keys without Enter; yields wait(seconds), which returns the key pressed meanwhile, or ''. Where
+    there is no terminal to read from (a pipe, the background, Windows) none is ever pressed."""
+    try:
+        import termios
+        import tty
+    except ImportError:
+        termios = None
+    in_background = False
+    with suppress(OSError):  # a terminal that controls nothing
+        in_background = os.tcgetpgrp(0) != os.getpgrp()
+    if termios is None or in_background or not sys.stdin.isatty():
+        yield lambda seconds: time.sleep(seconds) or ""
+        return
+    before = termios.tcgetattr(0)
+    tty.setcbreak(0)
+    try:
+        yield lambda seconds: os.read(0, 1).decode("latin-1") if select([0], [], [], seconds)[0] else ""
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
 @contextmanager

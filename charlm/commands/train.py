@@ -72,7 +72,7 @@ def prepare(argv: list[str]) -> None:
 
 def watch(argv: list[str]) -> None:
     """Show a run on the terminal, while it trains or afterwards."""
-    parser = Parser("watch", "Ctrl-C ends it.")
+    parser = Parser("watch", "q or Ctrl-C ends it, and the run goes on.")
     parser.add_argument("run", help="run directory")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--once", action="store_true", help="one picture, as when stdout is not a terminal")

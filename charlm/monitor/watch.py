@@ -8,13 +8,12 @@ import shutil
 import signal
 import statistics
 import sys
-import time
 from itertools import groupby, pairwise
 
 from tqdm import tqdm
 
 from charlm.monitor.run_files import ENDED, History, runs_near
-from charlm.terminal import colored, has_braille, has_color, screen, side_by_side, wrapped
+from charlm.terminal import colored, has_braille, has_color, keys, screen, side_by_side, wrapped
 
 SECONDS = 1.0  # between two pictures
 PLOT_ROWS = 12
@@ -38,15 +37,16 @@ def show(run: History, live: bool) -> None:
         return
     handler = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        with screen() as draw:
-            while run.state not in ENDED:
+        with screen() as draw, keys() as wait:
+            pressed = ""
+            while run.state not in ENDED and pressed != "q":
                 size = shutil.get_terminal_size()
                 shown = lines(size.lines)
                 if run.state == "waiting":
-                    text = f"waiting for it to begin; Ctrl-C ends this{runs_near(run.dir)}"
+                    text = f"waiting for it to begin; q ends this{runs_near(run.dir)}"
                     shown += wrapped(text, size.columns)
                 draw(shown)
-                time.sleep(SECONDS)
+                pressed = wait(SECONDS)
                 run.refresh()
     finally:
         signal.signal(signal.SIGTERM, handler)

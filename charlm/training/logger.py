@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 
-from accelerate import PartialState
 from tqdm import tqdm
 
 from charlm.config.fields import Config
@@ -26,6 +25,8 @@ from charlm.files import replace
 
 def _leave_others() -> None:
     """End the group of this run's processes."""
+    from accelerate import PartialState  # here, because charlm watch imports this file
+
     PartialState().destroy_process_group()
 
 

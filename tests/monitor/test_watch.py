@@ -280,6 +280,15 @@ def test_a_signal_leaves_the_terminal_as_it_was(copy, number, code):
     assert ("stopped by Ctrl-C" in last) == (number == signal.SIGINT)
 
 
+def test_it_leaves_on_q(copy):
+    write_status(copy, "running")
+    terminal = Terminal("watch", copy)
+    terminal.until("sample at")
+    os.write(terminal.main, b"xq")
+    assert terminal.ended() == 0 and "Traceback" not in terminal.seen
+    assert "running" in terminal.seen.rpartition("\x1b[?25h\x1b[?1049l")[2]
+
+
 def test_a_terminal_that_cannot_move_the_cursor_gets_one_picture(copy):
     write_status(copy, "running")
     ran = charlm("watch", copy, env=environment(TERM="dumb"))
