@@ -7,7 +7,7 @@
   quality    equal seconds of training for a list of ways, each scored on the same test text
   scaling    one process and several, beside other work; what is to be expected of GPUs (computed)
 
-`COMMAND --help` tells its options. Compare the ratios, each of one run, rather than the speeds.
+`COMMAND --help` shows its options. Compare the ratios, each of one run, rather than the speeds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-import charlm  # noqa: F401 (before torch, whose threads it tells to sleep while they wait)
+import charlm  # noqa: F401 (before torch, whose waiting threads it lets sleep)
 
 COMMANDS = ("prepare", "train", "evaluate", "sample", "quality", "scaling")
 

@@ -18,7 +18,7 @@ from helpers import ROOT
 
 from charlm.commands.cli import main
 
-READMES = [ROOT / name / "README.md" for name in (".", "slurm", "configs")]
+READMES = [ROOT / name / "README.md" for name in (".", "slurm", "configs", "scripts/bench", "charlm")]
 PROGRAMS = (
     *(
         "charlm",
@@ -101,7 +101,7 @@ HERE = {
     "charlm report RUN": Short(told="report.html"),
 }
 # Cannot be run here: why, and the test that does what can be done, if there is one.
-FOUR = "sbatch --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 --time=12:00:00"
+FOUR = "sbatch --nodes=4 --gpus-per-node=8 --cpus-per-task=8 --time=12:00:00"
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install -e"
 LAUNCH = "accelerate launch scripts/train.py --config configs/wikipedia-en.yaml --run_dir runs/wiki"
 BENCH_PREPARE = "test_bench.py::test_prepare_gives_a_row_for_every_way"
@@ -124,7 +124,12 @@ THERE = {
     "pip install 'charlm[report]'": ("network", ""),
     "charlm sample user/name": ("network", "sharing/test_hub.py::test_what_was_pushed_is_what_is_loaded"),
     "source .venv/bin/activate": ("an environment of one's own", ""),
-    "python scripts/bench.py prepare [FILE]": ("minutes", BENCH_PREPARE),
+    "python scripts/bench.py NAME": ("minutes", BENCH_PREPARE),
+    "bench.py quality": ("minutes", BENCH_QUALITY),
+    "pip install -c slurm/constraints.txt …": (
+        "network",
+        "test_install.py::test_constraints_fit_what_is_declared",
+    ),
     "python scripts/bench.py prepare --runs 3": ("minutes", BENCH_PREPARE),
     "python scripts/bench.py train --cells lstm gru": ("minutes", BENCH_TRAIN),
     f"{BENCH} train --sizes 256x16x64 512x64x64 1024x128x128 --rounds 5": ("a GPU", BENCH_TRAIN),
@@ -134,10 +139,6 @@ THERE = {
     "python scripts/bench.py evaluate --cells lstm gru": ("minutes", BENCH_EVALUATE),
     "python scripts/bench.py sample --cells lstm gru": ("minutes", BENCH_SAMPLE),
     "python scripts/bench.py scaling": ("minutes", BENCH_SCALING),
-    "bench.py sample": ("minutes", BENCH_SAMPLE),
-    "bench.py train": ("minutes", BENCH_TRAIN),
-    "bench.py evaluate": ("minutes", BENCH_EVALUATE),
-    "bench.py quality": ("minutes", BENCH_QUALITY),
     f"{BENCH} quality {ON_CPU}": ("half an hour", BENCH_QUALITY),
     LAUNCH: ("a launcher", LAUNCHED),
     "torchrun --nproc_per_node 2 scripts/train.py …": (
