@@ -116,8 +116,16 @@ def test_help_imports_nothing_that_takes_long():
 
 
 def test_a_command_that_is_not_one_is_named_with_those_that_are(refused):
-    message = refused("trian")
-    assert "'trian'" in message and all(name in message for name in COMMANDS)
+    for wrong, right in (
+        ("trian", "train"),
+        ("eval", "evaluate"),
+        ("generate", "sample"),
+        ("resume", "train"),
+    ):
+        message = refused(wrong)
+        assert f"no command '{wrong}'; did you mean {right}? " in message
+        assert all(name in message for name in COMMANDS)
+    assert "did you mean" not in refused("qqq")
 
 
 def test_train_help_shows_what_every_field_is(capsys):
