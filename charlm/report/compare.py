@@ -14,10 +14,8 @@ from charlm.report.plots import import_matplotlib, series
 
 def rows(run_dirs: Sequence[str], figure: str | None = None) -> list[dict]:
     """Of each run, the best on validation first: its folder, fields that differ between the runs, figures.
-
     figure: a .svg, .png or .pdf to draw the curves in. Raises CharlmError for a folder that is not a run's, a
-    picture that cannot be written, and without matplotlib.
-    """
+    picture that cannot be written, and without matplotlib."""
     runs = [History(run_dir) for run_dir in run_dirs]
     for run in runs:
         run.refresh(must_exist=True)

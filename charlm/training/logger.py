@@ -155,7 +155,7 @@ class Logger:
         except Exception as error:  # of the tracker, pydantic, the network
             problem = f"it does not start ({' '.join(str(error).split())})"
             if name != "wandb" or log.wandb != "auto":
-                advice = "try log.wandb=offline or disabled" if name == "wandb" else "leave it out to train"
+                advice = "leave it out to train" + ", or try log.wandb=offline" * (name == "wandb")
                 raise CharlmError(f"log.trackers={name}: {problem}; {advice}") from error
             return self.say(f"wandb: disabled, because {problem}")
         self.trackers += self.accelerator.trackers

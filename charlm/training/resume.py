@@ -29,11 +29,6 @@ from charlm.training.trained import record_corpus, warm_start
 # step computes, the length of the training, and what only reads the training.
 LENGTHS = tuple(f"train.{name}" for name in LENGTH)
 MAY_CHANGE = (*WITHOUT_EFFECT, *LENGTHS, "evaluate.", "sample.", "checkpoint.", "log.")
-EXTENDED = (
-    "the {0} schedule ends at step {1} now, not {2}: the learning rate rises from {3:.3g} to {4:.3g}. To "
-    "keep it low: --optim.schedule constant --optim.learning_rate {3:.3g} "
-    "--train.allow_change optim.schedule,optim.learning_rate"
-)
 
 
 def save_checkpoint(run: Run, setup: Setup, *, wait: bool = False) -> None:
@@ -134,7 +129,12 @@ def resume_or_start(run: Run, setup: Setup) -> State:
         optim, step, was, end = run.config.optim, run.state.step, facts.get("steps"), run.state.steps
         before = learning_rate(step - 1, from_dict(facts["config"]).optim, was)
         if was and end and was < end and (now := learning_rate(step, optim, end)) > 1.01 * before:
-            run.say(EXTENDED.format(optim.schedule, end, was, before, now))
+            rises = f"the learning rate rises from {before:.3g} to {now:.3g}"
+            run.say(
+                f"the {optim.schedule} schedule ends at step {end} now, not {was}: {rises}. To keep it low: "
+                f"--optim.schedule constant --optim.learning_rate {before:.3g} "
+                "--train.allow_change optim.schedule,optim.learning_rate"
+            )
     if changes and run.logger.last.get("changed") != changes:  # once, though the job is killed and requeued
         run.logger.figures(run.state.step, {"changed": changes})
     return run.state
