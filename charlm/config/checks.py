@@ -42,7 +42,9 @@ def _some_of(*names: str):
 
 
 Normalize = _some_of("nfc", "nfkc", "lower", "crlf", "strip_bom", "text8")
-Trackers = _some_of(*"wandb tensorboard trackio mlflow comet_ml aim clearml dvclive swanlab".split())
+Trackers = _some_of(
+    *("wandb", "tensorboard", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab")
+)
 Changes = _some_of("optim.*", "model.*drop*", "model.*_reg", "train.precision", "train.gradients")
 may_change = Changes.__metadata__[0][0]  # whether all of a list of fields may stand in train.allow_change
 

@@ -398,11 +398,10 @@ def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def trackio_rows(folder: Path, project: str) -> list[dict]:
-    """The points of the one run in trackio's database of a project."""
+    """The points of the newest run in trackio's database of a project."""
     with sqlite3.connect(folder / f"{project}.db") as database:
-        rows = database.execute("select run_name, step, metrics from metrics order by id").fetchall()
-    assert len({name for name, _, _ in rows}) == 1
-    return [{"step": step} | json.loads(metrics) for _, step, metrics in rows]
+        rows = database.execute("select run_id, step, metrics from metrics order by id").fetchall()
+    return [{"step": step} | json.loads(metrics) for run, step, metrics in rows if run == rows[-1][0]]
 
 
 def test_several_trackers_have_one_curve_each_of_a_run_that_was_killed(tmp_path):
