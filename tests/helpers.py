@@ -89,9 +89,9 @@ def config_file(config: Config) -> Path:
     return path
 
 
-def forked(*words: str | Path) -> subprocess.CompletedProcess:
+def forked(*words: str | Path, **variables: str) -> subprocess.CompletedProcess:
     """The same as charlm(), sooner: no interpreter starts for it."""
-    process = Fork([*map(str, words)], environment(), apart=True)
+    process = Fork([*map(str, words)], environment(**variables), apart=True)
     out, err = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -233,13 +233,14 @@ def _chunks(log: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def wandb_run(run_dir: str | Path) -> dict:
-    """What an offline run recorded: {"history": […], "summary": {…}, "config": {…}, "exit": code}."""
+    """What an offline run recorded: {"history": […], "summary": {…}, "config": {…}, "exit": code, "run": of
+    wandb's own kind}."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = Path(run_dir).rglob("run-*.wandb")
     log = path.read_bytes()
     assert log.startswith(b":W&B") or not log
-    told = {"history": [], "summary": {}, "config": {}, "exit": None}
+    told = {"history": [], "summary": {}, "config": {}, "exit": None, "run": None}
 
     def values(items) -> dict:
         return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
@@ -256,6 +257,7 @@ def wandb_run(run_dir: str | Path) -> dict:
             told["summary"] |= values(record.summary.update)
         elif record.HasField("run"):
             told["config"] |= values(record.run.config.update)
+            told["run"] = record.run
         elif record.HasField("config"):
             told["config"] |= values(record.config.update)
         elif record.HasField("exit"):

@@ -87,6 +87,7 @@ HERE = {
     TINY_STORIES: Short(f"{TINY} {HELD} {FILES}", "done: 2 steps"),
     "charlm completion bash": Short(told="complete -o default"),
     "charlm completion --help": Short(told="zsh"),
+    "charlm compare RUN RUN …": Short("--json", '"status": "done"', (" …", "")),
     "charlm watch RUN": Short("--json", '"status": "done"'),
     "charlm watch runs/stdlib": Short("--once", "step 2 of 2", ("stdlib", "mine")),
     "charlm doctor --config C": Short(told="ready to train"),

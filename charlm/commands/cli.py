@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
@@ -29,6 +30,7 @@ COMMANDS = {  # command → module of this folder that has a function of that na
     "prepare": ("train", "text → vocabulary and ids on disk"),
     "train": ("train", "train a model, or resume a run that was stopped"),
     "watch": ("train", "a run on the terminal: curve, figures, latest sample, time left"),
+    "compare": ("train", "runs side by side: what differs in their configs, figures, curves"),
     "doctor": ("train", "check a config on this machine: devices, speed, memory, disk, time"),
     "evaluate": ("model", "bits per character and per byte on held-out text"),
     "sample": ("model", "draw text from a model"),
@@ -37,6 +39,7 @@ COMMANDS = {  # command → module of this folder that has a function of that na
     "report": ("model", "one HTML page of a run: curves, samples, cells, what surprises the model"),
     "completion": ("cli", "a script that lets bash or zsh complete commands, options and values"),
 }
+SYNONYMS = {"fit": "train", "resume": "train", "generate": "sample", "test": "evaluate", "plot": "report"}
 
 _TABLE = "\n".join(f"  {name:<11} {about}" for name, (_, about) in COMMANDS.items())
 USAGE = f"""\
@@ -106,7 +109,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _function(command: str):
     if command not in COMMANDS:
-        raise UsageError(f"no command {command!r} (commands: {', '.join(COMMANDS)})")
+        near = get_close_matches(SYNONYMS.get(command, command), COMMANDS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"no command {command!r}{hint} (commands: {', '.join(COMMANDS)})")
     return getattr(import_module(f"charlm.commands.{COMMANDS[command][0]}"), command)
 
 

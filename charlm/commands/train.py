@@ -1,4 +1,4 @@
-"""charlm train, prepare, watch, doctor, hello."""
+"""charlm train, prepare, watch, compare, doctor, hello."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ def train(argv: list[str]) -> None:
     """Train a model, or resume its run."""
     parser = Parser("train", f"{TEXT.format('train')} {TERMS} {FIGURES}.", add_help=False)
     parser.add_argument("--json", action="store_true", help="print only the result, as JSON")
+    if not argv:
+        print("training on Python's source code; charlm train my.txt or --config NAME takes another text")
     with ExitStack() as signals:
         # Before torch is imported: a signal during the seconds that takes is not lost either.
         stop = signals.enter_context(Stop())
@@ -78,18 +80,29 @@ def watch(argv: list[str]) -> None:
     mode.add_argument("--once", action="store_true", help="one picture, as when stdout is not a terminal")
     mode.add_argument("--json", action="store_true", help="the figures as JSON")
     args = parser.parse_args(argv)
-    from charlm.monitor.run_files import History, runs_near
+    from charlm.monitor.run_files import History
     from charlm.monitor.watch import show
 
     run = History(args.run)
-    run.refresh()
     live = is_live() and not args.once and not args.json
-    if not live and not run.dir.exists():
-        raise CharlmError(f"{run.dir}: no such run directory{runs_near(run.dir)}")
+    run.refresh(must_exist=not live)
     if args.json:
         print(json.dumps(run.figures(), ensure_ascii=False))
     else:
         show(run, live)
+
+
+def compare(argv: list[str]) -> None:
+    """Compare runs: a table of what differs, and their curves in one picture."""
+    parser = Parser("compare", "The best on validation comes first.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, such as runs/*")
+    parser.add_argument("--figure", metavar="FILE", help="draw the curves: a file .svg, .png or .pdf")
+    parser.add_argument("--json", action="store_true", help="the table as JSON")
+    args = parser.parse_args(argv)
+    from charlm.report.compare import rows, table
+
+    found = rows(args.runs, args.figure)
+    print(json.dumps(found) if args.json else table(found))
 
 
 def doctor(argv: list[str]) -> None:

@@ -5,6 +5,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -31,10 +32,21 @@ Share = Annotated[float, (lambda x: 0 < x <= 1, "must be above 0 and at most 1")
 Decays = Annotated[tuple[float, float], (lambda xs: all(0 <= x < 1 for x in xs), _BELOW_ONE)]
 HeldOut = Annotated[float | str, (lambda x: isinstance(x, str) or 0 <= x < 1, f"a fraction {_BELOW_ONE}")]
 
-NORMALIZE = ("nfc", "nfkc", "lower", "crlf", "strip_bom", "text8")
-Normalize = Annotated[
-    list[str], (lambda xs: {*xs} <= {*NORMALIZE}, f"a list of some of {', '.join(NORMALIZE)}")
-]
+
+def _some_of(*names: str):
+    """The type of a list of such names, or of those that fit such a pattern; one string has commas."""
+    advice = f"a list of some of {', '.join(names)}"
+    return Annotated[
+        str | list[str], (lambda xs: all(any(fnmatchcase(x, n) for n in names) for x in xs), advice)
+    ]
+
+
+Normalize = _some_of("nfc", "nfkc", "lower", "crlf", "strip_bom", "text8")
+Trackers = _some_of(
+    *("wandb", "tensorboard", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab")
+)
+Changes = _some_of("optim.*", "model.*drop*", "model.*_reg", "train.precision", "train.gradients")
+may_change = Changes.__metadata__[0][0]  # whether all of a list of fields may stand in train.allow_change
 
 
 def _encodes(name: str) -> bool:
@@ -104,6 +116,9 @@ class Section:
                 self.require(type(None) in kinds, name, "must not be null")
                 continue
             for kind in (hint, *kinds):
+                if kind in (Normalize, Trackers, Changes) and isinstance(value, str):
+                    value = [word.strip() for word in value.split(",") if word.strip()]
+                    setattr(self, name, value)
                 if get_origin(kind) is Literal:
                     self.require(value in get_args(kind), name, choice_advice(str(value), get_args(kind)))
                 for allows, advice in getattr(kind, "__metadata__", ()):
@@ -160,3 +175,5 @@ def check_together(config) -> None:
         raise CharlmError(f"{' and '.join(given)}: give one of steps, minutes and epochs")
     divides = train.batch_size % train.accumulate == 0
     train.require(divides, "accumulate", f"must divide train.batch_size={train.batch_size}")
+    validates = train.patience is None or (config.evaluate.every and data.validation)
+    train.require(validates, "patience", "needs evaluate.every and data.validation above 0")

@@ -10,6 +10,7 @@ BUILDERS = checks.BUILDERS
 WITHOUT_EFFECT = (  # on the corpus and on what a step computes; the fields set by model.size have one
     *("run_dir", "data.dir", "data.scratch", "data.streaming", "data.workers", "model.size"),
     *("train.max_hours", "train.accumulate", "train.threads", "train.cuda_graph", "train.stall_minutes"),
+    *("train.patience", "train.allow_change"),
 )
 
 
@@ -170,6 +171,11 @@ class TrainConfig(checks.Section):
     """Seed of the initial weights, dropout and the order of epochs."""
     max_hours: checks.AboveZero | None = None
     """Stop, with a checkpoint, after this many hours of this process."""
+    patience: checks.Positive | None = None
+    """Stop early when so many evaluations in a row are no better than the best one on validation."""
+    allow_change: checks.Changes = field(default_factory=list)
+    """Fields of the optimizer and the regularisation that may differ from the checkpoint that the run resumes
+    from, such as optim.learning_rate,optim.schedule. The change is recorded in metrics.jsonl."""
     init_from: str = ""
     """Initial weights: a run directory, model folder or Hub id; empty: random."""
 
@@ -228,11 +234,15 @@ class LogConfig(checks.Section):
 
     every: checks.Positive = 20
     """Steps between log lines."""
+    trackers: checks.Trackers = field(default_factory=lambda: ["wandb"])
+    """Where the figures go, besides the files of the run: some of wandb (unless log.wandb is disabled),
+    tensorboard (in run_dir), trackio, mlflow, comet_ml, aim, clearml, dvclive, swanlab; [] for none. After
+    tensorboard, they show a run that is resumed as another one."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """Weights & Biases. auto: online with an account and a connection, offline without a connection, disabled
-    without an account; WANDB_MODE takes precedence if set."""
+    without an account or with WANDB_DISABLED; WANDB_MODE takes precedence if set."""
     project: str = "charlm"
-    """Project name at Weights & Biases."""
+    """Project name at the trackers; WANDB_PROJECT takes the place of the default at Weights & Biases."""
 
 
 @dataclass
@@ -240,7 +250,8 @@ class Config:
     """One run: the same YAML serves prepare, train, evaluate and sample."""
 
     run_dir: str = "runs/default"
-    """Folder of the run: config, metrics, checkpoints, model, samples."""
+    """Folder of the run: config, metrics, checkpoints, model, samples. {run_id} in it
+    stands for the trial of `wandb agent` (WANDB_RUN_ID), elsewhere for default."""
     data: DataConfig = field(default_factory=DataConfig)
     vocab: VocabConfig = field(default_factory=VocabConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -2,8 +2,9 @@
 
 import argparse
 import difflib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -25,17 +26,21 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _nearest(key: str) -> str:
-    keys, name = list(flatten(Config())), key.rsplit(".", 1)[-1]
+    keys, name = list(flatten(Config())), key.rsplit(".", 1)[-1].replace("-", "_").lower()
+    synonyms = yaml.safe_load(Path(__file__).with_name("synonyms.yaml").read_text(encoding="utf-8"))
+    near = [field for field, others in synonyms.items() if name in others.split()]
     same = [k for k in keys if k.rsplit(".", 1)[-1] == name]  # the right name in the wrong section
-    near = difflib.get_close_matches(key, same or keys, 1, 0 if same else 0.6)
-    if not near:
-        names = {k.rsplit(".", 1)[-1]: k for k in keys}
-        near = [names[n] for n in difflib.get_close_matches(name, names, 1, 0.6)]
-    return f"; did you mean {near[0]}?" if near else f"; the sections are {', '.join(vars(Config()))}"
+    names = {k.rsplit(".", 1)[-1]: k for k in keys}
+    near = near or difflib.get_close_matches(key, same or [*keys, *names], 1, 0 if same else 0.6)
+    return (
+        f"; did you mean {names.get(near[0], near[0])}?"
+        if near
+        else f"; the sections are {', '.join(vars(Config()))}"
+    )
 
 
 def _check_keys(tree: Any, default: Any, where: str, prefix: str = "") -> None:
-    """Refuse what is not a mapping from names of fields to values."""
+    """Refuse what is not a mapping from names of fields to values. Values become what they mean."""
     if not isinstance(tree, dict):
         part = f"section {prefix[:-1]}" if prefix else "a config"
         raise CharlmError(f"{where}: {part} must be a mapping, not the {type(tree).__name__} {tree!r}")
@@ -44,6 +49,27 @@ def _check_keys(tree: Any, default: Any, where: str, prefix: str = "") -> None:
             raise CharlmError(f"{where}: unknown key {prefix}{name}{_nearest(f'{prefix}{name}')}")
         if is_dataclass(vars(default)[name]) and value is not None:
             _check_keys(value, vars(default)[name], where, f"{name}.")
+        else:
+            tree[name] = _meant(value, vars(default)[name])
+
+
+def _meant(value: Any, default: Any) -> Any:
+    """A value as people and agents of sweeps write it: 1e4 and 30.0 for a whole number, None for null."""
+    if not isinstance(default, str) and value in ("None", "none"):
+        return None
+    number = re.fullmatch(r"[+-]?\d[\d_]*(\.\d*)?(e\+?\d\d?)?", str(value), re.I)
+    whole = type(default) is int or (default is None and isinstance(value, str))
+    return int(float(value)) if whole and number and any(number.groups()) and float(value) % 1 == 0 else value
+
+
+def _options(argv: Sequence[str]) -> Iterator[str]:
+    """The words of a command line, their values as they are meant."""
+    defaults, key = flatten(Config()), ""
+    for word in argv:
+        head, value = re.fullmatch(r"(--[\w.-]+=?)?(.*)", word, re.S).groups("")
+        key = head.strip("-=") or key
+        meant = _meant(value, defaults.get(key, ""))
+        yield f"{head}{'null' if meant is None else meant}"
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -79,6 +105,9 @@ def _parser(prog: str, **kwargs):
     parser = ArgumentParser(prog, allow_abbrev=False, exit_on_error=False, **kwargs)
     parser.add_argument("--config", action="config", help="YAML file, or the name of a shipped config")
     parser.add_class_arguments(Config, as_group=False)
+    for action in parser._actions:
+        if isinstance(action.default, bool):
+            action.nargs, action.const = "?", True  # the option alone, without a value
     return parser
 
 
@@ -130,10 +159,12 @@ def parse(argv: Sequence[str], prog: str = "charlm", **kwargs) -> Config:
     """
     parser = _parser(prog, **kwargs)
     try:
-        built = parser.instantiate(parser.parse_args(_layers(argv)))
+        built = parser.instantiate(parser.parse_args(_layers([*_options(argv)])))
     except argparse.ArgumentError as error:
         raise _refusal(str(error)) from None
-    return Config(**{f.name: built[f.name] for f in fields(Config)})
+    config = Config(**{f.name: built[f.name] for f in fields(Config)})
+    config.run_dir = config.run_dir.replace("{run_id}", os.environ.get("WANDB_RUN_ID") or "default")
+    return config
 
 
 def load_config(config: str | Path | None = None, *overrides: str) -> Config:

@@ -33,13 +33,15 @@ class History:
         self.status: dict = {}
         self.steps = self._inode = self._offset = 0  # inode: of metrics.jsonl; offset: its bytes read so far
 
-    def refresh(self) -> None:
+    def refresh(self, must_exist: bool = False) -> None:
         """Read what is new. Raises CharlmError for a folder that is not a run's, or a damaged file."""
         if self.dir.is_file():
             raise CharlmError(f"{self.dir}: is a file; name a run directory, such as runs/stdlib")
         content = {path.name for path in self.dir.iterdir()} if self.dir.exists() else {}
         if content and content.isdisjoint(FILES):
             raise CharlmError(f"{self.dir}: is not a run directory{runs_near(self.dir)}")
+        if must_exist and not self.dir.exists():
+            raise CharlmError(f"{self.dir}: no such run directory{runs_near(self.dir)}")
         self.status = self._load("status.json", json.loads)  # first: no record before "done" is missed
         self.read_metrics()
         self.steps = self.status.get("steps")

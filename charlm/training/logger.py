@@ -1,8 +1,9 @@
-"""The log of a run: metrics.jsonl always, Weights & Biases if wanted, and a progress bar or lines."""
+"""The log of a run: metrics.jsonl always, the trackers of log.trackers, and a progress bar or lines."""
 
 from __future__ import annotations
 
 import atexit
+import io
 import json
 import netrc
 import os
@@ -11,13 +12,13 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from urllib.parse import urlparse
 
 from tqdm import tqdm
 
-from charlm.config.fields import Config
+from charlm.config.fields import Config, LogConfig
 from charlm.config.parse import flatten
 from charlm.errors import CharlmError
 from charlm.files import replace
@@ -46,6 +47,8 @@ def wandb_mode(choice: str) -> tuple[str, str]:
     """(online | offline | disabled, why) for log.wandb. Never prompts, never waits longer than 3 seconds."""
     if choice != "auto":
         return choice, "log.wandb"
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+        return "disabled", "WANDB_DISABLED"
     if mode := os.environ.get("WANDB_MODE"):
         mode = {"dryrun": "offline", "run": "online"}.get(mode, mode)
         if mode not in ("online", "offline", "disabled"):
@@ -74,12 +77,15 @@ class Logger:
         self.main = accelerator.is_main_process
         self.quiet = quiet or not self.main
         self.path = Path(config.run_dir) / "metrics.jsonl"
-        self.mode, self.why = wandb_mode(config.log.wandb)
+        wanted = "wandb" in config.log.trackers
+        self.mode, self.why = wandb_mode(config.log.wandb) if wanted else ("disabled", "log.trackers")
         # Seconds that wandb has at the end, by default days; offline it waits for a busy machine at most.
         self.timeout = float(os.environ.get("WANDB_FINISH_TIMEOUT", 60 if self.mode == "online" else 600))
-        self.bar = self.run = self.file = None
+        self.bar = self.file = None
+        self.trackers: list = []  # of accelerate's, that are open
         self.records = 0  # so far: the number of the next one, here and at wandb
         self.logged = 0  # records that wandb had when it was opened
+        self.last: dict = {}  # the last record
 
     def open(self, step: int, run_id: str, steps: int | None) -> None:
         """Open at a step of so many: records of later steps, by a process that was killed, are dropped."""
@@ -89,57 +95,90 @@ class Logger:
             replace(self.path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
             self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
             self.say(f"wandb: {self.mode} ({self.why})")
-            if self.mode != "disabled":
-                self._open_wandb(run_id)
+            for name in self.config.log.trackers:
+                if name != "wandb" or self.mode != "disabled":
+                    self._open_tracker(name, run_id)
             for record in records:
-                self._to_wandb(record)
+                self._track(record)
         hidden = self.quiet or not sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=hidden)
 
-    def _to_wandb(self, record: dict) -> None:
-        """Record n is step n at wandb, so that no restart loses or doubles one. An offline run gets all
-        records again: the newest one holds the whole curve, and close() removes the earlier ones."""
-        if self.run is not None and self.records >= self.logged:
-            values = {name: value for name, value in record.items() if name != "time"}
-            with self._wandb_may_fail():
-                self.run.log(values | {"_timestamp": record["time"]}, step=self.records)
-        self.records += 1
+    def _track(self, record: dict, summary: bool = False) -> None:
+        """Send a record to the trackers. Record n is step n at wandb: no restart loses or doubles one. An
+        offline run, like other trackers, gets all records again: the newest one holds the whole curve."""
+        step, seconds = record["step"], record["time"]
+        values = {name: value for name, value in record.items() if name not in ("step", "time")}
+        numbers = {name: value for name, value in values.items() if not isinstance(value, str)}
+        for tracker in [*self.trackers]:
+            with self._may_fail(tracker):
+                if tracker.name != "wandb":
+                    when = {"walltime": seconds} if tracker.name == "tensorboard" else {}
+                    text = tracker.name in ("tensorboard", "trackio", "comet_ml")
+                    tracker.log(values if text else numbers, step=step, **when)
+                elif summary:
+                    tracker.run.summary.update(values)
+                elif self.records >= self.logged:
+                    tracker.log({"step": step, "_timestamp": seconds} | values, step=self.records)
+        if not summary:
+            self.records, self.last = self.records + 1, record
 
     @contextmanager
-    def _wandb_may_fail(self) -> Iterator[None]:
-        """When wandb fails, the run continues without it."""
+    def _may_fail(self, tracker) -> Iterator[None]:
+        """When a tracker fails, the run continues without it."""
         try:
             yield
-        except Exception as error:  # for instance, its process has ended
-            kept = f"the figures are in {self.path}, and wandb gets them all when the run is resumed"
-            self.say(f"wandb: failed, no longer used ({type(error).__name__} {error}); {kept}")
-            self.run = None
+        except Exception as error:  # for instance, the process of wandb has ended
+            kept = f"the figures are in {self.path}, and {tracker.name} gets them all when the run is resumed"
+            problem = f"{tracker.name}: failed, no longer used ({type(error).__name__} {error})"
+            self.say(f"{problem}; {kept}")
+            self.trackers.remove(tracker)
 
-    def _open_wandb(self, run_id: str) -> None:
+    def _open_tracker(self, name: str, run_id: str) -> None:
+        """Start a tracker through accelerate: one at a time, as one may fail. Only wandb online continues a
+        run: what tensorboard has of it is replaced, and others show another run."""
+        log, run_dir, config = self.config.log, Path(self.config.run_dir), flatten(self.config)
+        project, options, title = log.project, {}, f"{run_dir.name}-{run_id}"
+        place = f"project {project}, run {title}"
+        try:
+            with redirect_stdout(io.StringIO()):  # greetings would be in the output of --json
+                if name == "wandb":
+                    project, options = self._wandb_options(run_id)
+                if name == "trackio":
+                    options = {"name": title, "auto_log_cpu": False, "auto_log_gpu": False}
+                if name == "tensorboard":
+                    place, project = run_dir / name, name
+                    shutil.rmtree(place, ignore_errors=True)
+                    options = {"purge_step": 0}  # a viewer that is open drops what it has read
+                    config = {k: v if isinstance(v, (int, float)) else str(v) for k, v in config.items()}
+                self.accelerator.log_with, self.accelerator.trackers = [name], []
+                self.accelerator.init_trackers(project, config, {name: options})
+        except Exception as error:  # of the tracker, pydantic, the network
+            problem = f"it does not start ({' '.join(str(error).split())})"
+            if name != "wandb" or log.wandb != "auto":
+                advice = "leave it out to train" + ", or try log.wandb=offline" * (name == "wandb")
+                raise CharlmError(f"log.trackers={name}: {problem}; {advice}") from error
+            return self.say(f"wandb: disabled, because {problem}")
+        self.trackers += self.accelerator.trackers
+        if name == "wandb":
+            run = self.trackers[-1].run
+            run.define_metric("*", step_metric="step")
+            self.logged, place = run.step, run.url or run.dir
+        self.say(f"{name}: {place}")
+
+    def _wandb_options(self, run_id: str) -> tuple[str, dict]:
+        """The project, and what wandb.init gets beside it; wandb itself reads the other WANDB_ variables."""
         import wandb
 
         os.environ.setdefault("WANDB__SERVICE_WAIT", "600")  # 30 s, the default, may be too short
-        online, run_dir = self.mode == "online", self.config.run_dir
-        options = {"id": run_id, "mode": self.mode, "dir": run_dir, "name": Path(run_dir).name}
+        online, run_dir, project = self.mode == "online", self.config.run_dir, self.config.log.project
+        if project == LogConfig.project:
+            project = os.environ.get("WANDB_PROJECT") or project
+        name = os.environ.get("WANDB_NAME") or Path(run_dir).name
+        options = {"id": run_id, "mode": self.mode, "dir": run_dir, "name": name}
         timeouts = {"init_timeout": 90 if online else 600, "finish_timeout": self.timeout}
         options["settings"] = wandb.Settings(console="off", silent=True, **timeouts)
-        if online:  # an offline run holds all, and replaces what was synced before
-            options["resume"] = "allow"
-        try:
-            self.accelerator.init_trackers(self.config.log.project, flatten(self.config), {"wandb": options})
-        except Exception as error:  # of wandb, pydantic, the network
-            problem = f"does not start ({' '.join(str(error).split())})"
-            if self.config.log.wandb != "auto":
-                advice = "try log.wandb=offline or disabled"
-                raise CharlmError(f"log.wandb={self.mode}: Weights & Biases {problem}; {advice}") from error
-            self.mode = "disabled"
-            self.say(f"wandb: disabled, because it {problem}")
-            return
-        self.run = self.accelerator.get_tracker("wandb", unwrap=True)
-        self.run.define_metric("*", step_metric="step")
-        self.logged = self.run.step
-        if online:
-            self.say(f"wandb: {self.run.url}")
+        # An offline run holds all, and replaces what was synced before.
+        return project, options | {"resume": "allow"} if online else options
 
     def say(self, text: str) -> None:
         """A line for people, above the bar."""
@@ -152,17 +191,16 @@ class Logger:
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
 
     def figures(self, step: int, values: dict) -> None:
-        """One record: a line of metrics.jsonl and a wandb point."""
+        """One record: a line of metrics.jsonl and a point of every tracker."""
         if self.main:
             record = {"step": step} | values | {"time": round(time.time(), 3)}
             self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            self._to_wandb(record)
+            self._track(record)
 
     def summary(self, values: dict) -> None:
-        """Figures of the whole run, for the tracker."""
-        if self.run is not None:
-            with self._wandb_may_fail():
-                self.run.summary.update(values)
+        """Figures of the whole run, for the trackers; at those without a place for them, of the last step."""
+        if values:
+            self._track({"step": self.last.get("step", 0)} | values | {"time": time.time()}, summary=True)
 
     def sync(self) -> None:
         """Wait until the records are on the disk."""
@@ -181,27 +219,31 @@ class Logger:
             self.say(f"step {step}{f'/{steps}' if steps else ''}  {short}{left}")
 
     def close(self, failed: bool = False, at_once: bool = False) -> None:
-        """Close the bar, the file and the wandb run, which is marked if the run failed. at_once: wandb is
-        left as it is; it gets all figures when the run is resumed."""
+        """Close the bar, the file and the trackers; wandb's run is marked if the run failed. at_once:
+        trackers are left as they are; they get all figures when the run is resumed."""
         if self.bar is not None:
             self.bar.close()
         if self.file is not None:
             self.file.close()
-        if self.run is not None and not at_once:
-            with self._wandb_may_fail():
-                self._finish_wandb(failed)
+        for tracker in [] if at_once else [*self.trackers]:
+            with self._may_fail(tracker):
+                if tracker.name == "wandb":
+                    self._finish_wandb(tracker.run, failed)
+                else:
+                    with redirect_stdout(io.StringIO()):  # trackio's own finish(): else it greets at the exit
+                        sys.modules["trackio"].finish() if tracker.name == "trackio" else tracker.finish()
         # When Python ends, for another run may follow. After a failure others may hang in the process group.
         atexit.unregister(_leave_others)
         if not failed:
             atexit.register(_leave_others)
 
-    def _finish_wandb(self, failed: bool) -> None:
-        folder, started = Path(self.run.dir).parent, time.monotonic()
-        self.run.finish(exit_code=int(failed))
+    def _finish_wandb(self, run, failed: bool) -> None:
+        folder, started = Path(run.dir).parent, time.monotonic()
+        run.finish(exit_code=int(failed))
         if self.mode == "online" and time.monotonic() - started >= self.timeout:
             late = f"wandb: the server did not take the rest in {self.timeout:g} s"
             self.say(f"{late}; later: wandb sync {folder}")
         if self.mode == "offline":
-            for earlier in folder.parent.glob(f"offline-run-*-{self.run.id}"):
+            for earlier in folder.parent.glob(f"offline-run-*-{run.id}"):
                 if earlier.name != folder.name:
                     shutil.rmtree(earlier, ignore_errors=True)

@@ -47,7 +47,7 @@ def train(
         run.say(f"first step after {time.perf_counter() - started:.1f} s")
         stop.in_loop = run.in_loop = True
         measure = Measure(run, setup)
-        while state.steps is None or state.step < state.steps:
+        while (state.steps is None or state.step < state.steps) and not out_of_patience(run):
             norm = train_step(config, setup, state, watch)
             run.count_step()
             fixed = state.steps is None and measure.fix_steps()
@@ -182,6 +182,15 @@ def validate(run: Run, setup: Setup) -> None:
             _write_model(run, setup)
         mark = " (best)" if better else ""
         run.say(f"step {state.step}: validation {figures['bpc']:.4f} bpc, {figures['bpb']:.4f} bpb{mark}")
+
+
+def out_of_patience(run: Run) -> bool:
+    """Whether train.patience evaluations in a row were no better: derived, so that a resumed run agrees."""
+    patience, best, every = run.config.train.patience, run.state.best, run.config.evaluate.every
+    if not patience or best is None or run.state.evaluated - best["step"] < patience * every:
+        return False
+    run.say(f"stopped early: none of {patience} evaluations was better than that of step {best['step']}")
+    return True
 
 
 def draw_sample(run: Run, setup: Setup, model: CharLM, name: str | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import asdict
 from socket import gethostname
@@ -9,7 +10,7 @@ from socket import gethostname
 import torch
 from accelerate.utils import gather_object
 
-from charlm.config.checks import LENGTH
+from charlm.config.checks import LENGTH, may_change
 from charlm.config.fields import WITHOUT_EFFECT, TrainConfig
 from charlm.config.parse import flatten, from_dict, to_yaml
 from charlm.corpus.prepared import Corpus
@@ -19,7 +20,7 @@ from charlm.files import replace
 from charlm.model.pretrained import load_weights, read_best, weights_of
 from charlm.training import checkpoint
 from charlm.training.lanes import Position
-from charlm.training.optimizer import averaged
+from charlm.training.optimizer import averaged, learning_rate
 from charlm.training.run import Run, State
 from charlm.training.setup import Setup
 from charlm.training.trained import record_corpus, warm_start
@@ -102,10 +103,11 @@ def resume_or_start(run: Run, setup: Setup) -> State:
         if not run.main:  # the main process warns for all
             warnings.simplefilter("ignore", CharlmWarning)
         loaded = checkpoint.load_newest(run.dir, gather_object, here)
-    run.state.steps = setup.steps
+    run.state.steps, changes = setup.steps, ""
+    run.state.run_id = os.environ.get("WANDB_RUN_ID") or run.state.run_id  # a checkpoint's replaces it
     if loaded is not None:
         facts, tensors, vocab = loaded
-        _check_same(run, setup.corpus, facts, vocab)
+        changes = _check_same(run, setup.corpus, facts, vocab)
         _restore(run, setup, facts, tensors)
         _fit_slices(run, setup, facts)
         if setup.steps is None:
@@ -123,7 +125,18 @@ def resume_or_start(run: Run, setup: Setup) -> State:
         record_corpus(run.config, setup.corpus)
     run.begin(setup)
     if loaded is not None:
-        run.say(f"resumed {run.dir} at step {run.state.step}")
+        run.say(f"resumed {run.dir} at step {run.state.step}{changes and f'; changed here: {changes}'}")
+        optim, step, was, end = run.config.optim, run.state.step, facts.get("steps"), run.state.steps
+        before = learning_rate(step - 1, from_dict(facts["config"]).optim, was)
+        if was and end and was < end and (now := learning_rate(step, optim, end)) > 1.01 * before:
+            rises = f"the learning rate rises from {before:.3g} to {now:.3g}"
+            run.say(
+                f"the {optim.schedule} schedule ends at step {end} now, not {was}: {rises}. To keep it low: "
+                f"--optim.schedule constant --optim.learning_rate {before:.3g} "
+                "--train.allow_change optim.schedule,optim.learning_rate"
+            )
+    if changes and run.logger.last.get("changed") != changes:  # once, though the job is killed and requeued
+        run.logger.figures(run.state.step, {"changed": changes})
     return run.state
 
 
@@ -139,7 +152,8 @@ def _restore(run: Run, setup: Setup, facts: dict, tensors: checkpoint.Tensors) -
     where = f"the checkpoint of step {facts['step']}"
     load_weights(setup.model, tensors["model"], where)
     if setup.average is not None:
-        load_weights(setup.average.model, tensors["model"] | tensors["average"], f"the average in {where}")
+        weights = tensors["model"] | tensors.get("average", {})  # optim.average may have been 0
+        load_weights(setup.average.model, weights, f"the average in {where}")
     checkpoint.load_optimizer(setup.model, setup.optimizer, tensors["optimizer"])
     state.step = state.saved = facts["step"]
     state.position = Position(*facts["position"])
@@ -170,18 +184,22 @@ def _fit_slices(run: Run, setup: Setup, facts: dict) -> None:
         run.say(f"{lanes} lanes per process, {before}: computed in {slices} slices ({advice})")
 
 
-def _check_same(run: Run, corpus: Corpus, facts: dict, vocab: Vocab) -> None:
+def _check_same(run: Run, corpus: Corpus, facts: dict, vocab: Vocab) -> str:
+    """The changes that train.allow_change allows, in words. Raises CharlmError for any other."""
     before, now = flatten(from_dict(facts["config"])), flatten(run.config)
     differ = [key for key in now if now[key] != before[key] and not key.startswith(MAY_CHANGE)]
     where = f"run_dir={str(run.dir)!r}"
-    if differ:
+    if {*differ} - {*run.config.train.allow_change}:
         other = ", ".join(f"{key} is {now[key]!r}, was {before[key]!r}" for key in differ)
-        advice = "Name another run_dir, or take those values back"
-        raise CharlmError(f"{where} holds a run of another config: {other}. {advice}")
+        allow = f"allow it (--train.allow_change {','.join(differ)}), " if may_change(differ) else ""
+        advice = f"Take those values back, {allow}or name another run_dir"
+        start = f"there, --train.init_from {run.dir} starts from these weights"
+        raise CharlmError(f"{where} holds a run of another config: {other}. {advice}; {start}")
     what = "vocabulary" if vocab != corpus.vocab else "text"
     if what == "vocabulary" or facts["text_sha256"] != corpus.splits["train"]["sha256"]:
         another = f"another {what} than {corpus.folder} holds now"
         raise CharlmError(f"{where} was trained on {another}; name another run_dir")
+    return ", ".join(f"{key} {before[key]} → {now[key]}" for key in differ)
 
 
 def secure_best(run: Run, setup: Setup) -> None:

@@ -189,7 +189,7 @@ class Run:
         raise NonFiniteLoss(
             f"the loss is not finite at step {step}; {self.last_checkpoint()}. "
             f"Try a lower optim.learning_rate (now {self.config.optim.learning_rate:g}), more "
-            f"optim.warmup_steps, a lower optim.clip{fp16}; a changed config needs another run_dir"
+            f"optim.warmup_steps, a lower optim.clip{fp16}; train.allow_change names what is changed"
         )
 
     # checkpoints in the background

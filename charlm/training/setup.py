@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 
 from charlm.config.fields import Config
@@ -53,18 +54,20 @@ class Setup(NamedTuple):
 
 
 def make_accelerator(config: Config, patient: bool = False) -> Accelerator:
-    """accelerate's view of this process: its device, its rank, the gradient scaler of fp16, the tracker.
-    patient: other processes may take any time, for a watchdog limits it. Raises CharlmError if accelerate's
-    environment, as `accelerate launch` sets it from a default config, splits the model over processes."""
+    """accelerate's view of this process: its device, its rank, the gradient scaler of fp16, the trackers.
+    patient: other processes may take any time, for a watchdog limits it. Raises CharlmError for a missing
+    tracker, and if accelerate's environment, set by `accelerate launch`, splits the model over processes."""
     for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
             problem = f"ACCELERATE_USE_{name}=true: each process of charlm holds the whole model"
             raise CharlmError(f"{problem}; choose plain multi-GPU in `accelerate config`, or use torchrun")
+    for name in {*config.log.trackers} - {*map(str, get_available_trackers())}:
+        raise CharlmError(f"log.trackers={name}: it is not installed: pip install {name.replace('_', '-')}")
     cuda = has_gpu()
     return Accelerator(
         cpu=not cuda and not torch.backends.mps.is_available(),
         mixed_precision="fp16" if cuda and config.train.precision == "fp16" else "no",
-        log_with="wandb",
+        project_dir=config.run_dir,  # of trackers that need a folder
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=365))] if patient else [],
     )
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import MIXED, changed, charlm, command, config_file, environment, files_of, small
+from helpers import MIXED, ROOT, changed, charlm, command, config_file, environment, files_of, small
 
 from charlm import __version__
 from charlm.commands import model as model_commands
@@ -116,8 +116,23 @@ def test_help_imports_nothing_that_takes_long():
 
 
 def test_a_command_that_is_not_one_is_named_with_those_that_are(refused):
-    message = refused("trian")
-    assert "'trian'" in message and all(name in message for name in COMMANDS)
+    for wrong, right in (
+        ("trian", "train"),
+        ("eval", "evaluate"),
+        ("generate", "sample"),
+        ("resume", "train"),
+    ):
+        message = refused(wrong)
+        assert f"no command '{wrong}'; did you mean {right}? " in message
+        assert all(name in message for name in COMMANDS)
+    assert "did you mean" not in refused("qqq")
+
+
+def test_train_without_a_word_says_what_it_does_and_how_else_to_call_it(tmp_path):
+    (tmp_path / "runs").write_text("")  # so that it does not train here
+    ran = charlm("train", cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)))
+    told = "training on Python's source code; charlm train my.txt or --config NAME takes another text"
+    assert ran.stdout.splitlines()[0] == told and "run_dir='runs/default'" in ran.stderr
 
 
 def test_train_help_shows_what_every_field_is(capsys):

@@ -152,6 +152,51 @@ def test_values_on_the_command_line(words, key, value):
     assert read == value and type(read) is type(value)
 
 
+AS_WRITTEN = [  # by people, and by the agents of sweeps
+    ("train.steps", "1e4", 10_000),
+    ("train.steps", "30.0", 30),
+    ("train.seed", "12345678901234567890", 12345678901234567890),
+    ("train.threads", "None", None),
+    ("optim.clip", "None", None),
+    ("optim.clip", "none", None),
+    ("optim.clip", "2", 2.0),
+    ("model.size", "None", None),
+    ("model.norm", "none", "none"),
+    ("model.locked_dropout", "True", True),
+    ("sample.prompt", "None", "None"),
+    ("sample.prompt", "1e4", "1e4"),
+    ("data.text_column", "2.0", "2.0"),
+    ("data.normalize", "nfc, lower", ["nfc", "lower"]),
+    ("log.trackers", "[wandb,tensorboard]", ["wandb", "tensorboard"]),
+]
+
+
+@pytest.mark.parametrize("key, word, value", AS_WRITTEN)
+def test_values_as_people_write_them_are_what_they_mean(tmp_path, key, word, value):
+    section, name = key.split(".")
+    text = yaml.dump({section: {name: word}}) if word[0] != "[" else f"{section}: {{{name}: {word}}}"
+    words = ([f"--{key}={word}"], [f"--{key}", word], ["--config", str(yaml_file(tmp_path, text))])
+    for given in words:
+        read = flatten(parse(given))[key]
+        assert read == value and type(read) is type(value), given
+
+
+def test_an_option_of_yes_or_no_may_stand_alone():
+    config = parse(["--model.locked_dropout", "--train.steps", "1e2", "--model.tie_weights=false"])
+    assert config.model.locked_dropout and config.train.steps == 100 and not config.model.tie_weights
+    assert parse(["--train.steps", "5", "--model.residual"]).model.residual
+    for wrong in ("1.5", "1e400", "1e-4", "nan", "None"):
+        assert "train.steps=" in refusal(None, f"train.steps={wrong}")
+
+
+def test_a_trial_of_a_sweep_has_its_own_run_dir(tmp_path, monkeypatch):
+    path = yaml_file(tmp_path, "run_dir: runs/{run_id}")
+    for variable, folder in (("a1b2", "runs/a1b2"), ("", "runs/default")):
+        monkeypatch.setenv("WANDB_RUN_ID", variable)
+        assert load_config(path).run_dir == folder
+    assert read_run_config(tmp_path / "none").run_dir == "runs/default"
+
+
 def test_a_pattern_that_the_shell_expanded_is_explained():
     with pytest.raises(
         CharlmError, match=r"unrecognized arguments.*put a pattern such as 'books/.*' in quotes"
@@ -239,6 +284,20 @@ MISSPELLED = [
     ("learning_rate", "optim.learning_rate"),
     ("optim.batch_size", "train.batch_size"),
     ("rundir", "run_dir"),
+    ("stepz", "train.steps"),
+    # other programs' names
+    ("optim.lr", "optim.learning_rate"),
+    ("lr", "optim.learning_rate"),
+    ("train.eval_every", "evaluate.every"),
+    ("batch_size", "train.batch_size"),
+    ("hidden_size", "model.hidden_size"),
+    ("train.num-epochs", "train.epochs"),
+    ("seed", "train.seed"),
+    ("train.seq_len", "train.bptt"),
+    ("optimizer.weight_decay", "optim.weight_decay"),
+    ("model.n_layers", "model.num_layers"),
+    ("train.early_stopping", "train.patience"),
+    ("log.report_to", "log.trackers"),
 ]
 
 
@@ -268,6 +327,14 @@ def test_the_right_name_in_a_wrong_section_names_the_right_one():
                 from_dict({section: {name: 3}})
         with pytest.raises(CharlmError, match=f"unknown key {hint}"):
             from_dict({name: 3})
+
+
+def test_the_synonyms_are_of_fields_and_of_one_each():
+    synonyms = yaml.safe_load((ROOT / "charlm" / "config" / "synonyms.yaml").read_text(encoding="utf-8"))
+    words = [word for others in synonyms.values() for word in others.split()]
+    assert set(synonyms) <= set(KEYS) and len(words) == len(set(words))
+    fields_of = {key.rsplit(".", 1)[-1] for key in KEYS}
+    assert set(words) & fields_of <= {"seed"}  # of three fields, train.seed is meant
 
 
 def test_a_key_like_none_lists_the_sections():

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -13,12 +14,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from forks import Fork
 from helpers import (
+    ROOT,
     assert_same_state,
     changed,
     charlm,
+    command,
     config_file,
     environment,
+    forked,
     logged,
     losses,
     newest,
@@ -33,7 +38,8 @@ from helpers import (
 )
 from wandb_server import WandbServer
 
-from charlm.config.parse import flatten
+from charlm.config.parse import flatten, load_config, read_run_config
+from charlm.errors import CharlmError
 from charlm.training.checkpoint import steps_of
 from charlm.training.logger import wandb_mode
 from charlm.training.loop import train
@@ -70,6 +76,14 @@ def nothing_there():
 def test_what_the_config_names_is_taken(nobody, choice):
     nobody.setenv("WANDB_MODE", "offline" if choice == "disabled" else "disabled")
     assert wandb_mode(choice) == (choice, "log.wandb")
+
+
+def test_a_disabled_wandb_stays_so_with_an_account(nobody, server):
+    nobody.setenv("WANDB_API_KEY", "0" * 40)
+    nobody.setenv("WANDB_BASE_URL", f"http://localhost:{server}")
+    for value, mode in (("true", "disabled"), ("1", "disabled"), ("false", "online"), ("", "online")):
+        nobody.setenv("WANDB_DISABLED", value)
+        assert wandb_mode("auto")[0] == mode
 
 
 @pytest.mark.parametrize(
@@ -178,6 +192,24 @@ def test_wandb_writes_inside_the_run_directory_only(recorded):
     config, _, _ = recorded
     assert len(list(Path(config.run_dir, "wandb").glob("offline-run-*"))) == 1
     assert not Path(os.environ["WANDB_DIR"], "wandb").exists() and not Path("wandb").exists()
+
+
+def test_what_the_environment_names_is_what_wandb_is_told(tmp_path):
+    named = {"PROJECT": "theirs", "NAME": "a name", "RUN_ID": "abc123", "RUN_GROUP": "a group", "TAGS": "a,b"}
+    named = {f"WANDB_{name}": value for name, value in named.items()}
+    config = small(tmp_path / "run", train={"steps": 2}, log={"wandb": "offline"})
+    assert start(config, **named).wait() == 0
+    told = wandb_ended(config.run_dir)["run"]
+    assert (told.project, told.display_name, told.run_group, told.tags) == (
+        "theirs",
+        "a name",
+        "a group",
+        ["a", "b"],
+    )
+    config = changed(config, train={"steps": 3}, log={"project": "ours"})
+    assert start(config, WANDB_PROJECT="theirs").wait() == 0  # the id is that of the checkpoint
+    told = wandb_ended(config.run_dir)["run"]
+    assert (told.run_id, told.project, told.display_name) == ("abc123", "ours", "run")
 
 
 # one wandb run over all restarts
@@ -328,6 +360,106 @@ def test_a_server_that_goes_away_in_mid_run_harms_nothing(tmp_path):
     for one in (config, whole):
         train(changed(one, train={"steps": steps}, log={"wandb": "disabled"}), quiet=True)
     assert_same_state(config.run_dir, whole.run_dir)
+
+
+@pytest.mark.slow
+def test_every_trial_of_an_agent_trains_in_a_run_dir_of_its_own(tmp_path):
+    """The agent is wandb's own. It writes whole numbers as floats, and None as Python does."""
+    config = small(tmp_path / "{run_id}", log={"wandb": "auto"})
+    same = {"train.steps": 4.0, "optim.clip": None, "model.locked_dropout": True}
+    trials = tuple({"optim.learning_rate": rate} | same for rate in (0.01, 0.02))
+    words = command("train", "--config", config_file(config))
+    with WandbServer(tuple(words), trials) as server:
+        agent = [sys.executable, "-m", "wandb", "agent", "--count", "2", "someone/theirs/s"]
+        env = environment(**server.environment, PYTHONPATH=str(ROOT), WANDB_DIR=str(tmp_path))
+        ran = subprocess.run(agent, env=env, capture_output=True, encoding="utf-8", timeout=600)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    for number, of in enumerate(trials):
+        run_dir = tmp_path / f"trial{number}"
+        read = flatten(read_run_config(run_dir))
+        assert status(run_dir)["status"] == "done" and {key: read[key] for key in of} == of
+        assert [row["loss"] for row in server.rows[f"trial{number}"] if "loss" in row] == [
+            loss for _, loss in losses(run_dir)
+        ]
+
+
+# other trackers
+
+
+def events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Name of a scalar → (step, value) in the event files of TensorBoard, as its own reader has them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(folder), {"scalars": 0, "tensors": 0})
+    read.Reload()
+    tags = read.Tags()
+    samples = {tag: [event.step for event in read.Tensors(tag)] for tag in tags["tensors"]}
+    return samples | {tag: [(e.step, e.value) for e in read.Scalars(tag)] for tag in tags["scalars"]}
+
+
+def trackio_rows(folder: Path, project: str) -> list[dict]:
+    """The points of the newest run in trackio's database of a project."""
+    with sqlite3.connect(folder / f"{project}.db") as database:
+        rows = database.execute("select run_id, step, metrics from metrics order by id").fetchall()
+    return [{"step": step} | json.loads(metrics) for run, step, metrics in rows if run == rows[-1][0]]
+
+
+def test_several_trackers_have_one_curve_each_of_a_run_that_was_killed(tmp_path):
+    trackers = {"trackers": ["wandb", "tensorboard", "trackio"], "wandb": "offline", "project": "tests"}
+    config = small(tmp_path / "run", **BUSY | {"log": {"every": 1} | trackers})
+    process = start(config, TRACKIO_DIR=str(tmp_path / "trackio"))
+    wait_until(lambda: logged(config.run_dir) >= 60, process)
+    process.kill()
+    last = logged(config.run_dir) + 60
+    words = ["train", "--config", config_file(changed(config, train={"steps": last})), "--json"]
+    ran = forked(*words, TRACKIO_DIR=str(tmp_path / "trackio"))
+    assert ran.returncode == 0, ran.stderr
+    test = json.loads(ran.stdout)["test"]  # nothing else is printed
+    lines = records(config.run_dir)
+    read = events(tmp_path / "run" / "tensorboard")
+    for name in ("loss", "learning_rate", "validation/bpc"):
+        assert read[name] == [(r["step"], pytest.approx(r[name])) for r in lines if name in r], name
+    assert read["sample/text_summary"] == [r["step"] for r in lines if "sample" in r] + [last]
+    assert read["test/bpc"] == [(last, pytest.approx(test["bpc"]))]
+    rows = trackio_rows(tmp_path / "trackio", "tests")
+    for name in ("loss", "validation/bpc", "sample"):
+        told = [(r["step"], r[name]) for r in rows if name in r]
+        assert told[: -1 if name == "sample" else None] == [(r["step"], r[name]) for r in lines if name in r]
+    assert_one_curve(config, wandb_ended(config.run_dir)["history"])
+
+
+def test_a_tracker_that_breaks_down_harms_nothing(tmp_path):
+    """The disk refuses what TensorBoard writes, from the hundredth time on."""
+    config = small(tmp_path / "run", **BUSY | {"log": {"every": 1, "trackers": "tensorboard"}})
+    code = (
+        "import itertools, tensorboard.summary.writer.event_file_writer as w\n"
+        "write, times = w._AsyncWriter.write, itertools.count()\n"
+        "w._AsyncWriter.write = lambda *words: write(*words) if next(times) < 100 else 1 / 0"
+    )
+    words = ["train", "--config", str(config_file(changed(config, train={"steps": 50})))]
+    ran = Fork(words, environment(), before=code)
+    said, _ = ran.communicate()
+    assert ran.returncode == 0 and "tensorboard: failed, no longer used (ZeroDivisionError" in said
+    assert [step for step, _ in losses(config.run_dir)] == list(range(1, 51))
+
+
+def test_trackers_that_cannot_be_are_refused_before_the_text_is_prepared(tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking._available_trackers", ["wandb"])
+    config = small(tmp_path / "run", log={"trackers": ["tensorboard"]})
+    with pytest.raises(
+        CharlmError, match=r"^log\.trackers=tensorboard: it is not installed: pip install tensorboard$"
+    ):
+        train(config)
+    assert not (tmp_path / "data").exists()
+
+
+def test_without_wandb_among_the_trackers_there_is_none(tmp_path, capsys):
+    config = small(tmp_path / "run", train={"steps": 1}, log={"trackers": [], "wandb": "offline"})
+    train(config)
+    assert "wandb: disabled (log.trackers)" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "wandb").exists()
+    with pytest.raises(CharlmError, match=r"log\.trackers=\['comet'\]: a list of some of wandb, .*comet_ml"):
+        load_config(None, "log.trackers=comet")
 
 
 # lines for people

@@ -375,6 +375,29 @@ def test_the_command_says_what_to_try_when_the_loss_is_not_finite(tmp_path):
     assert status(config.run_dir)["status"] == "failed"
 
 
+def test_patience_ends_a_run_where_validation_no_longer_improves(tmp_path):
+    options = {"optim": {"learning_rate": 0.7}, "train": {"steps": 60}, "evaluate": {"every": 2}}
+    train(small(tmp_path / "whole", **options), quiet=True)
+    scores = [(r["step"], r["validation/bpc"]) for r in records(tmp_path / "whole") if "validation/bpc" in r]
+    best = [min(scores[: i + 1], key=lambda score: score[1])[0] for i in range(len(scores))]
+    expected = next(step for (step, _), at in zip(scores, best, strict=True) if step - at >= 6)
+    assert expected < 50  # it does get worse
+    options["train"] |= {"patience": 3, "max_hours": 1e-9}  # a step of each process
+    config = small(tmp_path / "run", **options)
+    while (summary := train(config, quiet=True)).status == "interrupted":
+        pass
+    assert summary.step == expected == train(config, quiet=True).step  # again, it is over
+    assert summary.best["step"] == expected - 6 and losses(config.run_dir)[-1][0] == expected
+    config.train.patience = None
+    config.train.max_hours = None
+    assert train(config, quiet=True).step == 60
+    for section, wrong in (("evaluate", {"every": 0}), ("data", {"validation": 0})):
+        with pytest.raises(
+            CharlmError, match=r"train\.patience=3: needs evaluate\.every and data\.validation"
+        ):
+            small(tmp_path / "run", **{"train": {"patience": 3}, "evaluate": {"every": 1}} | {section: wrong})
+
+
 def test_a_budget_of_hours_stops_with_a_checkpoint(tmp_path):
     config = small(tmp_path / "run")
     summary = train(changed(config, train={"max_hours": 1e-9}), quiet=True)

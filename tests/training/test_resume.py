@@ -1,6 +1,8 @@
 """Going on where a run stopped: bit for bit what it would have been, or refused with the reason."""
 
 import os
+import re
+import shutil
 import signal
 
 import pytest
@@ -189,7 +191,9 @@ def test_another_config_is_refused_naming_what_differs(stopped, section, keys, t
     with pytest.raises(CharlmError) as error:
         train(changed(stopped, **{section: keys}), quiet=True)
     assert told in str(error.value) and stopped.run_dir in str(error.value)
-    assert "Name another run_dir" in str(error.value)
+    assert f"name another run_dir; there, --train.init_from {stopped.run_dir} starts" in str(error.value)
+    allow = f"allow it (--train.allow_change {section}.{next(iter(keys))})"
+    assert (allow in str(error.value)) == (section == "optim" or "dropout" in keys)
     after = files_of(stopped.run_dir)
     assert {n: b for n, b in after.items() if n != "status.json"} == {
         n: b for n, b in before.items() if n != "status.json"
@@ -219,6 +223,60 @@ def test_all_that_differs_is_named_at_once_by_the_command(stopped):
     ):
         assert told in error
     assert "train.steps" not in error
+
+
+ALLOWED = [
+    ("optim", {"learning_rate": 0.01}, "optim.learning_rate 0.02 → 0.01"),
+    ("optim", {"average": 0.9, "name": "adam"}, "optim.name adamw → adam, optim.average 0.0 → 0.9"),
+    ("model", {"dropout": 0.5}, "model.dropout 0.0 → 0.5"),
+    ("train", {"precision": "bf16"}, "train.precision fp32 → bf16"),
+]
+
+
+@pytest.mark.parametrize(("section", "keys", "told"), ALLOWED)
+def test_a_change_on_purpose_is_allowed_and_recorded_once(tmp_path, stopped, section, keys, told):
+    """Also by a process that is killed before its next checkpoint."""
+    shutil.copytree(stopped.run_dir, tmp_path / "run")
+    config = changed(stopped, **{section: keys})
+    config.train.allow_change, config.run_dir = [f"{section}.{key}" for key in keys], str(tmp_path / "run")
+    with pytest.raises(ZeroDivisionError):
+        train(config, quiet=True, watch=lambda step, *_: 1 / (8 - step))
+    train(config, quiet=True)
+    assert [(r["step"], r["changed"]) for r in records(config.run_dir) if "changed" in r] == [(6, told)]
+    rates = [0.02] * 6 + [keys.get("learning_rate", 0.02)] * 6
+    assert [r["learning_rate"] for r in records(config.run_dir) if "loss" in r] == rates
+    config.train.allow_change, config.train.steps = [], 13  # the new values are those of the run
+    assert train(config, quiet=True).step == 13
+    before = changed(config, **{section: {key: getattr(getattr(stopped, section), key) for key in keys}})
+    before.train.allow_change = [f"{section}.{key}" for key in keys]
+    assert train(changed(before, train={"steps": 14}), quiet=True).step == 14
+
+
+def test_what_no_checkpoint_fits_cannot_be_allowed(tmp_path):
+    for key in ("model.hidden_size", "train.seed", "data.source", "qqq"):
+        message = rf"train\.allow_change=\['{key}'\]: a list of some of optim"
+        with pytest.raises(CharlmError, match=message):
+            small(tmp_path / "run", train={"allow_change": key})
+
+
+def test_a_run_that_is_extended_says_what_becomes_of_the_rate_and_how_to_keep_it(tmp_path, capsys):
+    config = small(tmp_path / "run", optim={"schedule": "cosine"}, train={"steps": 5})
+    train(config)
+    first = capsys.readouterr().out
+    train(changed(config, train={"steps": 10}))
+    told = capsys.readouterr().out
+    assert "schedule" not in first
+    assert (
+        "the cosine schedule ends at step 10 now, not 5: the learning rate rises from 0.0004 to 0.0" in told
+    )
+    words = re.search("To keep it low: (.*)", told)[1].split()
+    again = small(tmp_path / "again", optim={"schedule": "cosine"}, train={"steps": 5})
+    train(again)
+    capsys.readouterr()
+    path = config_file(changed(again, train={"steps": 10}))
+    assert forked("train", "--config", path, *words).returncode == 0
+    rates = [r["learning_rate"] for r in records(again.run_dir) if "loss" in r]
+    assert rates[4:] == pytest.approx([0.0004] * 6)
 
 
 def test_a_text_that_changed_under_the_same_name_is_refused(tmp_path):

@@ -12,10 +12,14 @@ import threading
 
 
 class WandbServer:
-    """rows: run id → rows of history in order, as the client sent them. Usable in a with statement."""
+    """rows: run id → rows of history in order, as the client sent them. Usable in a with statement.
 
-    def __init__(self):
+    command, trials: of a sweep, whose agent runs the command with the values of each: field → value.
+    """
+
+    def __init__(self, command: tuple[str, ...] = (), trials: tuple[dict, ...] = ()):
         self.rows: dict[str, list[dict]] = {}
+        self._command, self._trials = command, [*enumerate(trials)]
         self.summaries: dict[str, dict] = {}
         self._connections: set[socket.socket] = set()
         server = self
@@ -56,8 +60,28 @@ class WandbServer:
 
     def _answer(self, asked: dict) -> dict:
         """To GraphQL: only whether a run exists, and how far it has got, matters here."""
-        run = asked["variables"].get("name")
-        name = asked.get("operationName")
+        run = asked.get("variables", {}).get("name")
+        name = asked.get("operationName") or asked["query"].split("(")[0].split()[-1]
+        if name == "Viewer":
+            return {"viewer": {"id": "u", "entity": "someone", "username": "someone", "teams": {"edges": []}}}
+        if name == "SweepWithRuns":
+            config = {
+                "method": "grid",
+                "program": "",
+                "command": [*self._command, "${args}"],
+                "parameters": {},
+            }
+            sweep = {"id": "s", "name": "s", "state": "RUNNING", "config": json.dumps(config)}
+            return {"project": {"sweep": sweep | {"runs": {"edges": []}}}}
+        if name == "CreateAgent":
+            return {"createAgent": {"agent": {"id": "a"}}}
+        if name == "Heartbeat":
+            tasks = []
+            if self._trials:
+                number, values = self._trials.pop(0)
+                args = {field: {"value": value} for field, value in values.items()}
+                tasks = [{"type": "run", "run_id": f"trial{number}", "program": "", "args": args}]
+            return {"agentHeartbeat": {"agent": {"id": "a"}, "commands": json.dumps(tasks)}}
         if name == "UpsertBucket":
             self.rows.setdefault(run, [])
             project = {"id": "p", "name": "charlm", "entity": {"id": "e", "name": "someone"}}
