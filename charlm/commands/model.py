@@ -196,20 +196,22 @@ def sample(argv: list[str]) -> None:
     parser.add_argument("--top_k", type=int, help="draw from the k likeliest symbols only")
     parser.add_argument("--top_p", type=float, help="draw from the likeliest symbols that reach this sum")
     parser.add_argument("--seed", type=int, help="seed of the draw")
+    about = "end before this text (a blank line: $'\\n\\n'); given again, before the first of several"
+    parser.add_argument("--stop", metavar="TEXT", action="append", help=about)
     parser.add_argument("--num_samples", type=int, default=1, help="samples to draw; their seeds count up")
     parser.add_argument("--json", action="store_true", help="print every sample as a line of JSON")
     args = parser.parse_args(argv)
     trained = _load(args)
     import torch
 
-    given = _given(args, "prompt", "length", "temperature", "top_k", "top_p", "seed")
+    given = _given(args, "prompt", "length", "temperature", "top_k", "top_p", "seed", "stop")
     options = dataclasses.replace(trained.config.sample, **given)
     if trained.model.device.type == "cpu" and args.num_samples < 16:
         torch.set_num_threads(1)  # a step is too small to share
     shown = visible if sys.stdout.isatty() else str
     if args.num_samples == 1 and not args.json:
         pieces = trained.stream(**given)
-        print(shown(options.prompt + next(pieces)), end="", flush=True)  # errors come before the prompt
+        print(shown(options.prompt + next(pieces, "")), end="", flush=True)  # errors come before the prompt
         for piece in pieces:
             print(shown(piece), end="", flush=True)
         print()

@@ -57,6 +57,10 @@ class Corpus:
         self.vocab = Vocab.load(self.folder)
         for split in self.splits:
             self[split]
+        if self.vocab.end is None:  # nothing else marks where a text begins
+            start, newline = self["train"][:4096], self.vocab.tables[0][ord("\n")]
+            begins = (start[:-1] == newline) & (start[1:] != newline)
+            self.vocab.first = [int(start[0]), *start[1:][begins][:63].tolist()]
 
     def __getitem__(self, split: str) -> np.ndarray:
         """The ids of a split: uint8[n] or uint16[n], memory-mapped. Raises CharlmError for a split that the

@@ -41,6 +41,7 @@ class Sampling(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     seed: int
+    stop: str | list[str] | None
 
 
 class Trained(NamedTuple):
@@ -64,8 +65,8 @@ class Trained(NamedTuple):
     def generate(self, *, num_samples=None, **options):
         """Draw a text; with num_samples a list of so many, drawn side by side, with seeds one apart.
 
-        options, as in Sampling: prompt, length, temperature, top_k, top_p, seed; those not given come from
-        config.sample. An end-of-document symbol becomes a newline, bytes that are not UTF-8 become U+FFFD.
+        options, as in Sampling: prompt, length, temperature, top_k, top_p, seed, stop; those not given come
+        from config.sample. An end-of-document symbol becomes a newline.
         Raises CharlmError for an option out of range, and for a prompt with a character that a closed
         vocabulary does not have.
         """

@@ -595,6 +595,14 @@ def test_a_seed_decides_a_sample(run, finished):
     assert run(*words, "--seed", "7") == first != run(*words, "--seed", "8")
 
 
+def test_a_sample_ends_before_the_first_stop_string(run, refused, finished):
+    words = ("sample", finished.run_dir, "--prompt", "The quick", "--length", "60")
+    whole = run(*words)
+    stop, later = whole[30:32], whole[40:44]
+    assert run(*words, "--stop", later, "--stop", stop) == whole[: whole.index(stop, 9)] + "\n"
+    assert "sample.stop=['']: give a text or several, none empty" in refused(*words, "--stop", "")
+
+
 def test_several_samples_have_seeds_one_apart(run, finished):
     words = ("sample", finished.run_dir, "--prompt", "The ", "--length", "25")
     several = run(*words, "--seed", "3", "--num_samples", "3")
