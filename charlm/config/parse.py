@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -136,9 +137,27 @@ def parse(argv: Sequence[str], prog: str = "charlm", **kwargs) -> Config:
     return Config(**{f.name: built[f.name] for f in fields(Config)})
 
 
-def load_config(config: str | Path | None = None, *overrides: str) -> Config:
-    """Config from a YAML file or a shipped config and overrides such as 'train.steps=10'; raises as parse."""
+def load_config(config: Config | str | Path | None = None, *overrides: str, **options) -> Config:
+    """Config from a YAML file or a shipped config and overrides such as 'train.steps=10'; raises as parse.
+
+    options: the same by keyword: sections (train={"steps": 10}), or fields that one section or train has
+    (steps=10, hidden_size=64, seed=1). A Config that is given without any is returned.
+    """
+    if isinstance(config, Config):
+        if overrides or options:
+            raise UsageError("a Config has its options already: give them to load_config, with its name")
+        return config
     words = [] if config is None else [f"--config={config}"]
+    for name, value in options.items():
+        keys = [k for k in (*flatten(Config()), *vars(Config())) if name in (k, k.rsplit(".", 1)[-1])]
+        if not keys:
+            raise UsageError(f"unknown option {name}{_nearest(name)}")
+        (key,) = keys if len(keys) == 1 else {name, f"train.{name}"} & {*keys} or {""}
+        if not key:
+            advice = f"give its section, such as {keys[0].split('.')[0]}={{{name!r}: {value!r}}}"
+            raise UsageError(f"{name}={value!r}: one of {', '.join(keys)}; {advice}")
+        value = json.dumps(value) if isinstance(value, list | tuple | dict | bool | None) else str(value)
+        overrides += (f"{key}={value}",)
     return parse([*words, *(f"--{o.removeprefix('--')}" for o in overrides)])
 
 

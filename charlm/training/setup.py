@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
 from charlm.config.fields import Config
@@ -61,9 +62,12 @@ def make_accelerator(config: Config, patient: bool = False) -> Accelerator:
             problem = f"ACCELERATE_USE_{name}=true: each process of charlm holds the whole model"
             raise CharlmError(f"{problem}; choose plain multi-GPU in `accelerate config`, or use torchrun")
     cuda = has_gpu()
+    precision = "fp16" if cuda and config.train.precision == "fp16" else "no"
+    if not patient and AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
+        AcceleratorState._reset_state()  # of an earlier training in this process, as in a notebook
     return Accelerator(
         cpu=not cuda and not torch.backends.mps.is_available(),
-        mixed_precision="fp16" if cuda and config.train.precision == "fp16" else "no",
+        mixed_precision=precision,
         log_with="wandb",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=365))] if patient else [],
     )

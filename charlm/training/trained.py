@@ -103,7 +103,8 @@ def load(run: str | Path, device: str | torch.device | None = None, precision: s
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise CharlmError(f"device {device}: {str(error).splitlines()[0]}") from error
-    model, vocab, config = _opened(run)
+    with torch.random.fork_rng([]):  # a new model draws its weights
+        model, vocab, config = _opened(run)
     if precision is not None:
         config = replace(config, evaluate=replace(config.evaluate, precision=precision))
     say = partial(warnings.warn, category=CharlmWarning, stacklevel=3)
