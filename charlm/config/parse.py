@@ -149,15 +149,15 @@ def load_config(config: Config | str | Path | None = None, *overrides: str, **op
         return config
     words = [] if config is None else [f"--config={config}"]
     for name, value in options.items():
-        keys = [k for k in (*flatten(Config()), *vars(Config())) if name in (k, k.rsplit(".", 1)[-1])]
+        keys = [k for k in flatten(Config()) | vars(Config()) if name in (k, k.rsplit(".", 1)[-1])]
+        chosen = [key for key in keys if key in (name, f"train.{name}")] or keys
         if not keys:
             raise UsageError(f"unknown option {name}{_nearest(name)}")
-        (key,) = keys if len(keys) == 1 else {name, f"train.{name}"} & {*keys} or {""}
-        if not key:
+        if len(chosen) > 1:
             advice = f"give its section, such as {keys[0].split('.')[0]}={{{name!r}: {value!r}}}"
             raise UsageError(f"{name}={value!r}: one of {', '.join(keys)}; {advice}")
         value = json.dumps(value) if isinstance(value, list | tuple | dict | bool | None) else str(value)
-        overrides += (f"{key}={value}",)
+        overrides += (f"{chosen[0]}={value}",)
     return parse([*words, *(f"--{o.removeprefix('--')}" for o in overrides)])
 
 

@@ -70,7 +70,7 @@ def keep_freed_memory(device: torch.device) -> Iterator[None]:
             keep(False)
 
 
-def own_random(device: torch.device):
+def own_rng(device: torch.device):
     """A context whose end restores the random states of torch: of the CPU, and of a CUDA device."""
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 

@@ -17,7 +17,7 @@ from charlm.config.fields import Config
 from charlm.config.parse import load_config
 from charlm.evaluation.evaluate import LN2, evaluate
 from charlm.model.char_lm import CharLM
-from charlm.model.device import keep_freed_memory, own_random, peak_memory
+from charlm.model.device import keep_freed_memory, own_rng, peak_memory
 from charlm.model.pretrained import read_best
 from charlm.terminal import visible
 from charlm.training.optimizer import learning_rate, set_learning_rate
@@ -50,12 +50,7 @@ def train(
     started = time.perf_counter()
     config = load_config(config, **options)
     handled = Stop() if stop is None else nullcontext(stop)
-    with (
-        handled as stop,
-        Run(config, quiet, stop) as run,
-        keep_freed_memory(run.device),
-        own_random(run.device),
-    ):
+    with handled as stop, Run(config, quiet, stop) as run, keep_freed_memory(run.device), own_rng(run.device):
         stop.max_hours = config.train.max_hours
         setup = set_up(config, run.accelerator, run.say)
         state = resume_or_start(run, setup)

@@ -450,6 +450,8 @@ def test_evaluate_of_many_texts_is_a_table_and_a_total_over_all(run, refused, fi
         assert {k: scored["total"][k] for k in expected} == pytest.approx(expected, rel=1e-12)
         if adapting:  # at rate 0 the weights stay as they are
             assert scored["total"]["dynamic"]["bpb"] == pytest.approx(expected["bpb"], rel=1e-6)
+        lines = run("evaluate", finished.run_dir, *adapting, "--text", *paths, "--jsonl").splitlines()
+        assert [json.loads(line) for line in lines] == scored["texts"]
         lines = run("evaluate", finished.run_dir, *adapting, "--text", *paths).splitlines()
         assert {len(line) for line in lines[:6]} == {80} and lines[3].split()[0].startswith("…")
         for line, of in zip(lines[1:6], [*scored["texts"], scored["total"]], strict=True):
