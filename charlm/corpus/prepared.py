@@ -145,6 +145,9 @@ class Corpus:
             for name, figures in info["floors"].items():
                 title = baseline_title(name, figures)
                 lines.append(f"    {title:<28} {figures['bpc']:>8.3f} {figures['bpb']:>8.3f}")
+            if (repeated := info["floors"].get("ngram", {}).get("repeated", 0)) > 0.25:
+                problem = f"{100 * repeated:.0f} % of validation repeats passages of the training text"
+                lines.append(_wrapped("warning", [problem, "counts copy them, and a trained model may not"]))
             lines.append("    bpc, bpb: bits per character, bits per byte; lower is better")
             lines.append("    Witten-Bell: smoothing, which leaves some probability for unseen symbols")
         steps = []
