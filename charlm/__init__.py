@@ -3,8 +3,8 @@
 The public names load on first use, so that `charlm --help` never waits for torch:
 
     import charlm
-    charlm.load("runs/stdlib").generate(prompt="import ")
-    from charlm.training.loop import train
+    charlm.train("stdlib", steps=500, run_dir="runs/short")
+    charlm.load("runs/short").generate(prompt="import ")
     from charlm.evaluation.evaluate import evaluate
     from charlm.sampling.generate import generate
 """
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from charlm.evaluation.evaluate import Score as Score
     from charlm.model.char_lm import CharLM as CharLM
     from charlm.training.lanes import Lanes as Lanes
+    from charlm.training.loop import train as train
     from charlm.training.trained import Trained as Trained
     from charlm.training.trained import load as load
 
@@ -44,6 +45,7 @@ _HOME = {
     "load": "training.trained",
     "load_config": "config.parse",
     "prepare": "corpus.prepared",
+    "train": "training.loop",
 }
 __all__ = sorted(_HOME)
 

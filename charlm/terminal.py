@@ -15,6 +15,11 @@ def visible(text: str) -> str:
     return text.translate({i: f"\\x{i:02x}" for i in (*range(9), *range(11, 32), *range(127, 160))})
 
 
+def shows_bars() -> bool:
+    """Whether stderr is a terminal or a notebook, where a progress bar may move."""
+    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
+
+
 def is_live() -> bool:
     """Whether stdout is a terminal that can draw one picture over another."""
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"

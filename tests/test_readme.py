@@ -169,7 +169,7 @@ THERE = {
 }
 # Python of the READMEs runs as it stands, but for these.
 SMALLER = {
-    '"train.steps=500"': '"train.steps=2", "data.max_documents=12", "evaluate.lanes=2", "log.wandb=disabled"',
+    ", steps=500": ", steps=2, max_documents=12, lanes=2, wandb='disabled'",
     "length=200": "length=5",
     '"runs/stdlib"': '"runs/mine"',
 }

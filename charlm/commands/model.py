@@ -87,7 +87,9 @@ def evaluate(argv: list[str]) -> None:
     parser.add_argument("--dynamic_rate", type=float, metavar="R", help="rate of a step (default: by lanes)")
     decay = "share of the way back to the trained weights per step of --dynamic (default: 1e-3)"
     parser.add_argument("--dynamic_decay", type=float, metavar="D", help=decay)
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print the figures as JSON")
+    form.add_argument("--jsonl", action="store_true", help="print a line of JSON for each text, once scored")
     args = parser.parse_args(argv)
     if args.max_characters is not None and args.max_characters < 2:
         raise UsageError(f"--max_characters {args.max_characters}: must be 2 or more")
@@ -112,8 +114,12 @@ def evaluate(argv: list[str]) -> None:
         texts.append({"text": name} | score(model, vocab, ids, settings, **adapting))
         if args.by_context:
             texts[-1]["by_context"] = by_context.by_context(model, vocab, ids, settings)
-        if len(files) > 1 and not args.json:
+        if args.jsonl:
+            print(json.dumps(texts[-1]), flush=True)
+        elif len(files) > 1 and not args.json:
             print(evaluate.row(texts[-1], heading=len(texts) == 1), flush=True)
+    if args.jsonl:
+        return
     figures, result = texts[0], texts[0]
     if len(files) > 1:
         figures = {"text": "total"} | evaluate.total_of(texts)
@@ -196,20 +202,22 @@ def sample(argv: list[str]) -> None:
     parser.add_argument("--top_k", type=int, help="draw from the k likeliest symbols only")
     parser.add_argument("--top_p", type=float, help="draw from the likeliest symbols that reach this sum")
     parser.add_argument("--seed", type=int, help="seed of the draw")
+    about = "end before this text (a blank line: $'\\n\\n'); given again, before the first of several"
+    parser.add_argument("--stop", metavar="TEXT", action="append", help=about)
     parser.add_argument("--num_samples", type=int, default=1, help="samples to draw; their seeds count up")
     parser.add_argument("--json", action="store_true", help="print every sample as a line of JSON")
     args = parser.parse_args(argv)
     trained = _load(args)
     import torch
 
-    given = _given(args, "prompt", "length", "temperature", "top_k", "top_p", "seed")
+    given = _given(args, "prompt", "length", "temperature", "top_k", "top_p", "seed", "stop")
     options = dataclasses.replace(trained.config.sample, **given)
     if trained.model.device.type == "cpu" and args.num_samples < 16:
         torch.set_num_threads(1)  # a step is too small to share
     shown = visible if sys.stdout.isatty() else str
     if args.num_samples == 1 and not args.json:
         pieces = trained.stream(**given)
-        print(shown(options.prompt + next(pieces)), end="", flush=True)  # errors come before the prompt
+        print(shown(options.prompt + next(pieces, "")), end="", flush=True)  # errors come before the prompt
         for piece in pieces:
             print(shown(piece), end="", flush=True)
         print()

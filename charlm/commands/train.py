@@ -122,8 +122,8 @@ def doctor(argv: list[str]) -> None:
 def hello(argv: list[str]) -> None:
     """Train the RNN of the classroom example."""
     parser = Parser("hello")
-    parser.add_argument("--explain", action="store_true", help="show vocabulary, one-hot matrix, weights")
-    parser.add_argument("--debug", action="store_true", help="show the shapes at every stage")
+    parser.add_argument("--explain", action="store_true", help="show data, formula, weights, what is likely")
+    parser.add_argument("--debug", action="store_true", help="show the shapes, also by character")
     parser.add_argument("--figure", metavar="FILE", help="draw the model before and after training (SVG)")
     args = parser.parse_args(argv)
     if args.figure is not None and not args.figure.endswith(".svg"):

@@ -30,6 +30,7 @@ UpToOne = Annotated[float, (lambda x: 0 <= x <= 1, "must be between 0 and 1")]
 Stall = Annotated[float, (lambda x: 0.01 <= x <= 1e6, "must be from 0.01 to 1e6; 1e6 is two years")]
 Share = Annotated[float, (lambda x: 0 < x <= 1, "must be above 0 and at most 1")]
 Decays = Annotated[tuple[float, float], (lambda xs: all(0 <= x < 1 for x in xs), _BELOW_ONE)]
+Stops = Annotated[str | list[str], (lambda x: x and "" not in [x, *x], "give a text or several, none empty")]
 HeldOut = Annotated[float | str, (lambda x: isinstance(x, str) or 0 <= x < 1, f"a fraction {_BELOW_ONE}")]
 
 

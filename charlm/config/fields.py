@@ -216,6 +216,8 @@ class SampleConfig(checks.Section):
     """Sample only from the smallest set of symbols whose probabilities add up to this."""
     seed: int = 0
     """Seed of the sample."""
+    stop: checks.Stops | None = None
+    """End the sample before this text, such as "\\n\\n", or before the first of several."""
 
 
 @dataclass

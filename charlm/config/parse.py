@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -167,9 +168,27 @@ def parse(argv: Sequence[str], prog: str = "charlm", **kwargs) -> Config:
     return config
 
 
-def load_config(config: str | Path | None = None, *overrides: str) -> Config:
-    """Config from a YAML file or a shipped config and overrides such as 'train.steps=10'; raises as parse."""
+def load_config(config: Config | str | Path | None = None, *overrides: str, **options) -> Config:
+    """Config from a YAML file or a shipped config and overrides such as 'train.steps=10'; raises as parse.
+
+    options: the same by keyword: sections (train={"steps": 10}), or fields that one section or train has
+    (steps=10, hidden_size=64, seed=1). A Config that is given without any is returned.
+    """
+    if isinstance(config, Config):
+        if overrides or options:
+            raise UsageError("a Config has its options already: give them to load_config, with its name")
+        return config
     words = [] if config is None else [f"--config={config}"]
+    for name, value in options.items():
+        keys = [k for k in flatten(Config()) | vars(Config()) if name in (k, k.rsplit(".", 1)[-1])]
+        chosen = [key for key in keys if key in (name, f"train.{name}")] or keys
+        if not keys:
+            raise UsageError(f"unknown option {name}{_nearest(name)}")
+        if len(chosen) > 1:
+            advice = f"give its section, such as {keys[0].split('.')[0]}={{{name!r}: {value!r}}}"
+            raise UsageError(f"{name}={value!r}: one of {', '.join(keys)}; {advice}")
+        value = json.dumps(value) if isinstance(value, list | tuple | dict | bool | None) else str(value)
+        overrides += (f"{chosen[0]}={value}",)
     return parse([*words, *(f"--{o.removeprefix('--')}" for o in overrides)])
 
 

@@ -31,6 +31,7 @@ HELD_OUT_SYMBOLS = 1_000_000
 # for 4 MB of enwik8) Witten-Bell smoothing gets worse with each.
 MIN_GAIN = 0.005
 MAX_ORDER = 8
+REPEATED = 24  # symbols in a row that a held-out text shares with the training text where it repeats it
 
 
 def unigram(train_counts: np.ndarray, held_out_counts: np.ndarray, vocab: Vocab) -> dict[str, float]:
@@ -47,7 +48,8 @@ def ngram(train: np.ndarray, held_out: np.ndarray, vocab: Vocab) -> dict[str, in
 
     train, held_out: ids, uint8 or uint16: arrays, or files with slices that are arrays. Returns order (n:
     contexts have n - 1 symbols), smoothing, train_symbols and held_out_symbols (how many were counted and
-    scored, see the limits above), nats_per_character, bpc, bpb.
+    scored, see the limits above), repeated (the share of held-out symbols that follow REPEATED symbols which
+    the training text has, too), nats_per_character, bpc, bpb.
 
     With c(h, w) the count of symbol w after context h, c(h) their sum, T(h) the number of distinct w after h:
 
@@ -74,11 +76,17 @@ def ngram(train: np.ndarray, held_out: np.ndarray, vocab: Vocab) -> dict[str, in
         if nats - higher <= MIN_GAIN * len(held_out):
             break
         order, nats = order + 1, higher
+    every = 1 + len(held_out) // 16384  # of a sample of the held-out symbols
+    kept = (positions < start) | ((positions - start) % every == 0)
+    positions, bounds = positions[kept], np.append(0, np.cumsum(kept))[bounds]
+    for back in range(min(order + 1, MAX_ORDER), REPEATED + 2):  # the last drops what training lacks
+        positions, bounds = _refine(text, start, positions, bounds, back, len(vocab), len(held_out))
     return {
         "order": order,
         "smoothing": "Witten-Bell",
         "train_symbols": sum(map(len, blocks)),
         "held_out_symbols": len(held_out),
+        "repeated": int((positions >= start).sum()) * every / max(len(held_out), 1),
         **_figures(nats, np.bincount(held_out, minlength=len(vocab)), vocab),
     }
 

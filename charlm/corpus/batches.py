@@ -4,7 +4,6 @@ Rows stay in Arrow's buffers: none becomes a Python string.
 """
 
 import logging
-import sys
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from charlm.corpus.readers import Reader, readers_of
 from charlm.corpus.sources import read_error
 from charlm.corpus.texts import normalized, not_utf8
 from charlm.errors import CharlmError
+from charlm.terminal import shows_bars
 
 
 @dataclass
@@ -233,7 +233,7 @@ def open_sources(data: DataConfig, bytes_only: bool) -> dict[str, TextSource]:
 
     Raises CharlmError for text that cannot be found, reached or read.
     """
-    if not sys.stderr.isatty():
+    if not shows_bars():
         datasets.disable_progress_bars()
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # read_error reports it
     names = {"train": data.split}

@@ -19,7 +19,7 @@ from io import StringIO
 from itertools import islice
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from charlm.config.fields import Config
 from charlm.corpus import kernels
@@ -27,6 +27,7 @@ from charlm.corpus.batches import Piece, TextBatch, TextSource
 from charlm.corpus.sources import SPLITS, describe, read_error
 from charlm.corpus.vocabulary import END, Vocab, codes_of
 from charlm.errors import CharlmError
+from charlm.terminal import shows_bars
 
 _CODES = (END + 256) >> 8 << 8  # size of a table of counts: whole pages of 256
 
@@ -175,7 +176,7 @@ class Text:
 def in_order(title: str, work: Callable, use: Callable, sizes: dict[int, int], workers: int) -> None:
     """use(work(piece)) for each piece: work by so many threads, use in this one, in the order of sizes
     (piece → bytes). Shows a bar on a terminal, in a log a line every half minute."""
-    terminal = sys.stderr.isatty()
+    terminal = shows_bars()
     screen = {"dynamic_ncols": True} if terminal else {"ncols": 79, "mininterval": 30, "file": StringIO()}
     logged = time.monotonic()
     pieces, pending = iter(sizes), deque()

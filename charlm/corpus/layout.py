@@ -137,6 +137,7 @@ def lay_out(texts: list[Text], journals: list[Path], config: Config) -> Layout:
             held = f"the {split} split would hold {size['symbols']} symbols"
             raise CharlmError(f"{describe(config.data)}: {held}; {advice}")
         starts[split], sizes[split] = np.append(0, np.cumsum(lengths[:, column])), size
+    vocab.unseen = np.flatnonzero(histograms["train"] == 0).tolist()
     return Layout(vocab, starts, begun, histograms, sizes, _facts(totals, vocab))
 
 

@@ -57,6 +57,10 @@ class Corpus:
         self.vocab = Vocab.load(self.folder)
         for split in self.splits:
             self[split]
+        if self.vocab.end is None:  # nothing else marks where a text begins
+            start, newline = self["train"][:4096], self.vocab.tables[0][ord("\n")]
+            begins = (start[:-1] == newline) & (start[1:] != newline)
+            self.vocab.first = [int(start[0]), *start[1:][begins][:63].tolist()]
 
     def __getitem__(self, split: str) -> np.ndarray:
         """The ids of a split: uint8[n] or uint16[n], memory-mapped. Raises CharlmError for a split that the
@@ -141,6 +145,9 @@ class Corpus:
             for name, figures in info["floors"].items():
                 title = baseline_title(name, figures)
                 lines.append(f"    {title:<28} {figures['bpc']:>8.3f} {figures['bpb']:>8.3f}")
+            if (repeated := info["floors"].get("ngram", {}).get("repeated", 0)) > 0.25:
+                problem = f"{100 * repeated:.0f} % of validation repeats passages of the training text"
+                lines.append(_wrapped("warning", [problem, "counts copy them, and a trained model may not"]))
             lines.append("    bpc, bpb: bits per character, bits per byte; lower is better")
             lines.append("    Witten-Bell: smoothing, which leaves some probability for unseen symbols")
         steps = []

@@ -16,7 +16,7 @@ import codecs
 import json
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -31,6 +31,7 @@ UNKNOWN = 0xFFFF  # in lookup tables: no symbol
 MAX_SIZE = 0xFFFF  # ids are stored in 16 bits, and one value is UNKNOWN
 FORMAT = {"format": "charlm vocabulary", "version": 1}
 FIELDS = ("unknown", "end_of_document", "byte_symbols", "characters")  # of Vocab, in vocab.json
+OPTIONAL = ("normalize", "unseen", "first")  # there only where they hold something
 
 # The bytes of UTF-8 beyond ASCII: continuation 80–BF, lead C2–F4 (The Unicode Standard, table 3-7).
 _BEYOND_ASCII = (*range(0x80, 0xC0), *range(0xC2, 0xF5))
@@ -55,8 +56,9 @@ class Vocab:
     """A set of symbols; encodes text to ids and decodes ids to text.
 
     characters: in id order. byte_symbols: the byte values that have a symbol; None for every byte that the
-    UTF-8 of another character can contain. normalize: of data, for text to encode. Raises CharlmError for no
-    symbols, for more than MAX_SIZE, and for characters that repeat.
+    UTF-8 of another character can contain. normalize: of data, for text to encode. unseen, first: ids that
+    the training text lacks, and those that begin it and its first lines; for sampling, so not compared.
+    Raises CharlmError for no symbols, for more than MAX_SIZE, and for characters that repeat.
     """
 
     characters: Iterable[str]
@@ -65,6 +67,8 @@ class Vocab:
     unknown: str = "bytes"
     end_of_document: bool = False
     normalize: Sequence[str] | None = None
+    unseen: Sequence[int] = field(default=(), compare=False)
+    first: Sequence[int] = field(default=(), compare=False)
 
     def __post_init__(self):
         self.characters = tuple(self.characters)
@@ -256,15 +260,16 @@ class Vocab:
 
     def to_dict(self) -> dict:
         """The content of vocab.json."""
-        normalize = {"normalize": self.normalize} if self.normalize else {}
-        return FORMAT | {"size": len(self)} | {name: getattr(self, name) for name in FIELDS} | normalize
+        optional = {name: value for name in OPTIONAL if (value := getattr(self, name))}
+        return FORMAT | {"size": len(self)} | {name: getattr(self, name) for name in FIELDS} | optional
 
     @classmethod
     def from_dict(cls, tree: dict) -> Vocab:
         """The inverse of to_dict. Raises CharlmError for another format or version."""
         if not isinstance(tree, dict) or {k: tree.get(k) for k in FORMAT} != FORMAT:
             raise CharlmError(f"not a {FORMAT['format']} of version {FORMAT['version']}")
-        vocab = cls(**{name: tree[name] for name in FIELDS}, normalize=tree.get("normalize"))
+        optional = {name: tree[name] for name in OPTIONAL if name in tree}
+        vocab = cls(**{name: tree[name] for name in FIELDS}, **optional)
         if len(vocab) != tree["size"]:
             raise CharlmError(f"the vocabulary has size {tree['size']} but lists {len(vocab)} symbols")
         return vocab

@@ -7,7 +7,7 @@ and bytes are summed, over lanes, windows and ranks, and divided once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from charlm.config.checks import require
 from charlm.config.fields import EvaluateConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
-from charlm.model.char_lm import CharLM
+from charlm.model.char_lm import Carry, CharLM
 from charlm.model.device import float64_device, keep_freed_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LN2 = math.log(2)
-WINDOW = 1024  # symbols per forward call of score; has no influence on the figures
+WINDOW = 1024  # symbols of a text per forward call of score and states; has no influence on the figures
+AT_ONCE = 1 << 15  # symbols of all texts that are read side by side
 UNCOUNTED = -100  # target of a prediction that costs nothing: ignore_index of torch's cross-entropy
 
 
@@ -93,10 +95,13 @@ def windows(
             yield nats
 
 
-def nats_of(model: CharLM, ids: np.ndarray, starts: np.ndarray, length: int, bptt: int) -> np.ndarray:
-    """float32[N, length]: the nats of the predictions of lanes that each start from a carry of zeros."""
-    lanes = windows(model, ids, starts, length, bptt)
-    return np.concatenate([nats.cpu().numpy() for nats in lanes], axis=1)  # sync
+def nats_of(
+    model: CharLM, ids: np.ndarray, starts: np.ndarray, length: int, bptt: int, read: Callable | None = None
+) -> np.ndarray:
+    """float32[N, length]: the nats of the predictions of lanes that each start from a carry of zeros; or what
+    `read` gives, float32[N, length, …]."""
+    lanes = windows(model, ids, starts, length, bptt, read=read)
+    return np.concatenate([nats.float().cpu().numpy() for nats in lanes], axis=1)  # sync
 
 
 # evaluate() cuts the targets into lanes that are read side by side. Before its first counted target a lane
@@ -182,6 +187,11 @@ class Score:
     bits: np.ndarray
     """float64[len(text)]: the surprisal of every character in bits, -log2 of the probability that the model
     gave it; NaN for a first one not predicted. A character spelled in bytes costs the sum over its bytes."""
+    entropy: np.ndarray  # float64[len(text)], in bits: of the prediction of each character, or its first byte
+    byte_bits: np.ndarray
+    """float64[bytes]: bits, of every byte of the text in UTF-8. A character with a symbol of its own has them
+    all at its first byte, and 0 at the others."""
+    byte_entropy: np.ndarray  # float64[bytes]: entropy, likewise
     nats_per_character: float
     bpc: float  # bits per character: the mean of bits; of a bytes-only model, evaluate() counts bytes instead
     bpb: float  # bits per byte of UTF-8: the figure that compares across vocabularies
@@ -190,9 +200,36 @@ class Score:
     bytes: int  # of these characters in UTF-8
 
 
+class _Stream:
+    """The ids of a text, after those of a context or else an end-of-document symbol, up to `start`.
+    symbols, characters: int64, the byte at which each of the text begins; size: its bytes."""
+
+    def __init__(self, vocab: Vocab, text: str, context: str = ""):
+        self.text = vocab.normalized(text) if vocab.normalize else text
+        before, ids = vocab.encode(context), vocab.encode(self.text)
+        if not len(before) and vocab.end is not None:
+            before = np.array([vocab.end], vocab.dtype)  # as at the start of a document
+        self.ids, self.start = np.concatenate([before, ids]), len(before)
+        ends = np.cumsum(vocab.bytes_per_symbol[ids].astype(np.int64))
+        self.symbols, utf8 = np.append(0, ends[:-1]), np.frombuffer(self.text.encode("utf-8"), np.uint8)
+        self.characters, self.size = np.flatnonzero((utf8 & 0xC0) != 0x80), len(utf8)
+
+
+def _read_all(model: CharLM, streams: list[_Stream], read: Callable) -> Iterator[np.ndarray]:
+    """What `read` (see windows) gives at the symbols of each stream, float32[symbols, …]. As many are read
+    side by side as AT_ONCE symbols hold of the longest."""
+    lanes = max(1, AT_ONCE // max((len(stream.ids) for stream in streams), default=1))
+    for group in (streams[low : low + lanes] for low in range(0, len(streams), lanes)):
+        lengths = [len(stream.ids) for stream in group]
+        ids, starts = np.concatenate([stream.ids for stream in group]), np.cumsum([0, *lengths[:-1]])
+        with model.evaluating():
+            values = nats_of(model, ids, starts, max(lengths), WINDOW, read)
+        yield from (lane[:length] for lane, length in zip(values, lengths, strict=True))
+
+
 @torch.inference_mode()
-def score(model: CharLM, vocab: Vocab, text: str, context: str = "") -> Score:
-    """Score a text, read once from its start with the carry handed on, without dropout.
+def scores(model: CharLM, vocab: Vocab, texts: Sequence[str], context: str = "") -> list[Score]:
+    """Score texts, side by side, each read once from its start with the carry handed on, without dropout.
 
     context: text that is read first, from a carry of zeros, and not counted. The first character is scored
     from the carry after it; without a context, from the carry after the end-of-document symbol; and where the
@@ -200,23 +237,52 @@ def score(model: CharLM, vocab: Vocab, text: str, context: str = "") -> Score:
     Raises CharlmError for a text without a character to predict, and for a character that a closed vocabulary
     does not have.
     """
-    before, text = vocab.encode(context), vocab.normalized(text) if vocab.normalize else text
-    ids = vocab.encode(text)
-    if not len(before) and vocab.end is not None:
-        before = np.array([vocab.end], vocab.dtype)  # as at the start of a document
-    if len(text) < (1 if len(before) else 2):
+    found, streams = [], [_Stream(vocab, text, context) for text in texts]
+    for text in (stream.text for stream in streams if len(stream.text) < 2 - bool(stream.start)):
         problem = f"the text is {text!r} alone, with nothing before it" if text else "the text is empty"
         raise CharlmError(f"{problem}: there is nothing to predict; give more text, or a context")
-    stream = np.concatenate([before, ids])
-    with model.evaluating():
-        nats = nats_of(model, stream, np.zeros(1, np.int64), len(stream) - 1, WINDOW)[0]
-    nats = np.append(np.nan, nats)[-len(ids) :]  # float64, of every symbol of the text
-    utf8 = np.frombuffer(text.encode("utf-8"), np.uint8)
-    at = np.cumsum((utf8 & 0xC0) != 0x80) - 1  # the character that a byte belongs to
-    sizes = vocab.bytes_per_symbol[ids].astype(np.int64)
-    bits = np.bincount(at[np.cumsum(sizes) - sizes], nats / LN2, len(text))
-    counted = slice(0 if len(before) else 1, None)
-    size = len(text[counted].encode("utf-8"))
-    figures = figures_of(float(bits[counted].sum()) * LN2, len(ids), len(text[counted]), size)
-    del figures["symbols"]
-    return Score(text, bits, **figures)
+
+    def read(x: torch.Tensor, carry: Carry, targets: torch.Tensor, reduction: str) -> tuple:
+        logits, carry = model(x, carry)
+        log_p = logits.float().log_softmax(-1)
+        nats = -log_p.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+        return torch.stack([nats, -(log_p.exp() * log_p).sum(-1)], -1), carry
+
+    for stream, nats in zip(streams, _read_all(model, streams, read), strict=True):
+        of_bytes = np.zeros((stream.size, 2))
+        of_bytes[stream.symbols] = np.append(np.full((1, 2), np.nan), nats[:-1], 0)[stream.start :] / LN2
+        bits, counted = np.add.reduceat(of_bytes[:, 0], stream.characters), slice(not stream.start, None)
+        size = len(stream.text[counted].encode("utf-8"))
+        figures = figures_of(float(bits[counted].sum()) * LN2, 0, len(bits[counted]), size)
+        del figures["symbols"]
+        found.append(Score(stream.text, bits, of_bytes[stream.characters, 1], *of_bytes.T, **figures))
+    return found
+
+
+def score(model: CharLM, vocab: Vocab, text: str, context: str = "") -> Score:
+    """The score of one text: see scores."""
+    return scores(model, vocab, [text], context)[0]
+
+
+@torch.inference_mode()
+def states(
+    model: CharLM, vocab: Vocab, texts: Sequence[str], layer: int = -1, at: str = "last"
+) -> np.ndarray | list[np.ndarray]:
+    """The hidden states of a layer as features of texts, which are read as scores() does, without a context.
+
+    layer: from 0; -1 is the last. Its output is taken, with model.residual its input included.
+    Returns float32[texts, H], after the last character of each; with at="all" a list of float32[n, H], after
+    every character. Raises CharlmError for another layer or place, one text instead of several, an empty
+    text, and a character that a closed vocabulary does not have.
+    """
+    layers, streams = len(model.layers), [_Stream(vocab, text) for text in texts]
+    require(-layers <= layer < layers, "layer", layer, f"the model has {layers}, numbered from 0")
+    require(at in ("last", "all"), "at", at, "choose last or all")
+    advice = "give a list of texts, none of them empty"
+    require(not isinstance(texts, str) and texts and all(texts), "texts", str(texts)[:40], advice)
+    depth, found = layer % layers + 1, []
+    read = _read_all(model, streams, lambda x, carry, *_, **__: model(x, carry, depth=depth))
+    for stream, hidden in zip(streams, read, strict=True):
+        ends = stream.start - 1 + np.searchsorted(stream.symbols, [*stream.characters[1:], stream.size])
+        found.append(hidden[ends if at == "all" else ends[-1]])
+    return found if at == "all" else np.stack(found)

@@ -13,7 +13,6 @@ import jinja2
 import torch
 from torch import Tensor
 
-from charlm.config.fields import Config
 from charlm.config.parse import load_config
 from charlm.corpus.prepared import prepare
 from charlm.corpus.vocabulary import Vocab
@@ -26,72 +25,71 @@ from charlm.training.loop import train
 def hello(explain: bool = False, debug: bool = False, figure: str | None = None) -> list[tuple[str, float]]:
     """Run configs/hello.yaml and print a line per step; returns (predicted string, summed loss) of each.
 
-    Leaves no file except the figure. explain: print vocabulary, one-hot matrix, weights and model first.
-    debug: print the shape after each stage. figure: path for an SVG of the model before and after training.
+    Leaves no file except the figure. explain: print vocabulary, labels, one-hot matrix, formula, weights and
+    optimizer first, and what is likely next at the end. debug: print the shape after each stage, of the
+    window and one character at a time. figure: path for an SVG of the model before and after training.
     Raises CharlmError when the figure cannot be written.
     """
-    lines, panels = [], []
+    lines = []
     with tempfile.TemporaryDirectory() as folder:
         folders = f"run_dir={folder}/run", f"data.dir={folder}/data"
         config = load_config("hello", *folders, "log.wandb=disabled")
         corpus = prepare(config)
         x, y = Lanes(corpus["train"], config.train.batch_size, config.train.bptt).window(Position())
+        text, targets = ([corpus.vocab.characters[i] for i in ids[0].tolist()] for ids in (x, y))
+        given = {"vocabulary": corpus.vocab.characters, "text": text, "targets": targets}
+        panels = []
 
         def watch(step: int, model: CharLM, loss: float) -> None:
-            if step == 0 and explain:
-                _explain(model, corpus.vocab, x)
             if step == 0:
                 panels.append(compute_panel("before training", model, x, y))
+            if step == 0 and explain:
+                layer, steps = model.layers[0], config.train.steps
+                weights = {"xh": layer.weight_ih_l0, "hh": layer.weight_hh_l0, "hy": model.output.weight}
+                given["weights"] = {name: weight.shape for name, weight in weights.items()}
+                values = {"x": x[0].tolist(), "y": y[0].tolist(), "panel": panels[0], "model": model}
+                print(_render("explain.txt", **given, **values, optim=config.optim, steps=steps), end="")
+            if step == 0 and debug:
+                _show_shapes(model, text, targets, x, y)
             with torch.no_grad():
                 predicted = corpus.vocab.decode(model(x)[0].argmax(-1)[0].tolist())
             lines.append((predicted, loss * x.numel()))
             print(f"predicted string: {predicted}, epoch: {step + 1}, loss: {lines[-1][1]:.3f}")
 
-        if debug:
-            _show_shapes(config, corpus.vocab, x)
         summary = train(config, quiet=True, watch=watch)
+        trained = CharLM.from_pretrained(summary.run_dir / "model")
+        panels.append(compute_panel(f"after {summary.step} steps", trained, x, y))
+        for i in range(len(text) if explain else 0):
+            chance = panels[1]["chances"][i]
+            print(f"given {''.join(text[: i + 1])!r}, {targets[i]!r} is likely next: p = {chance:.3f}")
         if figure is not None:
-            trained = CharLM.from_pretrained(summary.run_dir / "model")
-            panels.append(compute_panel(f"after {summary.step} steps", trained, x, y))
-            texts = [[corpus.vocab.characters[i] for i in ids[0].tolist()] for ids in (x, y)]
             try:
-                Path(figure).write_text(draw(panels, *texts, corpus.vocab), encoding="utf-8")
+                Path(figure).write_text(draw(panels, text, targets, corpus.vocab), encoding="utf-8")
             except OSError as error:
                 raise CharlmError(f"--figure {figure}: cannot be written ({error.strerror})") from error
             print(f"the figure is in {figure}")
     return lines
 
 
-def _explain(model: CharLM, vocab: Vocab, x: Tensor) -> None:
-    print("index ↔ character:", ", ".join(f"{i} ↔ {c}" for i, c in enumerate(vocab.characters)))
-    print(f"input {vocab.decode(x[0].tolist())!r} as indices: {x[0].tolist()}")
-    print("as one-hot rows:")
-    for i, row in zip(x[0].tolist(), model.input(x)[0].int().tolist(), strict=True):
-        print(f"  {vocab.characters[i]}  {row}")
-    layer = model.layers[0]
-    print("weights, as the lecture writes them (torch stores the transpose):")
-    weights = {"xh": layer.weight_ih_l0, "hh": layer.weight_hh_l0, "hy": model.output.weight}
-    for name, weight in weights.items():
-        print(f"  W_{name} {weight.shape[1]}×{weight.shape[0]}")
-    print(model)
-
-
-def _show_shapes(config: Config, vocab: Vocab, x: Tensor) -> None:
-    """Pass one window through a new model and print the shape after each stage."""
-    with torch.random.fork_rng(devices=[]):  # the training afterwards draws the same weights
-        model = CharLM(config.model, len(vocab))
+@torch.no_grad()
+def _show_shapes(model: CharLM, text: list[str], targets: list[str], x: Tensor, y: Tensor) -> None:
+    """Print the shape after each stage: of the window, then of one character after the other, as a loop over
+    them computes it, with the sum of their losses."""
 
     def shape(out) -> str:
         tensors = out if isinstance(out, tuple) else (out,)
         return ", ".join(str(list(t.shape)) if torch.is_tensor(t) else shape(t) for t in tensors)
 
-    print(f"ids       {list(x.shape)}  (lanes, window)")
-    stages = (("one-hot", model.input_dropout), ("recurrent", model.layers[0]), ("logits", model.output))
-    for name, module in stages:
-        module.register_forward_hook(lambda _, __, out, name=name: print(f"{name:<9} {shape(out)}"))
-    with torch.no_grad():
-        _, carry = model(x)
-    print(f"carry     {shape(carry)}  (layers, lanes, hidden)")
+    (out, h), one_hot = model.layers[0](model.input(x)), model.input(x)
+    print(f"ids       {shape(x)}  (lanes, window)\none-hot   {shape(one_hot)}\nrecurrent {shape((out, h))}")
+    print(f"logits    {shape(model.output(out))}\ncarry     {shape(h)}  (layers, lanes, hidden)")
+    carry, total = None, 0.0
+    for i, (character, target) in enumerate(zip(text, targets, strict=True)):
+        logits, carry = model(x[:, i : i + 1], carry)
+        loss = torch.nn.functional.cross_entropy(logits[:, 0], y[:, i]).item()
+        total += loss
+        shapes = f"one-hot {shape(one_hot[:, i])}, hidden {shape(carry)}, logits {shape(logits[:, 0])}"
+        print(f"{character} → {target}   {shapes}, loss {loss:.3f}, so far {total:.3f}")
 
 
 @torch.no_grad()
@@ -115,6 +113,9 @@ def draw(panels: list[dict], text: list[str], targets: list[str], vocab: Vocab) 
     Neural Networks" (2015), a column per character, from the bottom the one-hot input, the hidden layer, the
     output. The output for the next character should be high (green), the others low (red).
     """
-    source = Path(__file__).with_name("drawing.svg.jinja").read_text(encoding="utf-8")
-    template = jinja2.Template(source, autoescape=True, keep_trailing_newline=True)
-    return template.render(panels=panels, text=text, targets=targets, vocabulary=vocab.characters)
+    return _render("drawing.svg", panels=panels, text=text, targets=targets, vocabulary=vocab.characters)
+
+
+def _render(name: str, **values) -> str:
+    source = Path(__file__).with_name(f"{name}.jinja").read_text(encoding="utf-8")
+    return jinja2.Template(source, autoescape=name.endswith("svg"), keep_trailing_newline=True).render(values)

@@ -110,7 +110,12 @@ class CharLM(nn.Module):
         return tuple(torch.zeros(shapes.get(name, usual), device=self.device) for name in self.states)
 
     def forward(
-        self, ids: Tensor, carry: Carry | None = None, targets: Tensor | None = None, reduction: str = "mean"
+        self,
+        ids: Tensor,
+        carry: Carry | None = None,
+        targets: Tensor | None = None,
+        reduction: str = "mean",
+        depth: int = 0,
     ) -> tuple[Tensor, Carry]:
         """Read a window.
 
@@ -119,14 +124,15 @@ class CharLM(nn.Module):
         With targets, int64[B, T], returns the cross-entropy in nats instead of the logits (reduction as in
         torch: mean, sum or none [B, T]; computed in float32), and a carry cut off from the graph. In training
         the gradient of the mean includes that of activation_reg and temporal_reg.
+        With depth, only so many layers compute: returns the output of the last, [B, T, H], and their carry.
         """
         if carry is None:
             carry = self.zeros(len(ids))
         carry, last = carry[: len(self.cell.states)], carry[len(self.cell.states) :]
         x = self.input_dropout(self.input(ids.t()).transpose(0, 1).to(self.compute_dtype))
         drop = self.config.weight_drop if self.training else 0.0
-        states, calls = [], [[layer] for layer in self.layers]
-        if self.in_one_call and x.is_cuda:
+        states, calls = [], [[layer] for layer in self.layers[: depth or None]]
+        if self.in_one_call and x.is_cuda and not depth:
             calls = [list(self.layers)]
         for layers in calls:
             i = len(states)
@@ -137,6 +143,8 @@ class CharLM(nn.Module):
             states.append(state)
         joined = states[0] if len(states) == 1 else map(torch.cat, zip(*states, strict=True))
         carry = tuple(c.to(torch.float32) for c in joined)
+        if depth:
+            return x, carry
         if self.ngrams is not None:
             found, last = self.ngrams(ids.t(), last[0][0], None if targets is None else targets.t())
             carry += (last[None],)

@@ -70,6 +70,11 @@ def keep_freed_memory(device: torch.device) -> Iterator[None]:
             keep(False)
 
 
+def own_rng(device: torch.device):
+    """A context whose end restores the random states of torch: of the CPU, and of a CUDA device."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
 def float64_device(device: torch.device) -> torch.device:
     """Where to sum in float64: on the device itself, or on the CPU for Apple's GPUs, which lack it."""
     return torch.device("cpu") if device.type == "mps" else device

@@ -171,33 +171,48 @@ class Stepper:
         return self.logits.numpy()
 
 
+@numba.njit
+def _draw(logits, order, temperature, top_k, top_p, uniform, sums):
+    """(symbol, another uniform number), from logits float32[V]. order: int64[n], see draw_symbols."""
+    best = order[0]
+    for i in order:
+        if logits[i] > logits[best]:
+            best = i
+    if temperature == 0.0:
+        return best, uniform
+    total = 0.0
+    top_k = min(top_k, len(order))
+    for k in range(top_k):  # the likeliest has exp(0): a temperature near 0 does not overflow
+        total += np.exp((np.float64(logits[order[k]]) - np.float64(logits[best])) / temperature)
+        sums[k] = total
+    kept = 1
+    while kept < top_k and sums[kept - 1] < top_p * total:
+        kept += 1
+    point, below = uniform * sums[kept - 1], 0.0
+    for k in range(kept):
+        if sums[k] > point:
+            return order[k], (point - below) / (sums[k] - below)  # uniform within the share of the symbol
+        below = sums[k]
+    return best, uniform
+
+
 @compiled
-def draw_symbols(logits, order, temperature, top_k, top_p, uniform, sums, ids):
+def draw_symbols(logits, order, temperature, top_k, top_p, uniform, sums, following, states, ids):
     """ids[N] from logits float32[N, V] and uniform float64[N]. False: a logit is not finite.
 
-    order: int64[N, V], the likeliest symbols first; int64[0, V] to draw from all symbols in their own order.
-    sums: float64[V], overwritten. Compiled, because calls of numpy would take longer than the work on a row.
+    order: int64[N, V], the symbols to draw from, for top_k and top_p the likeliest first. sums: float64[V],
+    overwritten. following: int8[S, V], the state after each symbol in each state, below 0 where it may not
+    be drawn; states: int64[N], updated. Only where such a symbol is drawn, another one is, from the others.
+    Compiled, because calls of numpy would take longer than the work on a row.
     """
     for row in range(len(logits)):
-        best = 0
         for i in range(logits.shape[1]):
             if not np.isfinite(logits[row, i]):
                 return False
-            if logits[row, i] > logits[row, best]:
-                best = i
-        ids[row] = best
-        if temperature == 0.0:
-            continue
-        total = 0.0
-        for k in range(top_k):  # the likeliest has exp(0): a temperature near 0 does not overflow
-            i = order[row, k] if len(order) else k
-            total += np.exp((np.float64(logits[row, i]) - np.float64(logits[row, best])) / temperature)
-            sums[k] = total
-        kept = 1
-        while kept < top_k and sums[kept - 1] < top_p * total:
-            kept += 1
-        for k in range(kept):
-            if sums[k] > uniform[row] * sums[kept - 1]:
-                ids[row] = order[row, k] if len(order) else k
-                break
+        after = following[states[row]]
+        ids[row], rest = _draw(logits[row], order[row], temperature, top_k, top_p, uniform[row], sums)
+        if after[ids[row]] < 0:
+            allowed = order[row][after[order[row]] >= 0]
+            ids[row], rest = _draw(logits[row], allowed, temperature, top_k, top_p, rest, sums)
+        states[row] = after[ids[row]]
     return True

@@ -16,12 +16,13 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from urllib.parse import urlparse
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from charlm.config.fields import Config, LogConfig
 from charlm.config.parse import flatten
 from charlm.errors import CharlmError
 from charlm.files import replace
+from charlm.terminal import shows_bars
 
 
 def _leave_others() -> None:
@@ -100,7 +101,7 @@ class Logger:
                     self._open_tracker(name, run_id)
             for record in records:
                 self._track(record)
-        hidden = self.quiet or not sys.stderr.isatty()
+        hidden = self.quiet or not shows_bars()
         self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=hidden)
 
     def _track(self, record: dict, summary: bool = False) -> None:

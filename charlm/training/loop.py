@@ -7,15 +7,17 @@ import time
 import timeit
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast, gather_object
 from torch import Tensor
 
 from charlm.config.fields import Config
+from charlm.config.parse import load_config
 from charlm.evaluation.evaluate import LN2, evaluate
 from charlm.model.char_lm import CharLM
-from charlm.model.device import keep_freed_memory, peak_memory
+from charlm.model.device import keep_freed_memory, own_rng, peak_memory
 from charlm.model.pretrained import read_best
 from charlm.terminal import visible
 from charlm.training.optimizer import learning_rate, set_learning_rate
@@ -31,16 +33,24 @@ MEASURED, SKIPPED = 100, 5  # steps of a process that train.minutes is measured 
 
 
 def train(
-    config: Config, *, quiet: bool = False, watch: Watch | None = None, stop: Stop | None = None
+    config: Config | str | Path | None = None,
+    *,
+    quiet: bool = False,
+    watch: Watch | None = None,
+    stop: Stop | None = None,
+    **options,
 ) -> Summary:
     """Train the run of a config; a run that has a checkpoint is resumed from it.
 
+    config: or a YAML file or the name of a shipped config, with the options of load_config. In a notebook
+    "interrupt" ends the step, writes a checkpoint and returns. torch's random numbers are left as they were.
     watch(step, model, loss) is called in every step (0 is the first) before the weights change; loss is in
     nats per symbol. stop: one that handles signals already. Raises CharlmError for what the user can correct.
     """
     started = time.perf_counter()
+    config = load_config(config, **options)
     handled = Stop() if stop is None else nullcontext(stop)
-    with handled as stop, Run(config, quiet, stop) as run, keep_freed_memory(run.device):
+    with handled as stop, Run(config, quiet, stop) as run, keep_freed_memory(run.device), own_rng(run.device):
         stop.max_hours = config.train.max_hours
         setup = set_up(config, run.accelerator, run.say)
         state = resume_or_start(run, setup)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 
@@ -64,9 +65,12 @@ def make_accelerator(config: Config, patient: bool = False) -> Accelerator:
     for name in {*config.log.trackers} - {*map(str, get_available_trackers())}:
         raise CharlmError(f"log.trackers={name}: it is not installed: pip install {name.replace('_', '-')}")
     cuda = has_gpu()
+    precision = "fp16" if cuda and config.train.precision == "fp16" else "no"
+    if not patient and AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
+        AcceleratorState._reset_state()  # of an earlier training in this process, as in a notebook
     return Accelerator(
         cpu=not cuda and not torch.backends.mps.is_available(),
-        mixed_precision="fp16" if cuda and config.train.precision == "fp16" else "no",
+        mixed_precision=precision,
         project_dir=config.run_dir,  # of trackers that need a folder
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=365))] if patient else [],
     )

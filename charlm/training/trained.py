@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from charlm.corpus.prepared import Corpus, prepare
 from charlm.corpus.sources import fingerprinted, is_path
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError, CharlmWarning
-from charlm.evaluation.evaluate import Score, score
+from charlm.evaluation.evaluate import Score, score, scores, states
 from charlm.files import absolute
 from charlm.files import replace as replace_file
 from charlm.model.char_lm import CharLM
@@ -41,6 +41,7 @@ class Sampling(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     seed: int
+    stop: str | list[str] | None
 
 
 class Trained(NamedTuple):
@@ -64,8 +65,8 @@ class Trained(NamedTuple):
     def generate(self, *, num_samples=None, **options):
         """Draw a text; with num_samples a list of so many, drawn side by side, with seeds one apart.
 
-        options, as in Sampling: prompt, length, temperature, top_k, top_p, seed; those not given come from
-        config.sample. An end-of-document symbol becomes a newline, bytes that are not UTF-8 become U+FFFD.
+        options, as in Sampling: prompt, length, temperature, top_k, top_p, seed, stop; those not given come
+        from config.sample. An end-of-document symbol becomes a newline.
         Raises CharlmError for an option out of range, and for a prompt with a character that a closed
         vocabulary does not have.
         """
@@ -81,8 +82,16 @@ class Trained(NamedTuple):
         return (piece for (piece,) in pieces if piece)
 
     def score(self, text: str, context: str = "") -> Score:
-        """The surprisal of every character of a text, and its figures: see Score."""
+        """Surprisal and entropy of every character and byte of a text, and its figures: see Score."""
         return score(self.model, self.vocab, text, context)
+
+    def scores(self, texts: Sequence[str], context: str = "") -> list[Score]:
+        """The same of several texts, which are read side by side."""
+        return scores(self.model, self.vocab, texts, context)
+
+    def states(self, texts: Sequence[str], layer: int = -1, at: str = "last"):
+        """Hidden states of a layer as features: float32[texts, H], or of every character; see states."""
+        return states(self.model, self.vocab, texts, layer, at)
 
 
 def load(run: str | Path, device: str | torch.device | None = None, precision: str | None = None) -> Trained:
@@ -102,7 +111,8 @@ def load(run: str | Path, device: str | torch.device | None = None, precision: s
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise CharlmError(f"device {device}: {str(error).splitlines()[0]}") from error
-    model, vocab, config = _opened(run)
+    with torch.random.fork_rng([]):  # a new model draws its weights
+        model, vocab, config = _opened(run)
     if precision is not None:
         config = replace(config, evaluate=replace(config.evaluate, precision=precision))
     say = partial(warnings.warn, category=CharlmWarning, stacklevel=3)

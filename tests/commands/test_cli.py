@@ -465,6 +465,8 @@ def test_evaluate_of_many_texts_is_a_table_and_a_total_over_all(run, refused, fi
         assert {k: scored["total"][k] for k in expected} == pytest.approx(expected, rel=1e-12)
         if adapting:  # at rate 0 the weights stay as they are
             assert scored["total"]["dynamic"]["bpb"] == pytest.approx(expected["bpb"], rel=1e-6)
+        lines = run("evaluate", finished.run_dir, *adapting, "--text", *paths, "--jsonl").splitlines()
+        assert [json.loads(line) for line in lines] == scored["texts"]
         lines = run("evaluate", finished.run_dir, *adapting, "--text", *paths).splitlines()
         assert {len(line) for line in lines[:6]} == {80} and lines[3].split()[0].startswith("…")
         for line, of in zip(lines[1:6], [*scored["texts"], scored["total"]], strict=True):
@@ -608,6 +610,14 @@ def test_a_seed_decides_a_sample(run, finished):
     first = run(*words, "--seed", "7")
     assert first.startswith("The quick") and first.endswith("\n") and len(first) > 20
     assert run(*words, "--seed", "7") == first != run(*words, "--seed", "8")
+
+
+def test_a_sample_ends_before_the_first_stop_string(run, refused, finished):
+    words = ("sample", finished.run_dir, "--prompt", "The quick", "--length", "60")
+    whole = run(*words)
+    stop, later = whole[30:32], whole[40:44]
+    assert run(*words, "--stop", later, "--stop", stop) == whole[: whole.index(stop, 9)] + "\n"
+    assert "sample.stop=['']: give a text or several, none empty" in refused(*words, "--stop", "")
 
 
 def test_several_samples_have_seeds_one_apart(run, finished):

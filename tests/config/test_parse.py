@@ -49,6 +49,36 @@ def test_defaults_then_yaml_then_command_line(tmp_path):
     assert load_config() == Config()
 
 
+def test_options_by_keyword_are_the_same_as_on_the_command_line(tmp_path):
+    by_keyword = {
+        "steps": 3,
+        "seed": 9,
+        "run_dir": tmp_path,
+        "prompt": "1e3",
+        "stop": ["a", "\n"],
+        "size": None,
+    }
+    words = [
+        "train.steps=3",
+        "train.seed=9",
+        f"run_dir={tmp_path}",
+        "sample.prompt=1e3",
+        'sample.stop=["a", "\\n"]',
+    ]
+    config = load_config("stdlib", **by_keyword, evaluate={"every": 7, "lanes": 2}, **{"log.every": 5})
+    assert config == load_config("stdlib", *words, "evaluate.every=7", "evaluate.lanes=2", "log.every=5")
+    assert load_config(config) is config
+    for options, said in (
+        ({"every": 5}, "every=5: one of evaluate.every, sample.every, .*; .* such as evaluate={'every': 5}"),
+        ({"stepps": 5}, "unknown option stepps; did you mean train.steps"),
+        ({"steps": 0}, "train.steps=0: must be 1 or more"),
+    ):
+        with pytest.raises(CharlmError, match=said):
+            load_config("stdlib", **options)
+    with pytest.raises(CharlmError, match="a Config has its options already"):
+        load_config(config, steps=5)
+
+
 def test_the_command_line_wins_wherever_config_stands(tmp_path):
     path = yaml_file(tmp_path, "train: {steps: 7, bptt: 5}")
     assert parse(["--train.steps=3", "--config", str(path)]).train.steps == 3

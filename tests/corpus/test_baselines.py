@@ -2,16 +2,19 @@
 
 import lzma
 import math
+import random
 from collections import Counter, defaultdict
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from helpers import small
 from hypothesis import given
 from hypothesis import strategies as st
 
 from charlm.corpus import baselines
+from charlm.corpus.prepared import prepare
 from charlm.corpus.vocabulary import Vocab
 
 LN2 = math.log(2)
@@ -213,6 +216,28 @@ def test_xz_compresses_the_bytes_of_the_text_alone():
         },
         rel=1e-12,
     )
+
+
+@given(trials(), st.integers(1, 3))
+def test_what_repeats_the_training_text_is_counted(limits, trial, order):
+    size, train, held_out = trial
+    vocab = VOCABS[size]
+    limits(MAX_ORDER=order, REPEATED=4)
+    seen = {tuple(train[i - 4 : i]) for i in range(4, len(train))}
+    repeats = sum(tuple(held_out[i - 4 : i]) in seen for i in range(5, len(held_out)))
+    got = baselines.ngram(ids(train, vocab), ids(held_out, vocab), vocab)
+    assert got["repeated"] == pytest.approx(repeats / max(len(held_out), 1))
+
+
+def test_the_report_warns_of_a_text_that_repeats_itself(tmp_path):
+    for copies, warns in ((1, False), (12, True)):
+        text = "".join(
+            "".join(random.Random(i % (60 // copies)).choices("abcdefgh ", k=40)) + "\n" for i in range(60)
+        )
+        data = {"source": "literal", "text": text, "split_by": "character", "validation": 0.2, "test": 0}
+        report = prepare(small(tmp_path / "run", data=data)).report()
+        assert ("of validation repeats passages of the training text" in report) == warns
+        assert max(map(len, report.splitlines()[1:])) <= 80
 
 
 def test_of_a_large_held_out_split_only_the_start_is_scored(limits):

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from charlm.config.fields import EvaluateConfig, ModelConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
-from charlm.evaluation.evaluate import WINDOW, evaluate, figures_of, score
+from charlm.evaluation import evaluate as evaluation
+from charlm.evaluation.evaluate import WINDOW, evaluate, figures_of, score, scores, states
 from charlm.model.char_lm import CharLM
 from charlm.training.loop import train
 from charlm.training.trained import load
@@ -423,6 +424,74 @@ def test_the_figures_are_sums_over_the_characters_that_were_predicted(vocab, con
     assert result.bpb == pytest.approx(np.nansum(result.bits) / len(counted.encode()), rel=1e-12)
     assert result.nats_per_character == pytest.approx(result.bpc * math.log(2), rel=1e-12)
     assert result.perplexity == pytest.approx(2**result.bpc, rel=1e-12)
+
+
+@each_vocab
+def test_the_bits_and_the_entropy_of_every_byte(vocab):
+    model, text = make(vocab), "ab€ c"
+    result, ids = score(model, vocab, text, "b"), [*vocab.encode("b"), *vocab.encode(text)]
+    logs = model(torch.tensor([[int(i) for i in ids]]))[0][0].log_softmax(-1).detach().double().numpy()
+    symbols = [(-logs[t, ids[t + 1]], -(np.exp(logs[t]) * logs[t]).sum()) for t in range(len(ids) - 1)]
+    expected = []
+    for symbol, pair in zip(ids[1:], symbols, strict=True):
+        expected += [np.array(pair) / math.log(2)] + [np.zeros(2)] * (len(vocab.spelling[symbol]) - 1)
+    by_byte = np.stack([result.byte_bits, result.byte_entropy], 1)
+    np.testing.assert_allclose(by_byte, np.array(expected), rtol=1e-5)
+    firsts = [len(text[:i].encode()) for i in range(len(text))]
+    assert np.array_equal(result.entropy, result.byte_entropy[firsts])
+    assert result.bits.sum() == pytest.approx(result.byte_bits.sum(), rel=1e-12)
+
+
+MANY = ["ab", "€" * 40 + "a", TEXT, " c ab" * 9, "b€"]
+
+
+@each_vocab
+def test_several_texts_side_by_side_score_as_each_alone(vocab, monkeypatch):
+    model = make(vocab)
+    monkeypatch.setattr(evaluation, "AT_ONCE", 300)  # more than one batch
+    for text, result in zip(MANY, scores(model, vocab, MANY, "a"), strict=True):
+        alone = score(model, vocab, text, "a")
+        assert result.text == text and result.bpb == pytest.approx(alone.bpb, rel=1e-6)
+        for name in ("bits", "entropy", "byte_bits", "byte_entropy"):
+            np.testing.assert_allclose(getattr(result, name), getattr(alone, name), rtol=1e-4)
+    assert scores(model, vocab, []) == []
+
+
+@each_vocab
+@pytest.mark.parametrize("options", [{}, {"norm": "layer"}])
+def test_the_states_are_those_of_the_layers_after_each_character(vocab, options, monkeypatch):
+    model = make(vocab, layers=3, **options).eval()
+    monkeypatch.setattr(evaluation, "AT_ONCE", 300)
+    for layer in (0, 1, -1):
+        every, last = states(model, vocab, MANY, layer, at="all"), states(model, vocab, MANY, layer)
+        assert (last.shape, last.dtype) == ((len(MANY), 5), np.float32)
+        for text, found, final in zip(MANY, every, last, strict=True):
+            by_hand, carry = [], model.zeros(1)
+            for ids in [[] if vocab.end is None else [vocab.end], *map(vocab.encode, text)]:
+                for symbol in ids:
+                    _, carry = model.step(torch.tensor([int(symbol)]), carry)
+                by_hand.append(carry[0][layer, 0].detach().numpy())
+            np.testing.assert_allclose(found, by_hand[1:], atol=1e-5)
+            np.testing.assert_array_equal(found[-1], final)
+
+
+def test_with_residual_layers_a_state_includes_what_the_layer_reads():
+    model = make(CLOSED, residual=True).eval()
+    below, own = (states(model, CLOSED, ["abé"], layer)[0] for layer in (0, 1))
+    carry = model(torch.from_numpy(CLOSED.encode("abé").astype(np.int64))[None])[1]
+    np.testing.assert_allclose(own, below + carry[0][1, 0].detach().numpy(), atol=1e-5)
+
+
+def test_states_that_cannot_be_are_named():
+    for texts, options, said in (
+        (["ab"], {"layer": 2}, "layer=2: the model has 2, numbered from 0"),
+        (["ab"], {"at": "first"}, "at='first': choose last or all"),
+        ("ab", {}, "texts='ab': give a list of texts"),
+        (["ab", ""], {}, "give a list of texts, none of them empty"),
+        (["aX"], {}, "'X' .* is not in the closed vocabulary"),
+    ):
+        with pytest.raises(CharlmError, match=said):
+            states(make(CLOSED), CLOSED, texts, **options)
 
 
 def test_a_first_character_in_bytes_without_anything_before_it_is_left_out_whole():

@@ -67,14 +67,18 @@ def test_its_numbers_are_the_models_before_and_after(drawn, tmp_path):
         at_target = [t for t in group.iter(f"{SVG}text") if t.get("class") == "number right"]
         assert [float(t.text.replace("−", "-")) for t in at_target] == near(logits.gather(1, Y[0][:, None]))
         others = logits[torch.nn.functional.one_hot(Y[0], 4) == 0]
-        assert numbers(group, "wrong") == near(others)
+        wrong = [t for t in group.iter(f"{SVG}text") if t.get("class") == "number wrong"]
+        assert [float(t.text.replace("−", "-")) for t in wrong] == near(others)
+        assert numbers(group, "start") == [0, 0, 0]
+        predicted = [t.text for t in group.iter(f"{SVG}text") if "predicted" in t.get("class")]
+        assert predicted == ["helo"[i] for i in logits.argmax(1)]
         assert numbers(group, "chance") == near(logits.softmax(-1).gather(1, Y[0][:, None]))
 
 
 def test_it_has_the_labels_of_the_lecture(drawn):
     labels = ["".join(t.itertext()) for t in drawn.iter(f"{SVG}text")]
     assert "before training" in labels and "after 10 steps" in labels
-    for name, count in (("Wxh", 8), ("Whh", 6), ("Why", 8)):
+    for name, count in (("Wxh", 8), ("Whh", 8), ("Why", 8), ("h0", 2), ("p: probability of the target", 2)):
         assert labels.count(name) == count
     for group in drawn.findall(f"{SVG}g"):
         characters = [t for t in group.iter(f"{SVG}text") if "character" in t.get("class").split()]
@@ -97,7 +101,7 @@ def test_every_box_is_inside_the_picture(drawn):
     for i, group in enumerate(drawn.findall(f"{SVG}g")):
         for box in group.iter(f"{SVG}rect"):
             assert float(box.get("x")) + float(box.get("width")) < width
-            assert 470 * i + float(box.get("y")) + float(box.get("height")) < height
+            assert 490 * i + float(box.get("y")) + float(box.get("height")) < height
 
 
 def test_markup_characters_are_escaped():

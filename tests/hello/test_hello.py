@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import math
+import re
 
 import pytest
 
@@ -46,7 +48,7 @@ def shown():
 
 
 def test_explain_and_debug_change_none_of_the_ten_lines(shown):
-    assert shown[-10:] == LINES
+    assert shown[-14:-4] == LINES
 
 
 def test_explain_shows_index_table_one_hot_rows_weights_and_model(shown):
@@ -60,9 +62,31 @@ def test_explain_shows_index_table_one_hot_rows_weights_and_model(shown):
         ["l", "[0, 0, 1, 0]"],
         ["l", "[0, 0, 1, 0]"],
     ]
-    for weight in ("W_xh 4×3", "W_hh 3×3", "W_hy 3×4"):
+    assert "labels 'ello' as indices: [1, 2, 2, 3]" in shown
+    assert "  h_t = tanh(x_t W_xh + h_(t-1) W_hh + b_h)" in shown
+    assert "optimizer: Adam, learning rate 0.1, betas 0.9 and 0.999; 10 steps" in shown
+    for weight in ("W_xh 4×3", "W_hh 3×3, b_h 3", "W_hy 3×4, b_y 4"):
         assert weight in text
     assert "RNN(4, 3, batch_first=True)" in text and "Linear(in_features=3, out_features=4" in text
+
+
+def test_explain_ends_with_what_is_likely_next_and_how_likely(shown):
+    found = [
+        re.fullmatch(r"given '(\w+)', '(\w)' is likely next: p = (0\.\d{3})", line) for line in shown[-4:]
+    ]
+    assert [(line[1], line[2]) for line in found] == [("h", "e"), ("he", "l"), ("hel", "l"), ("hell", "o")]
+    assert all(float(line[3]) > 1 / 4 for line in found)  # more than by chance
+    last = -sum(math.log(float(line[3])) for line in found)
+    assert last < float(LOSSES[-1]), "of the weights after the last step"
+
+
+def test_debug_goes_one_character_at_a_time(shown):
+    steps = [line for line in shown if "so far" in line]
+    assert [line[:5] for line in steps] == ["h → e", "e → l", "l → l", "l → o"]
+    assert all("one-hot [1, 4], hidden [1, 1, 3], logits [1, 4]" in line for line in steps)
+    losses = [float(line.split("loss ")[1].split(",")[0]) for line in steps]
+    assert sum(losses) == pytest.approx(float(LOSSES[0]), abs=0.002)
+    assert steps[-1].endswith(f"so far {LOSSES[0]}")
 
 
 def test_debug_shows_the_shape_after_each_stage(shown):

@@ -1,5 +1,6 @@
 """Sampling: what is drawn, from what, and that it is always text."""
 
+import contextlib
 import random
 import subprocess
 import sys
@@ -14,7 +15,15 @@ from charlm.config.fields import ModelConfig, SampleConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.model.char_lm import CharLM
-from charlm.sampling.generate import BLOCK, ModelStepper, Sampler, generate, generate_ids
+from charlm.sampling.generate import (
+    BLOCK,
+    ModelStepper,
+    Sampler,
+    generate,
+    generate_ids,
+    states_after,
+    stream_text,
+)
 
 LETTERS = Vocab("abcdefg", unknown="error")
 FALLBACK = Vocab("ab c", end_of_document=True)
@@ -48,13 +57,24 @@ def draw(model, vocab=LETTERS, num_samples=1, **options) -> list[list[int]]:
     return [list(sample) for sample in zip(*generate_ids(model, vocab, config, num_samples), strict=True)]
 
 
+def is_text(vocab: Vocab, ids: list[int]) -> bool:
+    """Whether Python decodes what ids spell, perhaps with more bytes for a last character."""
+    endings = (b"", b"\x80", b"\x80\x80", b"\x80\x80\x80", b"\xa0\x80", b"\x90\x80\x80")
+    for more in endings[: 1 if ids[-1] == vocab.end else None]:  # a document ends between characters
+        with contextlib.suppress(UnicodeDecodeError):
+            (vocab.decode_bytes(ids) + more).decode()
+            return True
+    return False
+
+
 def likeliest(model, vocab, prompt: str, length: int) -> list[int]:
     """Greedy continuation by forward over the whole text again and again."""
     ids = vocab.encode(prompt).tolist()
     start = len(ids)
     model.eval()
     for _ in range(length):
-        ids.append(int(model(torch.tensor([ids]))[0][0, -1].argmax()))
+        order = model(torch.tensor([ids]))[0][0, -1].argsort(descending=True, stable=True).tolist()
+        ids.append(next(symbol for symbol in order if is_text(vocab, [*ids, symbol])))
     return ids[start:]
 
 
@@ -222,9 +242,15 @@ def test_extreme_temperatures_draw(temperature):
 QUARTERS = np.array([0.1, 0.4, 0.2, 0.3])
 
 
-def at(uniform: float, shares=QUARTERS, **options) -> int:
+def anything(size: int) -> np.ndarray:
+    """A table of states in which every symbol may be drawn."""
+    return np.zeros((1, size), np.int8)
+
+
+def at(uniform: float, shares=QUARTERS, following=None, **options) -> int:
     """The symbol at one uniform number."""
-    sampler = Sampler(SampleConfig(**({"temperature": 1.0} | options)), 1, len(shares))
+    following = anything(len(shares)) if following is None else following
+    sampler = Sampler(SampleConfig(**({"temperature": 1.0} | options)), 1, following)
     sampler._uniform = iter(np.array([[uniform]]))
     return int(sampler.draw(np.log(np.float32([shares])))[0])
 
@@ -263,7 +289,7 @@ def test_of_equally_likely_symbols_the_first_are_kept():
 @pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"temperature": 0}])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_are_refused(bad, options):
-    sampler = Sampler(SampleConfig(**options), 2, 4)
+    sampler = Sampler(SampleConfig(**options), 2, anything(4))
     logits = np.zeros((2, 4), np.float32)
     sampler.draw(logits)
     logits[1, 2] = bad
@@ -272,7 +298,7 @@ def test_logits_that_are_not_finite_are_refused(bad, options):
 
 
 def test_numbers_go_on_from_block_to_block_and_are_torchs_of_the_seeds():
-    sampler = Sampler(SampleConfig(seed=-7, temperature=1.0), 3, 8)
+    sampler = Sampler(SampleConfig(seed=-7, temperature=1.0), 3, anything(8))
     logits = np.zeros((3, 8), np.float32)
     ids = np.stack([sampler.draw(logits).copy() for _ in range(BLOCK + 5)], 1)  # [3, draws]
     for i, seed in enumerate((-7, -6, -5)):
@@ -308,9 +334,16 @@ def test_an_empty_prompt_starts_a_document_where_the_vocabulary_marks_them():
     assert ids == read[1:]
 
 
-def test_an_empty_prompt_draws_any_first_symbol_where_nothing_marks_a_start():
-    first = torch.tensor(draw(make(), prompt="", length=1, num_samples=1400))[:, 0]
-    assert not too_unlikely(torch.bincount(first, minlength=7), torch.full((7,), 1 / 7))
+@pytest.mark.parametrize(
+    ("first", "shares"),
+    [((), SHARES), ((2, 4, 2, 6), torch.tensor([0, 0, 0.5, 0, 0.25, 0, 0.25]))],
+    ids=["model without a record", "the training text's first symbols"],
+)
+def test_an_empty_prompt_begins_as_the_text_does_where_nothing_marks_a_start(first, shares):
+    vocab = Vocab("abcdefg", unknown="error", first=first)
+    ids = torch.tensor(draw(always(SHARES), vocab, prompt="", length=1, num_samples=1400))[:, 0]
+    counts, inside = torch.bincount(ids, minlength=7), shares > 0
+    assert counts[~inside].sum() == 0 and not too_unlikely(counts[inside], shares[inside])
 
 
 def test_an_empty_prompt_gives_text():
@@ -337,15 +370,81 @@ def test_an_untrained_model_never_writes_broken_text(seed, vocab):
     assert not any(0xD800 <= ord(c) <= 0xDFFF for c in written)
 
 
-def test_an_untrained_bytes_model_has_broken_bytes_to_mend():
-    assert "\ufffd" in generate(make(BYTES), BYTES, prompt="a", length=60, temperature=1.5)
+@pytest.mark.parametrize("vocab", [BYTES, FALLBACK, Vocab("é€", end_of_document=True)])
+def test_what_may_be_drawn_is_what_python_decodes(vocab):
+    table, ways, done = states_after(vocab), {0: []}, set()
+    while left := ways.keys() - done:  # a way into each state
+        state = min(left)
+        done.add(state)
+        allowed = [symbol for symbol in range(len(vocab)) if is_text(vocab, [*ways[state], symbol])]
+        assert np.flatnonzero(table[state] >= 0).tolist() == allowed, state
+        for symbol in allowed:
+            ways.setdefault(int(table[state, symbol]), [*ways[state], symbol])
+    assert done == set(range(8))
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 200}, {"top_p": 0.95}, {"temperature": 0}])
+def test_symbols_that_the_training_text_lacks_are_not_drawn(options):
+    """Nor the first byte of a character whose other bytes it lacks, as where a text is cut within one."""
+    for seen, drawn in ((b"ab\xc3", b"ab"), ("aé€".encode(), "aé€".encode())):
+        vocab = Vocab("", unseen=[byte for byte in range(256) if byte not in seen])
+        (ids,) = draw(make(vocab), vocab, **{"prompt": "z", "temperature": 5.0, "length": 300} | options)
+        assert {*ids} == {*drawn} if "temperature" not in options else {*ids} <= {*drawn}
+
+
+@pytest.mark.parametrize(
+    ("options", "shares"),
+    [
+        ({}, np.array([1, 0, 2, 3]) / 6),
+        ({"temperature": 0.5}, np.array([1, 0, 4, 9]) / 14),
+        ({"temperature": 0}, [0, 0, 0, 1]),
+        ({"top_k": 1}, [0, 0, 0, 1]),
+        ({"top_p": 1e-12}, [0, 0, 0, 1]),
+    ],
+)
+def test_instead_of_a_symbol_that_may_not_be_drawn_the_others_are_by_their_shares(options, shares):
+    table, uniform, free = anything(4), np.linspace(0, 1, 6001)[:-1], {"temperature": 1.0} | options
+    table[0, 1] = -1
+    drawn = np.array([at(u, following=table, **free) for u in uniform])
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 6000, shares, atol=0.001)
+    before = np.array([at(u, **free) for u in uniform])
+    assert np.array_equal(drawn[before != 1], before[before != 1]), "another sample than before the mask"
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [
+        (None, "bcdabcdabcda"),
+        ("d", "bc"),
+        ("dab", "bc"),
+        (["dac", "bcdb"], "bcdabcdabcda"),  # both begin again and again
+        (["cda", "cd"], "b"),
+        ("abcdabcdabcd", "bcdabcdabcda"),  # not whole before the end
+    ],
+)
+def test_a_sample_ends_before_a_stop_string(stop, text):
+    model = chain(LETTERS, {0: 1, 1: 2, 2: 3, 3: 0})
+    config = SampleConfig(prompt="a", length=12, temperature=0, stop=stop)
+    pieces = [piece for (piece,) in stream_text(model, LETTERS, config)]
+    assert "".join(pieces) == text
+    assert len(pieces) < 12 or text == "bcdabcdabcda", "drawn on after the end"
+
+
+def test_each_of_several_samples_ends_at_its_own_stop_string():
+    model, options = make(), {"prompt": "a", "length": 40, "temperature": 1.0, "seed": 3}
+    whole = [LETTERS.decode(ids) for ids in draw(model, num_samples=4, **options)]
+    pieces = stream_text(model, LETTERS, SampleConfig(**options, stop=["ab", "gg"]), 4)
+    cut = ["".join(sample) for sample in zip(*pieces, strict=True)]
+    assert cut == [text.replace("gg", "ab").split("ab")[0] for text in whole]
+    assert len({*map(len, cut)}) > 2
 
 
 @pytest.mark.parametrize("vocab", [LETTERS, FALLBACK, BYTES], ids=["closed", "fallback", "bytes"])
 def test_text_is_the_decoded_ids_without_the_prompt(vocab):
     model = make(vocab)
     (ids,) = draw(model, vocab, prompt="ab", length=30, seed=4)
-    assert generate(model, vocab, prompt="ab", length=30, seed=4, temperature=1.0) == vocab.decode(ids)
+    text = generate(model, vocab, prompt="ab", length=30, seed=4, temperature=1.0)
+    assert text == vocab.decode(ids).removesuffix("\ufffd")  # the end may be within a character
 
 
 def chain(vocab: Vocab, after: dict[int, int]) -> CharLM:
@@ -365,16 +464,18 @@ def test_a_character_spelled_in_bytes_is_written_whole():
     e2, x82, ac = vocab.encode("€").tolist()
     model = chain(vocab, {0: e2, e2: x82, x82: ac, ac: 0})
     assert generate(model, vocab, prompt="a", length=8, temperature=1.0) == "€a€a"
-    assert generate(model, vocab, prompt="a", length=6, temperature=1.0) == "€a\ufffd"  # cut in a character
+    assert generate(model, vocab, prompt="a", length=6, temperature=1.0) == "€a"  # the end is in a character
 
 
-def test_a_character_broken_off_by_another_or_by_the_end_of_a_document_is_marked():
-    vocab = Vocab("ab", end_of_document=True)
-    e2, x82, _ = vocab.encode("€").tolist()
-    model = chain(vocab, {0: e2, e2: 1, 1: x82, x82: vocab.end, vocab.end: 0})
-    assert generate(model, vocab, "|", prompt="a", length=5, temperature=1.0) == "\ufffdb\ufffd|a"
-    model = chain(vocab, {0: e2, e2: vocab.end, vocab.end: 0})
-    assert generate(model, vocab, "|", prompt="a", length=3, temperature=1.0) == "\ufffd|a"
+def test_a_character_is_not_broken_off_by_another_or_by_the_end_of_a_document():
+    for broken_off_by in ("b", "|"):
+        vocab = Vocab("ab", end_of_document=True)
+        e2, x82, ac = vocab.encode("€").tolist()
+        other = 1 if broken_off_by == "b" else vocab.end
+        model = chain(vocab, {0: e2, e2: other, x82: ac, ac: other, other: 0})
+        with torch.no_grad():
+            model.output.weight[x82, e2] = 25  # the likeliest of those that go on
+        assert generate(model, vocab, "|", prompt="a", length=4, temperature=1.0) == f"€{broken_off_by}"
 
 
 def test_the_end_of_a_document_is_shown_as_asked():

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import time
 
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import (
     MIXED,
+    ROOT,
     assert_same_state,
     changed,
     command,
@@ -527,3 +530,58 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     for group in ("model", "optimizer", "carry"):
         for name, tensor in expected[group].items():
             assert torch.equal(tensor, tensors[group][name]), name
+
+
+# in a notebook
+
+CELLS = (
+    """
+import os, random, signal, threading, time
+import numpy, torch, charlm
+from accelerate import Accelerator
+Accelerator(cpu=True, mixed_precision="bf16")  # of something else that was trained before
+states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()
+small = {"evaluate": {"every": 0}, "sample": {"every": 0, "length": 20}, "batch_size": 4, "bptt": 7,
+         "hidden_size": 12, "wandb": "disabled", "source": "literal", "text": TEXT, "split_by": "character"}
+summary = charlm.train("stdlib", steps=9, run_dir="runs/first", **small)
+summary.status, summary.step, summary.test["bpc"] > 0
+""",
+    """
+def interrupt():  # as the notebook's stop button does
+    while not os.path.exists("runs/second/metrics.jsonl") or not os.path.getsize("runs/second/metrics.jsonl"):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=interrupt).start()
+summary = charlm.train("stdlib", epochs=100_000, precision="fp16", run_dir="runs/second", **small)
+trained = charlm.load("runs/second")
+score = trained.score("The quick")
+(torch.equal(torch.get_rng_state(), states[0]), random.getstate() == states[1],
+ numpy.random.get_state()[1].tolist() == states[2], summary.status, len(trained.generate(length=30)) > 0)
+""",
+    """
+charlm.train("stdlib", steps=summary.step + 3, precision="fp16", run_dir="runs/second", **small).status
+""",
+    """
+charlm.train("stdlib", stepps=3)
+""",
+)
+
+
+def test_a_notebook_trains_is_interrupted_and_goes_on(tmp_path):
+    """In a Jupyter kernel, with a bar of the notebook's own."""
+    cells = [nbformat.v4.new_code_cell(cell.replace("TEXT", repr(MIXED))) for cell in CELLS]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    cells[-1].metadata.tags = ["raises-exception"]
+    client.execute(env=environment(PYTHONPATH=str(ROOT), IPYTHONDIR=str(tmp_path / "ipython")))
+    error = cells.pop().outputs[0]
+    assert error.traceback == ["charlm: error: unknown option stepps; did you mean train.steps?"]
+    ends = [cell.outputs[-1].data["text/plain"] for cell in cells]
+    assert ends == ["('done', 9, True)", "(True, True, True, 'interrupted', True)", "'done'"]
+    assert status(tmp_path / "runs" / "second")["status"] == "done"
+    printed = "".join(o.text for o in cells[1].outputs if o.output_type == "stream" and o.name == "stdout")
+    assert "stopped at step" in printed and "the same command resumes from it" in printed
+    for cell in cells:
+        assert any("application/vnd.jupyter.widget-view+json" in o.get("data", ()) for o in cell.outputs)
+        assert not [o.text for o in cell.outputs if o.get("name") == "stderr"]

@@ -87,6 +87,24 @@ def test_several_samples_are_those_of_the_seeds_one_apart(trained):
     assert trained.generate(seed=4, num_samples=1) == alone[:1]
 
 
+def test_a_sample_without_a_prompt_begins_as_a_line_and_is_always_text(trained):
+    drawn = trained.generate(prompt="", num_samples=40, length=50, temperature=2.0, top_k=None)
+    text = trained.config.data.text
+    begins = {sample.encode()[0] for sample in drawn}
+    assert len(begins) > 4 and begins <= {line.encode()[0] for line in text.splitlines()}
+    assert "\ufffd" not in "".join(drawn)
+    own, spelled = {*trained.vocab.characters}, {*"".join({*text} - {*trained.vocab.characters}).encode()}
+    assert spelled and {*"".join({*"".join(drawn)} - own).encode()} <= spelled  # bytes of the training text
+
+
+def test_a_sample_ends_before_a_stop_string(trained):
+    whole = trained.generate(length=60, top_k=None, temperature=1.5)
+    stop = whole[20:22]
+    for given in (stop, [stop, "no such text"]):
+        options = {"length": 60, "top_k": None, "temperature": 1.5, "stop": given}
+        assert trained.generate(**options) == "".join(trained.stream(**options)) == whole[: whole.index(stop)]
+
+
 @pytest.mark.parametrize("length", [1, 2, 60])
 def test_a_stream_joined_is_the_sample(trained, length):
     options = {"length": length, "temperature": 1.5, "top_k": None, "seed": 2}
@@ -122,6 +140,7 @@ def test_errors_name_what_is_wrong(run, trained, tmp_path, monkeypatch):
         ({"length": 0}, "length=0"),
         ({"top_p": 0}, "top_p=0"),
         ({"top_k": 0}, "top_k=0"),
+        ({"stop": ["a", ""]}, r"stop=\['a', ''\]: give a text or several, none empty"),
     ):
         with pytest.raises(CharlmError, match=said):
             trained.generate(**options)
