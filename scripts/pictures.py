@@ -140,7 +140,9 @@ def take_pictures(run: str, pages: Path | None = None, folder: Path = FOLDER) ->
 
 
 def main(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", metavar="RUN", help="a run directory with samples and held-out text")
     parser.add_argument("--pages", metavar="FOLDER", type=Path, help="photograph the whole page, too")
     options = parser.parse_args(words)

@@ -36,25 +36,37 @@ COMMANDS = {  # command → module of this folder that has a function of that na
     "sample": ("model", "draw text from a model"),
     "push": ("model", "put a model on the Hugging Face Hub"),
     "export": ("model", "write a model as ONNX, for serving without torch"),
-    "report": ("model", "one HTML page of a run: curves, samples, cells, what surprises the model"),
+    "report": ("model", "one HTML page of a run: curves, samples, cells, surprises"),
     "completion": ("cli", "a script that lets bash or zsh complete commands, options and values"),
 }
 SYNONYMS = {"fit": "train", "resume": "train", "generate": "sample", "test": "evaluate", "plot": "report"}
 
-_TABLE = "\n".join(f"  {name:<11} {about}" for name, (_, about) in COMMANDS.items())
+GROUPS = {
+    "learn": ("hello",),
+    "prepare": ("prepare", "doctor"),
+    "train": ("train", "watch", "compare"),
+    "use": ("evaluate", "sample"),
+    "share": ("push", "export"),
+    "look inside": ("report",),
+    "set up": ("completion",),
+}
+_TABLE = "\n".join(
+    f"{group}:\n" + "\n".join(f"  {name:<11} {COMMANDS[name][1]}" for name in names)
+    for group, names in GROUPS.items()
+)
 USAGE = f"""\
 usage: charlm COMMAND [options]
 
 Character-level LSTM, GRU and RNN language models, from hello to Wikipedia.
 
-commands:
 {_TABLE}
 
-  charlm COMMAND --help     the options of a command
+  charlm COMMAND --help     the options of a command (--help all: every field)
   charlm --version
   --debug                   with any command: show the traceback of an error
 
-start with:  charlm train --config stdlib, or on your own text:  charlm train my.txt
+start with:  charlm train --config stdlib
+your text:   charlm train my.txt
 """
 
 
@@ -169,8 +181,10 @@ def parse_with_config(parser: Parser, argv: list[str]) -> tuple[argparse.Namespa
     args, rest = parser.parse_known_args(argv[len(paths) :])
     if paths:
         rest = [*_options_for(paths, " ".join(rest)), *rest]
-    parents = [parser] if {"-h", "--help"} & set(rest) else []  # in the help, not in --print_config
-    return args, parse(rest, parser.prog, description=parser.description, parents=tuple(parents))
+    help_words = {"-h", "--help"} & set(rest)
+    parents = [parser] if help_words else []  # in the help, not in --print_config
+    options = {"description": parser.description, "parents": tuple(parents)}
+    return args, parse(rest, parser.prog, brief=bool(help_words) and "all" not in rest, **options)
 
 
 def _options_for(paths: list[str], options: str) -> list[str]:
@@ -237,7 +251,7 @@ def _all_parsers() -> argparse.ArgumentParser:
     with patch.object(argparse.ArgumentParser, "print_help", lambda parser: found.append(parser)):
         for name in COMMANDS:
             with suppress(SystemExit):
-                _function(name)(["--help"])
+                _function(name)(["--help", "all"])
     for (name, (_, about)), parent in zip(COMMANDS.items(), found, strict=True):
         parser = commands.add_parser(name, help=about, parents=[parent], add_help=False)
         if name != "hello":

@@ -17,6 +17,11 @@ from charlm.config.checks import LENGTH, choice_advice, preset, without_retired
 from charlm.config.fields import Config
 from charlm.errors import CharlmError, UsageError
 
+FIRST = (  # fields that people change first
+    *("run_dir", "data.data_files", "data.text_column", "model.size", "model.cell", "train.minutes"),
+    *("train.batch_size", "train.precision", "optim.learning_rate", "log.wandb"),
+)
+
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted keys to values, section by section: {'run_dir': …, 'data.source': …, …}."""
@@ -98,17 +103,30 @@ def _read_yaml(name: str | Path) -> dict[str, Any]:
 
 
 @cache
-def _parser(prog: str, **kwargs):
-    """The command-line parser of Config, from the dataclasses and their docstrings."""
-    from jsonargparse import ArgumentParser, set_parsing_settings
+def _parser(prog: str, brief: bool = False, **kwargs):
+    """The command-line parser of Config, from the dataclasses and their docstrings. brief: help for FIRST."""
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+    class Formatter(DefaultHelpFormatter):
+        def _get_help_string(self, action: argparse.Action) -> str:
+            return re.sub(r"type: %\(type\)s, ", "", super()._get_help_string(action))  # of Python
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog, allow_abbrev=False, exit_on_error=False, **kwargs)
+    parser = ArgumentParser(
+        prog, allow_abbrev=False, exit_on_error=False, formatter_class=Formatter, **kwargs
+    )
     parser.add_argument("--config", action="config", help="YAML file, or the name of a shipped config")
     parser.add_class_arguments(Config, as_group=False)
     for action in parser._actions:
-        if isinstance(action.default, bool):
+        if isinstance(action.default, bool) and "." in action.dest:
             action.nargs, action.const = "?", True  # the option alone, without a value
+        if brief and action.dest.split(".")[0] in vars(Config()) and action.dest not in FIRST:
+            action.help = argparse.SUPPRESS
+    if brief:
+        parser.usage = "%(prog)s [TEXT ...] [--config CONFIG] [--SECTION.FIELD VALUE ...]"
+        parser.epilog = (
+            f"These are {len(FIRST)} of {len(flatten(Config()))} fields: --help all shows the others."
+        )
     return parser
 
 
@@ -155,8 +173,8 @@ def _refusal(message: str) -> CharlmError:
 def parse(argv: Sequence[str], prog: str = "charlm", **kwargs) -> Config:
     """Config from command-line words such as ['--config', 'stdlib', '--train.steps=10'].
 
-    kwargs: for ArgumentParser. Raises CharlmError for unknown keys (naming the nearest right one), wrong
-    types and bad values; exits, as usual, after --help and --print_config.
+    kwargs: brief=True for a short --help, others for ArgumentParser. Raises CharlmError for unknown keys
+    (naming the nearest right one), wrong types and bad values; exits after --help and --print_config.
     """
     parser = _parser(prog, **kwargs)
     try:

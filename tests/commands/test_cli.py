@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import shutil
 import signal
 import subprocess
@@ -22,8 +23,8 @@ from helpers import MIXED, ROOT, changed, charlm, command, config_file, environm
 
 from charlm import __version__
 from charlm.commands import model as model_commands
-from charlm.commands.cli import COMMANDS, FIGURES, main
-from charlm.config.parse import from_dict, to_yaml
+from charlm.commands.cli import COMMANDS, FIGURES, GROUPS, main
+from charlm.config.parse import FIRST, from_dict, to_yaml
 from charlm.corpus.prepared import prepare
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.evaluation.evaluate import figures_of
@@ -135,9 +136,24 @@ def test_train_without_a_word_says_what_it_does_and_how_else_to_call_it(tmp_path
     assert ran.stdout.splitlines()[0] == told and "run_dir='runs/default'" in ran.stderr
 
 
-def test_train_help_shows_what_every_field_is(capsys):
+def test_train_help_shows_what_people_change_first(capsys):
+    for word in ("--help", "-h"):
+        with pytest.raises(SystemExit):
+            main(["train", word])
+        shown = capsys.readouterr().out
+        options = set(re.findall(r"^  (--[\w.]+)", shown, re.M))
+        assert options == {f"--{key}" for key in FIRST} | {"--json", "--config", "--print_config"}
+        assert "--help all" in shown and "type:" not in shown
+
+
+def test_every_command_is_in_one_group(run):
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(COMMANDS)
+    assert max(map(len, run().splitlines())) <= 80
+
+
+def test_train_help_all_shows_what_every_field_is(capsys):
     with pytest.raises(SystemExit) as left:
-        main(["train", "--help"])
+        main(["train", "--help", "all"])
     assert left.value.code == 0
     message = " ".join(capsys.readouterr().out.split())
     for expected in (
