@@ -30,14 +30,14 @@ COMMANDS = {  # command → module of this folder that has a function of that na
     "prepare": ("train", "text → vocabulary and ids on disk"),
     "train": ("train", "train a model, or resume a run that was stopped"),
     "watch": ("train", "a run on the terminal: curve, figures, latest sample, time left"),
-    "compare": ("train", "runs side by side: what differs in their configs, figures, curves"),
+    "compare": ("train", "runs side by side: configs, figures, curves"),
     "doctor": ("train", "check a config on this machine: devices, speed, memory, disk, time"),
     "evaluate": ("model", "bits per character and per byte on held-out text"),
     "sample": ("model", "draw text from a model"),
     "push": ("model", "put a model on the Hugging Face Hub"),
     "export": ("model", "write a model as ONNX, for serving without torch"),
     "report": ("model", "one HTML page of a run: curves, samples, cells, surprises"),
-    "completion": ("cli", "a script that lets bash or zsh complete commands, options and values"),
+    "completion": ("cli", "a script that completes commands, options and values on Tab"),
 }
 SYNONYMS = {"fit": "train", "resume": "train", "generate": "sample", "test": "evaluate", "plot": "report"}
 
