@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
+from textwrap import shorten
 
 from charlm.config.parse import flatten, read_run_config
 from charlm.errors import CharlmError
@@ -38,12 +39,16 @@ def rows(run_dirs: Sequence[str], figure: str | None = None) -> list[dict]:
 def table(rows: list[dict]) -> str:
     """Rows as text: a line per run, or where that is too wide, a column per run."""
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
-    texts = [[f"{x:.5g}" if isinstance(x, float) else str(x) for x in map(row.get, names)] for row in rows]
+    texts = [[_cell(row[name]) for name in names] for row in rows]
     for cells in ([names, *texts], [*zip(names, *texts, strict=True)]):
         widths = [max(map(len, column)) + 2 for column in zip(*cells, strict=True)]
         if sum(widths) <= shutil.get_terminal_size().columns:
             break
     return "\n".join("".join(map(str.ljust, line, widths)).rstrip() for line in cells)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else shorten(str(value), 70, placeholder="…")
 
 
 def _draw(runs: list[History], path: str) -> None:
@@ -56,4 +61,6 @@ def _draw(runs: list[History], path: str) -> None:
     try:
         figure.savefig(path)
     except (OSError, ValueError) as error:  # ValueError: an unknown suffix
-        raise CharlmError(f"--figure {path}: cannot be written ({error})") from error
+        raise CharlmError(
+            f"--figure {path}: cannot be written ({getattr(error, 'strerror', error)})"
+        ) from error

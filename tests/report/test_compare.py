@@ -57,6 +57,11 @@ def test_the_table_has_a_line_per_run_or_a_column_where_that_is_too_wide(runs, m
         )
 
 
+def test_a_long_value_is_shortened_to_one_line():
+    lines = table([{"run": name, "data.text": f"{name}\n \x85word " * 99} for name in "ab"]).splitlines()
+    assert len(lines) == 3 and all(len(line) < 90 for line in lines)
+
+
 def test_the_command_prints_and_draws(runs, tmp_path):
     figure = tmp_path / "curves.svg"
     ran = forked("compare", runs / "slow", runs / "fast", "--figure", figure, "--json")
