@@ -1,4 +1,4 @@
-"""The score of a text: evaluate() in lanes, score() character by character.
+"""The score of a text: evaluate() in lanes, scores() character by character.
 
 Every symbol but the first is predicted once, with the carry handed from window to window. Nats, characters
 and bytes are summed, over lanes, windows and ranks, and divided once.
@@ -257,11 +257,6 @@ def scores(model: CharLM, vocab: Vocab, texts: Sequence[str], context: str = "")
         del figures["symbols"]
         found.append(Score(stream.text, bits, of_bytes[stream.characters, 1], *of_bytes.T, **figures))
     return found
-
-
-def score(model: CharLM, vocab: Vocab, text: str, context: str = "") -> Score:
-    """The score of one text: see scores."""
-    return scores(model, vocab, [text], context)[0]
 
 
 @torch.inference_mode()

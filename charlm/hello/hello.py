@@ -37,18 +37,15 @@ def hello(explain: bool = False, debug: bool = False, figure: str | None = None)
         corpus = prepare(config)
         x, y = Lanes(corpus["train"], config.train.batch_size, config.train.bptt).window(Position())
         text, targets = ([corpus.vocab.characters[i] for i in ids[0].tolist()] for ids in (x, y))
-        given = {"vocabulary": corpus.vocab.characters, "text": text, "targets": targets}
         panels = []
 
         def watch(step: int, model: CharLM, loss: float) -> None:
             if step == 0:
                 panels.append(compute_panel("before training", model, x, y))
             if step == 0 and explain:
-                layer, steps = model.layers[0], config.train.steps
-                weights = {"xh": layer.weight_ih_l0, "hh": layer.weight_hh_l0, "hy": model.output.weight}
-                given["weights"] = {name: weight.shape for name, weight in weights.items()}
-                values = {"x": x[0].tolist(), "y": y[0].tolist(), "panel": panels[0], "model": model}
-                print(_render("explain.txt", **given, **values, optim=config.optim, steps=steps), end="")
+                given = {"text": text, "targets": targets, "vocabulary": corpus.vocab.characters}
+                given |= {"x": x[0].tolist(), "y": y[0].tolist(), "panel": panels[0]}
+                print(_render("explain.txt", **given, model=model, config=config), end="")
             if step == 0 and debug:
                 _show_shapes(model, text, targets, x, y)
             with torch.no_grad():
@@ -76,19 +73,18 @@ def _show_shapes(model: CharLM, text: list[str], targets: list[str], x: Tensor, 
     """Print the shape after each stage: of the window, then of one character after the other, as a loop over
     them computes it, with the sum of their losses."""
 
-    def shape(out) -> str:
-        tensors = out if isinstance(out, tuple) else (out,)
-        return ", ".join(str(list(t.shape)) if torch.is_tensor(t) else shape(t) for t in tensors)
+    def shape(*tensors: Tensor) -> str:
+        return ", ".join(str(list(t.shape)) for t in tensors)
 
     (out, h), one_hot = model.layers[0](model.input(x)), model.input(x)
-    print(f"ids       {shape(x)}  (lanes, window)\none-hot   {shape(one_hot)}\nrecurrent {shape((out, h))}")
+    print(f"ids       {shape(x)}  (lanes, window)\none-hot   {shape(one_hot)}\nrecurrent {shape(out, h)}")
     print(f"logits    {shape(model.output(out))}\ncarry     {shape(h)}  (layers, lanes, hidden)")
     carry, total = None, 0.0
     for i, (character, target) in enumerate(zip(text, targets, strict=True)):
         logits, carry = model(x[:, i : i + 1], carry)
         loss = torch.nn.functional.cross_entropy(logits[:, 0], y[:, i]).item()
         total += loss
-        shapes = f"one-hot {shape(one_hot[:, i])}, hidden {shape(carry)}, logits {shape(logits[:, 0])}"
+        shapes = f"one-hot {shape(one_hot[:, i])}, hidden {shape(*carry)}, logits {shape(logits[:, 0])}"
         print(f"{character} → {target}   {shapes}, loss {loss:.3f}, so far {total:.3f}")
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypedDict, overload
+from typing import NamedTuple, overload
 
+import numpy as np
 import torch
 
 from charlm.config.fields import Config
@@ -20,28 +21,13 @@ from charlm.corpus.prepared import Corpus, prepare
 from charlm.corpus.sources import fingerprinted, is_path
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError, CharlmWarning
-from charlm.evaluation.evaluate import Score, score, scores, states
+from charlm.evaluation.evaluate import Score, scores, states
 from charlm.files import absolute
 from charlm.files import replace as replace_file
 from charlm.model.char_lm import CharLM
 from charlm.model.device import has_gpu, set_precision
 from charlm.sampling.generate import stream_text
 from charlm.training.checkpoint import evaluated_model, load_newest
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-
-class Sampling(TypedDict, total=False):
-    """Options of sampling, as in SampleConfig; those left out come from the config of the run."""
-
-    prompt: str
-    length: int
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    seed: int
-    stop: str | list[str] | None
 
 
 class Trained(NamedTuple):
@@ -57,15 +43,15 @@ class Trained(NamedTuple):
         return f"Trained({sizes.cell}, {layers}, {len(self.vocab)} symbols)"
 
     @overload
-    def generate(self, *, num_samples: None = None, **options: Unpack[Sampling]) -> str: ...
+    def generate(self, *, num_samples: None = None, **options: object) -> str: ...
 
     @overload
-    def generate(self, *, num_samples: int, **options: Unpack[Sampling]) -> list[str]: ...
+    def generate(self, *, num_samples: int, **options: object) -> list[str]: ...
 
     def generate(self, *, num_samples=None, **options):
         """Draw a text; with num_samples a list of so many, drawn side by side, with seeds one apart.
 
-        options, as in Sampling: prompt, length, temperature, top_k, top_p, seed, stop; those not given come
+        options: prompt, length, temperature, top_k, top_p, seed, stop of SampleConfig; those not given come
         from config.sample. An end-of-document symbol becomes a newline.
         Raises CharlmError for an option out of range, and for a prompt with a character that a closed
         vocabulary does not have.
@@ -75,7 +61,7 @@ class Trained(NamedTuple):
         drawn = ["".join(sample) for sample in zip(*pieces, strict=True)]
         return drawn[0] if num_samples is None else drawn
 
-    def stream(self, **options: Unpack[Sampling]) -> Iterator[str]:
+    def stream(self, **options: object) -> Iterator[str]:
         """The text of generate(**options) in pieces of whole characters, each as soon as it is drawn. Raises
         CharlmError as generate does, when the first piece is requested."""
         pieces = stream_text(self.model, self.vocab, replace(self.config.sample, **options))
@@ -83,13 +69,13 @@ class Trained(NamedTuple):
 
     def score(self, text: str, context: str = "") -> Score:
         """Surprisal and entropy of every character and byte of a text, and its figures: see Score."""
-        return score(self.model, self.vocab, text, context)
+        return scores(self.model, self.vocab, [text], context)[0]
 
     def scores(self, texts: Sequence[str], context: str = "") -> list[Score]:
         """The same of several texts, which are read side by side."""
         return scores(self.model, self.vocab, texts, context)
 
-    def states(self, texts: Sequence[str], layer: int = -1, at: str = "last"):
+    def states(self, texts: Sequence[str], layer: int = -1, at: str = "last") -> np.ndarray | list:
         """Hidden states of a layer as features: float32[texts, H], or of every character; see states."""
         return states(self.model, self.vocab, texts, layer, at)
 

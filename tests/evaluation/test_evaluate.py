@@ -14,7 +14,7 @@ from charlm.config.fields import EvaluateConfig, ModelConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.evaluation import evaluate as evaluation
-from charlm.evaluation.evaluate import WINDOW, evaluate, figures_of, score, scores, states
+from charlm.evaluation.evaluate import WINDOW, evaluate, figures_of, scores, states
 from charlm.model.char_lm import CharLM
 from charlm.training.loop import train
 from charlm.training.trained import load
@@ -376,6 +376,11 @@ SPELLING = Vocab("ab cé")  # €, 😀 and the newline in bytes
 VOCABULARIES = {"closed": CLOSED, "byte fallback": SPELLING, "documents": FALLBACK, "bytes": BYTES}
 each_vocab = pytest.mark.parametrize("vocab", VOCABULARIES.values(), ids=VOCABULARIES)
 FIGURES = ("nats_per_character", "bpc", "bpb", "perplexity", "characters", "bytes")
+
+
+def score(model, vocab, text: str, context: str = ""):
+    """The score of one text."""
+    return scores(model, vocab, [text], context)[0]
 
 
 def bits_by_hand(vocab, model, before: list[int], text: str) -> list[float]:
