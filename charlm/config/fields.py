@@ -69,6 +69,9 @@ class DataConfig(checks.Section):
     """Read only this many documents of each split of the dataset: for trials."""
     max_characters: checks.Positive | None = None
     """Read only this many characters of each split of the dataset (bytes in a bytes-only vocabulary)."""
+    shuffle: bool | int = False
+    """Permute the documents of the training split, so that neighbours are not of one author or year: a seed,
+    or true for seed 1. Validation and test keep their order. Not with split_by: character."""
     deduplicate: bool = False
     """Read documents that are equal to the byte only once. Of two given splits, the held-out one keeps it."""
     streaming: bool = False
@@ -256,5 +259,6 @@ class Config:
             if name != "model":
                 section = getattr(self, name)
                 setattr(self, name, replace(section, **section.not_given(values)))
+        self.data.shuffle = int(self.data.shuffle)  # true is seed 1
         vars(self.data).update(checks.local_text(self.data))
         checks.check_together(self)

@@ -3,8 +3,8 @@
     .<name>-<fingerprint>.partial/          (.shards-<n> when n processes share the work)
         plan.txt            digest of the pieces of text that it is built from
         counts-<i>.log      tallies of the pieces that shard i has counted
-        layout-2.npz        what follows from all of them: where every piece goes; with vocab.json
-        train.npy …         ids (train-<i>.npy: of shard i)
+        layout-3.npz        what follows from all of them: where every piece goes; with vocab.json
+        train.npy …         ids (train-<i>.npy: of shard i; train-ordered.npy: before data.shuffle)
         encoded-<i>.json    how many pieces of shard i are safely in them
 
 A process that is killed leaves this folder, and the next one resumes from it. A process alone is shard 0.
@@ -22,7 +22,7 @@ from dataclasses import asdict
 from dataclasses import replace as with_fields
 from hashlib import sha256
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +31,8 @@ from charlm import __version__
 from charlm.config.fields import Config
 from charlm.corpus import baselines, sources
 from charlm.corpus.batches import Piece, open_sources
-from charlm.corpus.count_encode import Text, in_order
-from charlm.corpus.layout import LAYOUT_FILE, IdWriter, Layout, join, lay_out, pieces_written
+from charlm.corpus.count_encode import DOCUMENTS, ORDERED, Text, in_order, mix
+from charlm.corpus.layout import LAYOUT_FILE, IdWriter, Layout, lay_out, pieces_written, write_ids
 from charlm.corpus.prepared import Corpus, IdFile
 from charlm.corpus.sources import FORMAT, SPLITS, Unreadable, describe
 from charlm.errors import CharlmError
@@ -157,10 +157,13 @@ class Build:
         """
 
         def work(number: int, text: Text, piece: Piece) -> int:
-            at, end = ({s: int(layout.starts[s][i]) for s in text.splits} for i in (number, number + 1))
-            rest = 0
-            for stream, ids in text.encode(piece, layout.vocab, layout.begun[number, text.columns]):
+            at, end = ({s: int(x[i]) for s, x in layout.starts.items()} for i in (number, number + 1))
+            rest, begun = 0, layout.begun[number, text.columns]
+            for stream, ids, begins in text.encode(piece, layout.vocab, begun):
                 for split in text.splits_of[stream]:
+                    if split == ORDERED and len(begins):
+                        write(DOCUMENTS, at[DOCUMENTS], at[split] + begins)
+                        at[DOCUMENTS] += len(begins)
                     if len(part := ids[: end[split] - at[split]]):
                         write(split, at[split], part)
                     at[split], ids = at[split] + len(part), ids[len(part) :]
@@ -188,11 +191,15 @@ class Build:
         self.partial = partial
         self.count()
         layout = self.lay_out()
-        if layout.vocab != corpus.vocab:
-            raise changed("the vocabulary differs")
-        for split, size in corpus.splits.items():
-            if (symbols := layout.sizes[split]["symbols"]) != size["symbols"]:
-                raise changed(f"{split} holds {symbols:,} symbols, not {size['symbols']:,}")
+        lengths = [{s: x["symbols"] for s, x in of.items()} for of in (layout.sizes, corpus.splits)]
+        if layout.vocab != corpus.vocab or lengths[0] != lengths[1]:
+            raise changed("the vocabulary or the length of a split differs")
+        if self.config.data.shuffle:  # where a document is follows from the lengths of all others
+            layout.save(partial)
+            digests = self.step() | {"train": self.shuffle(layout)}
+            if differ := [s for s, size in corpus.splits.items() if digests[s] != size["sha256"]]:
+                raise changed(f"{differ[0]} differs")
+            return
         self.encode(layout, "comparing", 0, compare, advance=lambda number: None)
 
     def finish(self, digests: dict[str, str] | None = None) -> None:
@@ -205,7 +212,10 @@ class Build:
             if digests is None:
                 parts = [shard for shard, share in enumerate(self.shares) if share]
                 with self._timed("join"):
-                    digests = {split: join(self.partial, split, parts) for split in layout.histograms}
+                    digests = {name: self._join(name, parts) for name in layout.starts}
+            if DOCUMENTS in layout.starts:
+                with self._timed("shuffle"):
+                    digests["train"] = self.shuffle(layout)
             info = FORMAT | self._describe(layout, digests)
             replace(self.partial / "corpus.json", json.dumps(info, indent=2, ensure_ascii=False))
         for path in self.partial.glob("*-*.npy"):
@@ -215,6 +225,31 @@ class Build:
         for pattern in ("counts-*.log", "encoded-*.json", "layout*.npz", "plan.txt"):
             for path in self.folder.glob(pattern):
                 path.unlink()
+
+    def _join(self, name: str, parts: list[int]) -> str:
+        """Concatenate the arrays of these shards. Returns the sha256 of their ids."""
+        files = [IdFile(self.partial / f"{name}-{part}.npy") for part in parts]
+        blocks = chain.from_iterable(file.blocks() for file in files)
+        return write_ids(self.partial / f"{name}.npy", sum(map(len, files)), files[0].dtype, blocks)
+
+    def shuffle(self, layout: Layout) -> str:
+        """Write train.npy: the documents of ORDERED in the order of data.shuffle. Returns its sha256. Takes
+        some 40 bytes of memory per document, and reads ORDERED at random places."""
+        ids = np.asarray(np.load(self.partial / f"{ORDERED}.npy", mmap_mode="r"))
+        lows = np.load(self.partial / f"{DOCUMENTS}.npy")
+        between = len(lows) > 1 and not self.config.vocab.end_of_document  # which is within documents
+        glue = layout.vocab.encode_codes(self.texts[0].glue if between else lows[:0]).astype(ids.dtype)
+        highs = np.append(lows[1:] - len(glue), len(ids))
+        order = np.argsort(mix(np.arange(len(lows), dtype=np.uint64), int(self.config.data.shuffle)))
+
+        def blocks() -> Iterator[np.ndarray]:
+            for first in range(0, len(order), 1 << 12):
+                chosen = order[first : first + (1 << 12)]
+                bounds = zip(lows[chosen].tolist(), highs[chosen].tolist(), strict=True)
+                parts = [part for low, high in bounds for part in (glue, ids[low:high])][first == 0 :]
+                yield from [np.concatenate(parts)] if sum(map(len, parts)) < 1 << 22 else parts
+
+        return write_ids(self.partial / "train.npy", len(ids), ids.dtype, blocks())
 
     def _describe(self, layout: Layout, digests: dict[str, str]) -> dict:
         """The content of corpus.json, in addition to FORMAT."""

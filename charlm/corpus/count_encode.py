@@ -21,6 +21,7 @@ from itertools import islice
 import numpy as np
 from tqdm import tqdm
 
+from charlm.config.checks import require
 from charlm.config.fields import Config
 from charlm.corpus import kernels
 from charlm.corpus.batches import Piece, TextBatch, TextSource
@@ -28,6 +29,8 @@ from charlm.corpus.sources import SPLITS, describe, read_error
 from charlm.corpus.vocabulary import END, Vocab, codes_of
 from charlm.errors import CharlmError
 
+# Arrays for data.shuffle: the ids in the order of the text, instead of train; where documents begin in them.
+ORDERED, DOCUMENTS = "train-ordered", "train-documents"
 _CODES = (END + 256) >> 8 << 8  # size of a table of counts: whole pages of 256
 
 
@@ -65,6 +68,10 @@ class Text:
         self.streams = len(self.columns)
         if self.streams > 1:
             self._limits = self._draw()
+        if config.data.shuffle and splits[0] == "train":
+            self.splits_of[0] = [ORDERED]
+            advice = "permutes documents, which data.split_by=character cuts: set data.split_by=document"
+            require(not self.contiguous, "data.shuffle", config.data.shuffle, advice)
         self._scratch = threading.local()
 
     def _draw(self) -> np.ndarray:
@@ -81,14 +88,14 @@ class Text:
         least, step = np.empty(0, np.uint64), max(1 << 20, int(taken[-1]))
         for low in range(0, documents, step):  # memory for the held-out documents only
             block = np.arange(low, min(low + step, documents), dtype=np.uint64)
-            least = np.sort(np.concatenate([least, _mix(block, self.data.seed)]))[: taken[-1]]
+            least = np.sort(np.concatenate([least, mix(block, self.data.seed)]))[: taken[-1]]
         return least[taken - 1]  # exactly as many as wanted: the hash is one-to-one
 
     def route(self, rows: TextBatch) -> np.ndarray:
         """uint8[rows]: the stream of each row; held-out documents by a hash of seed and number."""
         if self.streams == 1:
             return np.zeros(len(rows.ends), np.uint8)
-        drawn = np.searchsorted(self._limits, _mix(rows.documents.astype(np.uint64), self.data.seed))
+        drawn = np.searchsorted(self._limits, mix(rows.documents.astype(np.uint64), self.data.seed))
         return ((drawn + 1) % self.streams).astype(np.uint8)
 
     def batches(self, piece: Piece) -> Iterator[TextBatch]:
@@ -112,8 +119,7 @@ class Text:
             bad = kernels.count(rows.utf8, rows.offsets, route, self.raw, counts, ascii_counts, touched)
             if bad >= 0:
                 raise self._not_utf8(rows, bad, piece)
-            begins = np.concatenate([[rows.begins], rows.ends[:-1]])
-            begun += np.bincount(route[begins], minlength=self.streams)
+            begun += np.bincount(route[np.append(rows.begins, rows.ends[:-1])], minlength=self.streams)
             ended += np.bincount(route[rows.ends], minlength=self.streams)
         counts[:, :256] += ascii_counts.sum(1)
         touched[:, 0] = True
@@ -127,13 +133,13 @@ class Text:
         sizes = np.bincount(stream, minlength=self.streams)
         return np.concatenate([[self.streams], sizes, begun, ended, times, page * 256 + code]).tobytes()
 
-    def encode(self, piece: Piece, vocab: Vocab, begun: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Second pass, of one piece: (stream, its next ids), one batch after the other.
+    def encode(self, piece: Piece, vocab: Vocab, begun: np.ndarray) -> Iterator[tuple]:
+        """Second pass, of one piece: (stream, its next ids, begins), one batch after the other.
 
         begun: int64[streams], documents begun before the piece; advanced. The ids, of dtype vocab.dtype, are
-        overwritten by the next batch.
+        overwritten by the next batch. begins: int64[n], where documents begin in them, for data.shuffle.
         """
-        ids, spelling = vocab.tables
+        (ids, spelling), shuffled = vocab.tables, bool(self.data.shuffle)
         glue = vocab.encode_codes(self.glue) if vocab.can_encode(self.glue) else self.glue[:0]
         glue = glue.astype(np.uint16)
         out = getattr(self._scratch, "out", np.empty(0, vocab.dtype))
@@ -143,15 +149,17 @@ class Text:
             starts = np.cumsum(room) - room
             if len(out) < room.sum():
                 out = self._scratch.out = np.empty(room.sum(), vocab.dtype)
-            position = starts.copy()
+            position, at_row = starts.copy(), np.empty(len(route), np.int64)
             bad = kernels.encode(
                 *(rows.utf8, rows.offsets, rows.ends, rows.begins, route, self.raw),
-                *(ids, spelling, glue, self.end_of_document, begun, out, position),
+                *(ids, spelling, glue, self.end_of_document, begun, out, position, at_row),
             )
             if bad >= 0:
                 raise self._not_utf8(rows, bad, piece)
-            for stream in np.flatnonzero(position > starts):
-                yield int(stream), out[starts[stream] : position[stream]]
+            for stream in np.flatnonzero((position > starts) | shuffled):
+                begins = np.append(rows.begins, rows.ends[:-1]) & (route == stream) if shuffled else slice(0)
+                ids_of = out[starts[stream] : position[stream]]
+                yield int(stream), ids_of, at_row[begins] - starts[stream]
 
     def borders(self, length: int) -> list[int]:
         """Where the contiguous parts of a text of so many codes begin. Fractions are exact, as written."""
@@ -197,7 +205,7 @@ def in_order(title: str, work: Callable, use: Callable, sizes: dict[int, int], w
         pool.shutdown(cancel_futures=True)
 
 
-def _mix(x: np.ndarray, seed: int) -> np.ndarray:
+def mix(x: np.ndarray, seed: int) -> np.ndarray:
     """splitmix64 (Steele, Lea, Flood 2014): a well-mixed uint64 for each x, the same everywhere."""
     with np.errstate(over="ignore"):
         x = x + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64)

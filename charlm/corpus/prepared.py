@@ -115,6 +115,8 @@ class Corpus:
             lines.append(f"  duplicates   {duplicates:,} documents, left out")
         kept = [f"{name}: {n:,}" for name, n in info.get("kept", {}).items() if n]
         lines += [_wrapped("kept", kept)] * bool(kept)
+        if seed := info["source"].get("shuffle"):
+            lines.append(f"  order        training documents are shuffled, data.shuffle={seed}")
         if skipped := info.get("skipped"):
             lines.append(f"  skipped      {skipped:,} rows without text that can be read")
         if info.get("decomposed"):

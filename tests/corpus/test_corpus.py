@@ -662,23 +662,26 @@ def pieces_of(piece: int, batch: int):
 
 
 @pytest.mark.parametrize(
-    "vocab, split_by, document",
+    "vocab, split_by, document, shuffle",
     [
-        ({}, "document", "file"),
-        ({"bytes_only": True}, "character", "file"),
-        ({"end_of_document": True}, "document", "line"),
-        ({"end_of_document": True}, "character", "file"),
-        ({"characters": "ab"}, "character", "line"),
+        ({}, "document", "file", 0),
+        ({"bytes_only": True}, "character", "file", 0),
+        ({"end_of_document": True}, "document", "line", 0),
+        ({"end_of_document": True}, "character", "file", 0),
+        ({"characters": "ab"}, "character", "line", 0),
+        ({"bytes_only": True}, "document", "file", 2),
+        ({"end_of_document": True}, "document", "file", 1),
     ],
 )
-def test_the_corpus_does_not_depend_on_the_size_of_pieces(tmp_path, vocab, split_by, document):
+def test_the_corpus_does_not_depend_on_the_size_of_pieces(tmp_path, vocab, split_by, document, shuffle):
     texts = ["ab😀" * 5, "é\n\n中", "", "中\na\r\n", "b" * 9]
     documents = texts if document == "file" else lines_of(texts)
     files = [written(tmp_path / f"{i}.txt", text) for i, text in enumerate(texts)]
     for held_out in ({}, {"validation": 0.3, "test": 0.2}):
         options = {"data_files": files, "document": document, "split_by": split_by, "seed": 3} | held_out
+        options["shuffle"] = shuffle
         whole = prepare(config(tmp_path / f"whole{len(held_out)}", "text", vocab, **options))
-        if not held_out:
+        if not held_out and not shuffle:
             assert text_of(whole) == ("" if "end_of_document" in vocab else "\n").join(documents)
         assert whole.info["documents"] == len(documents)
         with pieces_of(7, 11) if held_out else pieces_of(1, 1):
