@@ -83,10 +83,12 @@ def lay_out(texts: list[Text], journals: list[Path], config: Config) -> Layout:
         return ((*owned, Tally(content)) for owned, content in zip(pieces, contents, strict=True))
 
     begins, ends, lengths = (np.zeros((len(pieces), len(SPLITS)), np.int64) for _ in range(3))
+    empty = 0  # documents
     piece_sizes = np.zeros(len(pieces), np.int64)  # codes of each piece
     totals = np.zeros(END + 1, np.int64)  # how often each code occurs
     for i, (text, _, tally) in enumerate(tallies()):
         begins[i, text.columns], ends[i, text.columns] = tally.begun, tally.ended
+        empty += int(tally.empty.sum())
         piece_sizes[i] = tally.counts.sum()
         np.add.at(totals, tally.codes, tally.counts)
     first = len(texts[0].source.pieces)  # the first text alone can be cut into contiguous parts
@@ -135,12 +137,13 @@ def lay_out(texts: list[Text], journals: list[Path], config: Config) -> Layout:
         size["symbols"] = int(histogram.sum())
         if size["symbols"] < 2 or not size["characters"]:
             advice = f"read more text, or change data.{split if split != 'train' else 'validation'}"
-            held = f"the {split} split would hold {size['symbols']} symbols"
+            held = f"the {split} split would hold fewer than 2 symbols of text"
             raise CharlmError(f"{describe(config.data)}: {held}; {advice}")
         starts[split], sizes[split] = np.append(0, np.cumsum(lengths[:, column])), size
     if config.data.shuffle:
         starts |= {ORDERED: starts.pop("train"), DOCUMENTS: np.append(begun[:, 0], begins[:, 0].sum())}
-    return Layout(vocab, starts, begun, histograms, sizes, _facts(totals, vocab))
+    facts = {"empty": empty} | _facts(totals, vocab)
+    return Layout(vocab, starts, begun, histograms, sizes, facts)
 
 
 def _histograms(encoded: Iterator[tuple], borders: list[int], vocab: Vocab) -> np.ndarray:
@@ -271,12 +274,13 @@ def pieces_written(progress: Path) -> int:
     return json.loads(progress.read_text())["pieces"] if progress.exists() else 0
 
 
-def write_ids(path: Path, symbols: int, dtype: np.dtype, blocks: Iterable[np.ndarray]) -> str:
+def write_ids(path: Path, symbols: int, blocks: Iterable[np.ndarray]) -> str:
     """Write so many ids as a .npy file. Returns their sha256."""
     digest = sha256()
     with open(path, "wb") as file:
-        write_header(file, symbols, dtype)
         for block in blocks:
+            if not file.tell():
+                write_header(file, int(symbols), block.dtype)
             digest.update(block)
             file.write(block)
         file.flush()
