@@ -38,6 +38,8 @@ class DataConfig(checks.Section):
     header; several are joined by line breaks."""
     field_delimiter: str = ""
     """Character between the fields of CSV; empty: a comma, or a tab in files named .tsv."""
+    quotes: bool = True
+    """Whether a field of CSV may be in quotes, "…"; false: a quote is text, and rows end where lines do."""
     header: bool = True
     """Whether the first row of CSV names the columns."""
     encoding: checks.Encoding = "utf-8"
@@ -59,8 +61,8 @@ class DataConfig(checks.Section):
     """document: hold out documents drawn at random with data.seed. character: cut the text into three
     contiguous parts (train, validation, test), measured in bytes for a bytes-only vocabulary."""
     validation: checks.HeldOut = 0.05
-    """Fraction held out for validation, 0 for none; or a path; or the name of a split of the dataset. Where
-    data_files have files for it, they take the place of the default."""
+    """Fraction held out for validation, 0 for none; or a path; or the name of a split of the dataset. A
+    split for it, in data_files or on the Hub, takes the place of the default."""
     test: checks.HeldOut = 0.05
     """The same for the final test."""
     seed: int = 0

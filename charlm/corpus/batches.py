@@ -220,8 +220,7 @@ def utf8_of(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def open_sources(data: DataConfig, bytes_only: bool) -> tuple[DataConfig, dict[str, TextSource]]:
-    """The config with the splits that are given, and those to read: 'train', and 'validation' and 'test' if
-    they are splits of the dataset.
+    """The config with the splits that are given; and 'train', and 'validation' and 'test' if they are splits.
 
     Raises CharlmError for text that cannot be found, reached or read.
     """

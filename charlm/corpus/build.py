@@ -47,7 +47,8 @@ class Build:
         """folder: the final one. shards: 0 for a process that does it all."""
         self.started, self.seconds = time.perf_counter(), {}
         data, found = open_sources(config.data, config.vocab.bytes_only)
-        self.given, self.config = config, (config := with_fields(config, data=data))
+        self.given = config
+        self.config = config = with_fields(config, data=data)
         self.folder, self.shard, self.shards = folder, shard, shards
         suffix = f"shards-{shards}" if shards else "partial"
         self.partial = folder.with_name(f".{folder.name}.{suffix}")

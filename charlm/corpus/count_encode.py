@@ -40,9 +40,8 @@ _CODES = (END + 256) >> 8 << 8  # size of a table of counts: whole pages of 256
 class Tally:
     """The counts of a piece, without the glue between documents.
 
-    sizes, begun, ended, empty: int64[streams], the number of different codes, and of documents that begin in
-    the piece, end in it, are empty. codes: uint32[n], stream by stream, in order; counts: int64[n], how often
-    each occurs.
+    sizes, begun, ended, empty: int64[streams], the number of different codes, and of documents that begin,
+    end, are empty. codes: uint32[n], stream by stream, in order; counts: int64[n], how often each occurs.
     """
 
     def __init__(self, content: bytes):

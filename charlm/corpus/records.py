@@ -201,6 +201,7 @@ class Csv(Table):
 
     def __init__(self, data: DataConfig):
         super().__init__(data)
+        self.quoting = csv.QUOTE_MINIMAL if data.quotes else csv.QUOTE_NONE
         self.layouts: dict[Local, tuple[str, int, list[int]]] = {}  # delimiter, fields, those of the columns
 
     def spans(self, file: Local, piece: int) -> Iterator[Span]:
@@ -208,7 +209,7 @@ class Csv(Table):
         with open(file.path, encoding="latin-1", newline="") as lines:
             low, kept = 3 * (lines.read(3) == BOM_UTF8.decode("latin-1")), []
             lines.seek(low)
-            first = next(filter(None, csv.reader(lines, delimiter=delimiter)), [])
+            first = next(filter(None, csv.reader(lines, delimiter=delimiter, quoting=self.quoting)), [])
             names = [str(i + 1) for i in range(len(first))]
             if self.data.header:
                 names = [name.encode("latin-1").decode("utf-8", "replace") for name in first]
@@ -240,7 +241,7 @@ class Csv(Table):
                 low += len(line)
                 yield line
 
-        reader = csv.reader(counted(), delimiter=delimiter, strict=True)
+        reader = csv.reader(counted(), delimiter=delimiter, strict=True, quoting=self.quoting)
         while True:
             i, start, problem, row = reader.line_num, low, "", []
             try:
@@ -249,8 +250,10 @@ class Csv(Table):
                 return
             except csv.Error as error:
                 if "end of data" in str(error) or reader.line_num > i + 1:  # that may be any number of rows
-                    raise CharlmError(f"{span.place(i)}: a quote is not closed; mend it") from None
-                quote = 'a quote within quotes is not doubled ("")'
+                    raise CharlmError(
+                        f"{span.place(i)}: a quote is not closed; mend it, or set data.quotes=false"
+                    ) from None
+                quote = 'a quote within quotes is not doubled (""; see data.quotes)'
                 problem = quote if "expected after" in str(error) else str(error)
             blank = not row or (len(row) == 1 < width and not row[0].strip(" \t"))
             if not problem and (blank or header):

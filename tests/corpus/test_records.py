@@ -100,6 +100,10 @@ def test_csv_is_what_python_reads(rows, delimiter, piece):
         DataConfig(field_delimiter=delimiter, header=False, text_column=3), "csv", content, piece
     )
     assert found == ["b", *(text for _, _, text in rows)]
+    lines = [[re.sub(r"[\r\n;]", "", text) or "-" for text in row] for row in rows]
+    content = "\n".join(map(";".join, [["a", "text", "b"], *lines]))
+    found = documents(DataConfig(field_delimiter=";", quotes=False), "csv", content, piece)
+    assert found == [text for _, text, _ in lines]
 
 
 parts = st.lists(st.sampled_from(["a", "b#", "\n", "\r\n", "é", "😀", "##", "\n\n"]), max_size=14).map(
