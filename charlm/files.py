@@ -7,6 +7,7 @@ import json
 import os
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +18,15 @@ from hashlib import sha256
 from itertools import chain
 from pathlib import Path, PurePath
 from shutil import copyfileobj
-from tempfile import NamedTemporaryFile, TemporaryDirectory
-from zipfile import ZipFile, is_zipfile
+from tempfile import TemporaryDirectory
+from zipfile import is_zipfile
 
 import xxhash
 from filelock import FileLock
 
-from charlm.errors import CharlmError
+from charlm.errors import CharlmError, CharlmWarning
 
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # how its files begin
 KEPT = 64 << 20  # bytes of files from which digests are kept
 
 
@@ -120,19 +122,23 @@ def head_of(path: str) -> bytes:
 
 
 @cache
-def copy_of_pipe(path: str, inode: int):
-    """A temporary file with what a pipe holds, which can be read twice; this process deletes it."""
+def copy_of_pipe(path: str, inode: int) -> tuple[str, TemporaryDirectory]:
+    """A copy of what a pipe holds, which can be read twice, in a folder that is deleted with this process."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise CharlmError(f"{path}: several processes cannot read a pipe; name a file")
-    copy = NamedTemporaryFile(prefix="charlm-")  # noqa: SIM115 - closed with the process
-    with open(path, "rb") as pipe:
-        copyfileobj(pipe, copy, 1 << 20)
-    copy.flush()
-    return copy
+    folder = TemporaryDirectory(prefix="charlm-pipe-")
+    copy = Path(folder.name + os.path.abspath(path))
+    copy.parent.mkdir(parents=True)
+    with open(path, "rb") as pipe, open(copy, "wb") as file:
+        copyfileobj(pipe, file, 1 << 20)
+    return str(copy), folder
 
 
 # How archives and compressed files begin; zstd, which Arrow reads, is not among them.
-_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7z", b"\x04\x22M\x18", b"PK", b"7z\xbc", b"Rar!")
+_MAGIC = (rb"\x1f\x8b", rb"BZh[1-9](1AY|\x17rE)", rb"\xfd7z", rb"\x04\x22M\x18", rb"PK(\x03\x04.\0|\x05\x06)")
+_MAGIC = re.compile(b"|".join([*_MAGIC, rb"7z\xbc", b"Rar!", rb".{257}ustar"]), re.DOTALL)
+# Suffixes of what archives of texts also hold.
+_FOREIGN = "png jpg jpeg gif webp svg bmp ico tif tiff pdf doc docx xls xlsx odt epub mobi mp3 mp4 wav zip"
 
 
 @dataclass(frozen=True)
@@ -152,14 +158,6 @@ def refuse_dump(path: str) -> None:
         raise CharlmError(f"{path}: a dump of a wiki, XML with markup. For its text, {way}, {other}")
 
 
-def names_in_zip(path: str) -> list[str]:
-    """The names of the files in a zip archive; none for another file."""
-    if not is_zipfile(path):
-        return []
-    with ZipFile(path) as archive:
-        return [member.filename for member in archive.infolist() if not member.is_dir()]
-
-
 def local_files(paths: list[str], encoding: str = "utf-8") -> list[Local]:
     """Files on this disk, as UTF-8: those of paths, what archives at them hold, and downloads of URLs."""
     import datasets
@@ -174,12 +172,20 @@ def local_files(paths: list[str], encoding: str = "utf-8") -> list[Local]:
         member, local = path[: len(path) - len(place)], downloaded.get(place, place)
         with open(local, "rb") as file:
             head = file.read(262)
+        place = re.sub(r".*/charlm-pipe-\w+", "", place)  # in errors
         zstd = not member and head.startswith(b"\x28\xb5\x2f\xfd")  # `datasets` needs a package for it
-        if not member and not zstd and not head.startswith(_MAGIC) and not head.endswith(b"ustar"):
+        if not member and not zstd and not _MAGIC.match(head):
             files.append(Local(local, place) if utf8 else _copied(local, place, encoding))
             continue
+        if head.startswith(b"PK\3\4") and not is_zipfile(local):
+            raise CharlmError(f"{place}: a zip archive that is damaged or cut off")
         extracted = member + local if member or zstd else manager.extract(local)
-        for found in map(str, [extracted] if member or zstd else manager.iter_files(extracted)):
+        members = [*map(str, [extracted] if member or zstd else manager.iter_files(extracted))]
+        suffixes = {m: PurePath(m.split("::")[0]).suffix.lower()[1:] for m in members}
+        texts = [m for m in members if suffixes[m] not in _FOREIGN.split()] or members
+        if left := ", ".join(PurePath(m.split("::")[0]).name for m in sorted({*members} - {*texts})):
+            warnings.warn(f"{place}: left out as no text: {left}", CharlmWarning, stacklevel=2)
+        for found in texts:
             inner = re.match(r"(?:zip|tar)://(.*?)::", found)
             below = os.path.relpath(found, extracted) if os.path.isdir(extracted) else inner and inner[1]
             name = f"{place}::{below}" if below else place
@@ -217,9 +223,8 @@ def _copied(path: str, name: str, encoding: str, zstd: bool = False) -> Local:
             os.replace(f"{partial}/member", copy)
     except UnicodeError as error:
         advice = "set another data.encoding, such as utf-8, latin-1, cp1252 or utf-16"
-        raise CharlmError(
-            f"{name}: is not {encoding} from about byte {read:,} on ({error.reason}); {advice}"
-        ) from error
+        problem = f"{name}: is not {encoding} from about byte {read:,} on"
+        raise CharlmError(f"{problem} ({getattr(error, 'reason', error)}); {advice}") from error
     except Exception as error:  # of gzip, bz2, lzma, zipfile, tarfile, Arrow
         if isinstance(error, OSError) and error.errno:
             raise

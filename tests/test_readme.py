@@ -121,6 +121,10 @@ REQUEUED = "slurm/test_slurm.py::test_usr1_saves_requeues_and_resumes_until_done
 THERE = {
     f"{INSTALL} . && .venv/bin/charlm train --config stdlib": ("network", ""),
     "pip install onnx onnxruntime": ("network", ""),
+    "charlm train - --data.source json": (
+        "a pipe",
+        "corpus/test_corpus.py::test_rows_that_datasets_streams_are_read_from_a_pipe",
+    ),
     f"{INSTALL} '.[test]' && .venv/bin/pytest": ("network", ""),
     "pip install 'charlm[report]'": ("network", ""),
     "charlm sample user/name": ("network", "sharing/test_hub.py::test_what_was_pushed_is_what_is_loaded"),

@@ -39,6 +39,8 @@ class DataConfig(checks.Section):
     header; several are joined by line breaks."""
     field_delimiter: str = ""
     """Character between the fields of CSV; empty: a comma, or a tab in files named .tsv."""
+    quotes: bool = True
+    """Whether a field of CSV may be in quotes, "…"; false: a quote is text, and rows end where lines do."""
     header: bool = True
     """Whether the first row of CSV names the columns."""
     encoding: checks.Encoding = "utf-8"
@@ -60,8 +62,8 @@ class DataConfig(checks.Section):
     """document: hold out documents drawn at random with data.seed. character: cut the text into three
     contiguous parts (train, validation, test), measured in bytes for a bytes-only vocabulary."""
     validation: checks.HeldOut = 0.05
-    """Fraction held out for validation, 0 for none; or a path; or the name of a split of the dataset. Where
-    data_files have files for it, they take the place of the default."""
+    """Fraction held out for validation, 0 for none; or a path; or the name of a split of the dataset. A
+    split for it, in data_files or on the Hub, takes the place of the default."""
     test: checks.HeldOut = 0.05
     """The same for the final test."""
     seed: int = 0
@@ -70,6 +72,9 @@ class DataConfig(checks.Section):
     """Read only this many documents of each split of the dataset: for trials."""
     max_characters: checks.Positive | None = None
     """Read only this many characters of each split of the dataset (bytes in a bytes-only vocabulary)."""
+    shuffle: bool | int = False
+    """Permute the documents of the training split, so that neighbours are not of one author or year: a seed,
+    or true for seed 1. Validation and test keep their order. Not with split_by: character."""
     deduplicate: bool = False
     """Read documents that are equal to the byte only once. Of two given splits, the held-out one keeps it."""
     streaming: bool = False
@@ -269,5 +274,6 @@ class Config:
             if name != "model":
                 section = getattr(self, name)
                 setattr(self, name, replace(section, **section.not_given(values)))
+        self.data.shuffle = int(self.data.shuffle)  # true is seed 1
         vars(self.data).update(checks.local_text(self.data))
         checks.check_together(self)

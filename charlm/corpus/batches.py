@@ -4,8 +4,9 @@ Rows stay in Arrow's buffers: none becomes a Python string.
 """
 
 import logging
+import warnings
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import datasets
@@ -16,10 +17,10 @@ import xxhash
 
 from charlm.config.fields import DataConfig
 from charlm.corpus import readers
-from charlm.corpus.readers import Reader, readers_of
-from charlm.corpus.sources import read_error
+from charlm.corpus.readers import Reader, read_error, readers_of
+from charlm.corpus.sources import describe, resolve
 from charlm.corpus.texts import normalized, not_utf8
-from charlm.errors import CharlmError
+from charlm.errors import CharlmError, CharlmWarning
 from charlm.terminal import shows_bars
 
 
@@ -75,9 +76,11 @@ class TextSource:
     """One split of a dataset. pieces: its rows, in order. documents: how many it has. skipped: rows that were
     left out by data.on_bad_line. duplicates: documents that were left out by data.deduplicate."""
 
-    def __init__(self, *selections: tuple[list[Reader], int, int | None]):
-        """selections: of all rows of these readers, those from low to high (None: to the end)."""
+    def __init__(self, *selections: tuple[list[Reader], int, int | None], steps: Sequence[str] | None = None):
+        """selections: of all rows of these readers, those from low to high (None: to the end). steps: of
+        data.normalize."""
         self.pieces: list[Piece] = []
+        self.steps = steps
         self.documents = first = self.skipped = self.duplicates = 0
         for files, low, high in selections:
             row, begins = 0, True
@@ -107,6 +110,7 @@ class TextSource:
             if low >= high:
                 continue
             numbers, texts = np.arange(start, start + high - low), texts[low:high]  # rows of the piece
+            texts = self._normalized(texts, piece, start) if self.steps else texts
             if piece.kept is not None:
                 numbers = start + np.flatnonzero(piece.kept[numbers])
                 texts = texts.take(pa.array(numbers - start))
@@ -123,6 +127,18 @@ class TextSource:
                 begins = bool(ends[-1])
             if stop >= piece.rows:
                 return
+
+    def _normalized(self, texts: pa.Array, piece: Piece, start: int) -> pa.Array:
+        """Rows of a piece, from one on, after data.normalize. Raises CharlmError for what is not UTF-8."""
+        try:
+            return normalized(texts.cast(pa.large_string()), self.steps)
+        except pa.ArrowInvalid:
+            bad = ((row, not_utf8(text or b"")) for row, text in enumerate(texts.to_pylist()))
+            row, byte = next(place for place in bad if place[1] is not None)
+            place = getattr(piece.reader, "place_of", lambda *_: piece.reader.name)
+            place = place(piece.part, piece.skip + start + row, byte)
+            advice = "set data.encoding, or mend it: data.normalize needs UTF-8"
+            raise CharlmError(f"{place} is not UTF-8; {advice}") from None
 
     def limit(self, documents: int | None, characters: int | None, by_bytes: bool) -> None:
         """Keep so many documents, then so many characters (bytes if by_bytes); None for all."""
@@ -203,47 +219,23 @@ def utf8_of(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(values or b"", np.uint8)[offsets[0] : offsets[-1]], offsets - offsets[0]
 
 
-class Normalized(Reader):
-    """The texts of another reader after the steps of data.normalize."""
-
-    def __init__(self, reader: Reader, steps: list[str]):
-        self.reader, self.name, self.steps = reader, reader.name, steps
-
-    skipped = property(lambda self: self.reader.skipped)
-
-    def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
-        return self.reader.parts()
-
-    def read(self, part) -> Iterator[pa.Array]:
-        rows = 0
-        for texts in self.reader.read(part):
-            try:
-                yield normalized(texts.cast(pa.large_string()), self.steps)
-            except pa.ArrowInvalid:
-                bad = [not_utf8(text or b"") for text in texts.to_pylist()]
-                row, byte = next((row, byte) for row, byte in enumerate(bad) if byte is not None)
-                place = getattr(self.reader, "place_of", lambda *_: self.name)(part, rows + row, byte)
-                advice = "set data.encoding, or mend it: data.normalize needs UTF-8"
-                raise CharlmError(f"{place} is not UTF-8; {advice}") from None
-            rows += len(texts)
-
-
-def open_sources(data: DataConfig, bytes_only: bool) -> dict[str, TextSource]:
-    """The splits to read: 'train', and 'validation' and 'test' if they are splits of the dataset.
+def open_sources(data: DataConfig, bytes_only: bool) -> tuple[DataConfig, dict[str, TextSource]]:
+    """The config with the splits that are given; and 'train', and 'validation' and 'test' if they are splits.
 
     Raises CharlmError for text that cannot be found, reached or read.
     """
     if not shows_bars():
         datasets.disable_progress_bars()
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # read_error reports it
-    names = {"train": data.split}
-    names |= {s: n for s in ("validation", "test") if isinstance(n := getattr(data, s), str)}
     try:
         files = readers_of(data)
-        if data.normalize:
-            files = {
-                split: [Normalized(reader, data.normalize) for reader in of] for split, of in files.items()
-            }
+        data = resolve(data, files)
+        names = {"train": data.split}
+        names |= {s: n for s in ("validation", "test") if isinstance(n := getattr(data, s), str)}
+        if unread := [split for split in files if split not in " ".join(names.values())]:
+            advice = f"data.validation={unread[0]} or data.test={unread[-1]} reads one"
+            text = f"{describe(data)} has splits that are not read: {', '.join(unread)}; {advice}"
+            warnings.warn(text, CharlmWarning, stacklevel=2)
         sources = {split: _selected(data, files, name) for split, name in names.items()}
         for source in sources.values():
             source.limit(data.max_documents, data.max_characters, bytes_only)
@@ -251,7 +243,7 @@ def open_sources(data: DataConfig, bytes_only: bool) -> dict[str, TextSource]:
             seen: set[bytes] = set()
             for split in reversed(sources):
                 sources[split].duplicates = sources[split].deduplicate(seen)
-        return sources
+        return data, sources
     except CharlmError:
         raise
     except Exception as error:
@@ -261,7 +253,7 @@ def open_sources(data: DataConfig, bytes_only: bool) -> dict[str, TextSource]:
 def _selected(data: DataConfig, files: dict[str, list[Reader]], name: str) -> TextSource:
     """The rows of a split such as train, or train[10%:20%]."""
     if name in files:
-        return TextSource((files[name], 0, None))
+        return TextSource((files[name], 0, None), steps=data.normalize)
     rows = {}
     for split in (split for split in files if split in name):
         rows[split] = sum(len(ends) for reader in files[split] for _, ends, _ in reader.parts())
@@ -270,4 +262,5 @@ def _selected(data: DataConfig, files: dict[str, list[Reader]], name: str) -> Te
     except (ValueError, AssertionError) as error:
         splits = ", ".join(files)
         raise CharlmError(f"{data.source} has no split {name!r} (splits: {splits}): {error}") from error
-    return TextSource(*((files[part.splitname], part.from_, part.to) for part in parts))
+    selections = ((files[part.splitname], part.from_, part.to) for part in parts)
+    return TextSource(*selections, steps=data.normalize)

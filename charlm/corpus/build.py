@@ -3,8 +3,8 @@
     .<name>-<fingerprint>.partial/          (.shards-<n> when n processes share the work)
         plan.txt            digest of the pieces of text that it is built from
         counts-<i>.log      tallies of the pieces that shard i has counted
-        layout-2.npz        what follows from all of them: where every piece goes; with vocab.json
-        train.npy …         ids (train-<i>.npy: of shard i)
+        layout-3.npz        what follows from all of them: where every piece goes; with vocab.json
+        train.npy …         ids (train-<i>.npy: of shard i; train-ordered.npy: before data.shuffle)
         encoded-<i>.json    how many pieces of shard i are safely in them
 
 A process that is killed leaves this folder, and the next one resumes from it. A process alone is shard 0.
@@ -22,7 +22,7 @@ from dataclasses import asdict
 from dataclasses import replace as with_fields
 from hashlib import sha256
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +31,11 @@ from charlm import __version__
 from charlm.config.fields import Config
 from charlm.corpus import baselines, sources
 from charlm.corpus.batches import Piece, open_sources
-from charlm.corpus.count_encode import Text, in_order
-from charlm.corpus.layout import LAYOUT_FILE, IdWriter, Layout, join, lay_out, pieces_written
-from charlm.corpus.prepared import Corpus, IdFile
+from charlm.corpus.count_encode import DOCUMENTS, ORDERED, Text, in_order, mix
+from charlm.corpus.layout import LAYOUT_FILE, IdWriter, Layout, lay_out, pieces_written, write_ids
+from charlm.corpus.prepared import IdFile
 from charlm.corpus.sources import FORMAT, SPLITS, Unreadable, describe
+from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.files import Journal, replace, sync_folder
 
@@ -44,17 +45,19 @@ class Build:
 
     def __init__(self, config: Config, folder: Path, shard: int = 0, shards: int = 0):
         """folder: the final one. shards: 0 for a process that does it all."""
-        self.config = config = with_fields(config, data=sources.resolve(config.data))
+        self.started, self.seconds = time.perf_counter(), {}
+        data, found = open_sources(config.data, config.vocab.bytes_only)
+        self.given = config
+        self.config = config = with_fields(config, data=data)
         self.folder, self.shard, self.shards = folder, shard, shards
         suffix = f"shards-{shards}" if shards else "partial"
         self.partial = folder.with_name(f".{folder.name}.{suffix}")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.workers = config.data.workers or cores
-        self.started, self.seconds = time.perf_counter(), {}
         held_out = [s for s in SPLITS[1:] if not isinstance(x := getattr(config.data, s), str) and x > 0]
         self.texts = [
             Text(source, config, [split, *held_out] if split == "train" else [split])
-            for split, source in open_sources(config.data, config.vocab.bytes_only).items()
+            for split, source in found.items()
         ]
         self.pieces = [(text, piece) for text in self.texts for piece in text.source.pieces]
         # The pieces of every shard: contiguous, about the same bytes.
@@ -67,7 +70,7 @@ class Build:
     def open(self) -> None:
         """Make the temporary folder; delete one of another text, or raise CharlmError if shards share it."""
         plan = [[p.reader.name, p.first, p.rows, p.size, p.document, p.cut] for _, p in self.pieces]
-        digest = sha256(json.dumps(plan).encode()).hexdigest()
+        digest = sha256(json.dumps([2, *plan]).encode()).hexdigest()  # 2: the version of the counts
         path = self.partial / "plan.txt"
         found = path.read_text() if path.exists() else None
         if found == digest:
@@ -104,7 +107,7 @@ class Build:
         progress = self.partial / f"encoded-{self.shard}.json"
         writer = IdWriter(layout, self.share, self.partial, suffix, progress)
         with self._timed("encode", resumed=writer.done > 0), writer:
-            self.encode(layout, "encoding", writer.done, writer.write, writer.advance)
+            self._encode(layout, writer)
         return {split: digest.hexdigest() for split, digest in writer.hashes.items()}
 
     def merge(self) -> None:
@@ -148,21 +151,20 @@ class Build:
         journals = [self.partial / f"counts-{shard}.log" for shard in range(len(self.shares))]
         return lay_out(self.texts, journals, self.config)
 
-    def encode(self, layout: Layout, title: str, done: int, write: Callable, advance: Callable) -> None:
-        """Encode the pieces of this shard but for the first `done`.
-
-        write(split, position in it, ids) is called from many threads, each with its own positions;
-        advance(number) when the pieces up to this one are written. Raises CharlmError for a text that is not
-        as long as when it was counted.
-        """
+    def _encode(self, layout: Layout, writer: IdWriter) -> None:
+        """Encode the pieces of this shard that are not written yet; many threads write, each to its own
+        positions. Raises CharlmError for a text that is not as long as when it was counted."""
 
         def work(number: int, text: Text, piece: Piece) -> int:
-            at, end = ({s: int(layout.starts[s][i]) for s in text.splits} for i in (number, number + 1))
-            rest = 0
-            for stream, ids in text.encode(piece, layout.vocab, layout.begun[number, text.columns]):
+            at, end = ({s: int(x[i]) for s, x in layout.starts.items()} for i in (number, number + 1))
+            rest, begun = 0, layout.begun[number, text.columns]
+            for stream, ids, begins in text.encode(piece, layout.vocab, begun):
                 for split in text.splits_of[stream]:
+                    if split == ORDERED and len(begins):
+                        writer.write(DOCUMENTS, at[DOCUMENTS], at[split] + begins)
+                        at[DOCUMENTS] += len(begins)
                     if len(part := ids[: end[split] - at[split]]):
-                        write(split, at[split], part)
+                        writer.write(split, at[split], part)
                     at[split], ids = at[split] + len(part), ids[len(part) :]
                 rest += len(ids)
             if rest or at != end:
@@ -170,42 +172,32 @@ class Build:
                 raise CharlmError(f"{name} changed while it was read; try again")
             return number
 
-        self._in_order(title, work, advance, done)
+        self._in_order("encoding", work, writer.advance, writer.done)
 
-    def compare(self, corpus: Corpus, partial: Path) -> None:
-        """Count and encode all pieces, in the empty folder partial. Raises CharlmError if corpus differs."""
-
-        def changed(difference: str) -> CharlmError:
-            text = f"{describe(self.config.data)} is not what {self.folder} was made of"
-            return CharlmError(f"{text}: {difference}; delete that folder to prepare again")
-
-        def compare(split: str, position: int, ids: np.ndarray) -> None:
-            stored = corpus[split][position : position + len(ids)]
-            if not np.array_equal(stored, ids):
-                first = position + int(np.argmin(stored == ids))
-                raise changed(f"{split} differs from symbol {first:,} on")
-
-        self.partial = partial
-        self.count()
-        layout = self.lay_out()
-        if layout.vocab != corpus.vocab:
-            raise changed("the vocabulary differs")
-        for split, size in corpus.splits.items():
-            if (symbols := layout.sizes[split]["symbols"]) != size["symbols"]:
-                raise changed(f"{split} holds {symbols:,} symbols, not {size['symbols']:,}")
-        self.encode(layout, "comparing", 0, compare, advance=lambda number: None)
+    def again(self) -> tuple[Vocab, dict[str, str]]:
+        """Count and encode the text. Returns its vocabulary, and of the ids of every split the sha256."""
+        self.open()
+        digests, layout = self.step(), Layout.load(self.partial)
+        return layout.vocab, digests | (self.shuffle(layout) if DOCUMENTS in layout.starts else {})
 
     def finish(self, digests: dict[str, str] | None = None) -> None:
         """Write corpus.json and rename the folder. digests: None joins what the shards wrote. Raises
         CharlmError when the files of the text changed meanwhile."""
         layout = Layout.load(self.partial)
         if not (self.partial / "corpus.json").exists():  # else an earlier process ended while it cleaned up
-            if sources.fingerprint(self.config) != self.fingerprint:
+            if sources.fingerprint(self.given) != self.fingerprint:
                 raise CharlmError(f"{describe(self.config.data)}: changed while it was read; try again")
             if digests is None:
                 parts = [shard for shard, share in enumerate(self.shares) if share]
                 with self._timed("join"):
-                    digests = {split: join(self.partial, split, parts) for split in layout.histograms}
+                    digests = {}
+                    for name, starts in layout.starts.items():
+                        files = (IdFile(self.partial / f"{name}-{part}.npy") for part in parts)
+                        blocks = chain.from_iterable(file.blocks() for file in files)
+                        digests[name] = write_ids(self.partial / f"{name}.npy", starts[-1], blocks)
+            if DOCUMENTS in layout.starts:
+                with self._timed("shuffle"):
+                    digests |= self.shuffle(layout)
             info = FORMAT | self._describe(layout, digests)
             replace(self.partial / "corpus.json", json.dumps(info, indent=2, ensure_ascii=False))
         for path in self.partial.glob("*-*.npy"):
@@ -215,6 +207,25 @@ class Build:
         for pattern in ("counts-*.log", "encoded-*.json", "layout*.npz", "plan.txt"):
             for path in self.folder.glob(pattern):
                 path.unlink()
+
+    def shuffle(self, layout: Layout) -> dict[str, str]:
+        """Write train.npy: the documents of ORDERED in the order of data.shuffle. Returns its sha256 by the
+        name of the split. Takes some 40 bytes of memory per document, and reads ORDERED at random places."""
+        ids = np.asarray(np.load(self.partial / f"{ORDERED}.npy", mmap_mode="r"))
+        lows = np.load(self.partial / f"{DOCUMENTS}.npy")
+        between = len(lows) > 1 and not self.config.vocab.end_of_document  # which is within documents
+        glue = layout.vocab.encode_codes(self.texts[0].glue if between else lows[:0]).astype(ids.dtype)
+        highs = np.append(lows[1:] - len(glue), len(ids))
+        order = np.argsort(mix(np.arange(len(lows), dtype=np.uint64), int(self.config.data.shuffle)))
+
+        def blocks() -> Iterator[np.ndarray]:
+            for first in range(0, len(order), 1 << 12):
+                chosen = order[first : first + (1 << 12)]
+                bounds = zip(lows[chosen].tolist(), highs[chosen].tolist(), strict=True)
+                parts = [part for low, high in bounds for part in (glue, ids[low:high])][first == 0 :]
+                yield from [np.concatenate(parts)] if sum(map(len, parts)) < 1 << 22 else parts
+
+        return {"train": write_ids(self.partial / "train.npy", len(ids), blocks())}
 
     def _describe(self, layout: Layout, digests: dict[str, str]) -> dict:
         """The content of corpus.json, in addition to FORMAT."""

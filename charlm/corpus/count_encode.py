@@ -8,6 +8,7 @@ stream. Where the text is cut into contiguous parts, it is one stream, and the s
 """
 
 import math
+import re
 import sys
 import threading
 import time
@@ -21,30 +22,35 @@ from itertools import islice
 import numpy as np
 from tqdm.auto import tqdm
 
+from charlm.config.checks import require
 from charlm.config.fields import Config
 from charlm.corpus import kernels
 from charlm.corpus.batches import Piece, TextBatch, TextSource
-from charlm.corpus.sources import SPLITS, describe, read_error
+from charlm.corpus.readers import read_error
+from charlm.corpus.sources import SPLITS, describe
 from charlm.corpus.vocabulary import END, Vocab, codes_of
 from charlm.errors import CharlmError
+from charlm.files import UTF16
 from charlm.terminal import shows_bars
 
+# Arrays for data.shuffle: the ids in the order of the text, instead of train; where documents begin in them.
+ORDERED, DOCUMENTS = "train-ordered", "train-documents"
 _CODES = (END + 256) >> 8 << 8  # size of a table of counts: whole pages of 256
 
 
 class Tally:
     """The counts of a piece, without the glue between documents.
 
-    sizes, begun, ended: int64[streams], the number of different codes, and of documents that begin and end in
-    the piece. codes: uint32[n], stream by stream, in order; counts: int64[n], how often each occurs.
+    sizes, begun, ended, empty: int64[streams], the number of different codes, and of documents that begin,
+    end, are empty. codes: uint32[n], stream by stream, in order; counts: int64[n], how often each occurs.
     """
 
     def __init__(self, content: bytes):
         """content: of Text.count."""
         numbers = np.frombuffer(content, np.int64)
         n = int(numbers[0])
-        self.sizes, self.begun, self.ended = numbers[1 : 1 + 3 * n].reshape(3, n)
-        self.counts, codes = numbers[1 + 3 * n :].reshape(2, -1)
+        self.sizes, self.begun, self.ended, self.empty = numbers[1 : 1 + 4 * n].reshape(4, n)
+        self.counts, codes = numbers[1 + 4 * n :].reshape(2, -1)
         self.codes = codes.astype(np.uint32)
 
 
@@ -66,6 +72,10 @@ class Text:
         self.streams = len(self.columns)
         if self.streams > 1:
             self._limits = self._draw()
+        if config.data.shuffle and splits[0] == "train":
+            self.splits_of[0] = [ORDERED]
+            advice = "permutes documents, which data.split_by=character cuts: set data.split_by=document"
+            require(not self.contiguous, "data.shuffle", config.data.shuffle, advice)
         self._scratch = threading.local()
 
     def _draw(self) -> np.ndarray:
@@ -76,20 +86,21 @@ class Text:
         shares = [getattr(self.data, split) for split in self.splits[1:]]
         taken = np.cumsum([max(1, round(documents * share)) for share in shares])
         if taken[-1] >= documents:
-            problem = f"{documents} document(s) cannot be split in {len(self.splits)}"
-            advice = "set data.split_by=character, or data.validation=0 and data.test=0"
+            options = " and ".join(f"data.{split}={getattr(self.data, split)}" for split in self.splits[1:])
+            problem = f"{options} cannot hold out whole documents, of which it has {documents}"
+            advice = f"set data.split_by=character to cut the text, or {re.sub(r'=[^ ]*', '=0', options)}"
             raise CharlmError(f"{describe(self.data)}: {problem}; {advice}")
         least, step = np.empty(0, np.uint64), max(1 << 20, int(taken[-1]))
         for low in range(0, documents, step):  # memory for the held-out documents only
             block = np.arange(low, min(low + step, documents), dtype=np.uint64)
-            least = np.sort(np.concatenate([least, _mix(block, self.data.seed)]))[: taken[-1]]
+            least = np.sort(np.concatenate([least, mix(block, self.data.seed)]))[: taken[-1]]
         return least[taken - 1]  # exactly as many as wanted: the hash is one-to-one
 
     def route(self, rows: TextBatch) -> np.ndarray:
         """uint8[rows]: the stream of each row; held-out documents by a hash of seed and number."""
         if self.streams == 1:
             return np.zeros(len(rows.ends), np.uint8)
-        drawn = np.searchsorted(self._limits, _mix(rows.documents.astype(np.uint64), self.data.seed))
+        drawn = np.searchsorted(self._limits, mix(rows.documents.astype(np.uint64), self.data.seed))
         return ((drawn + 1) % self.streams).astype(np.uint8)
 
     def batches(self, piece: Piece) -> Iterator[TextBatch]:
@@ -107,15 +118,16 @@ class Text:
             counts = np.zeros((self.streams, _CODES), np.int64)
         ascii_counts = np.zeros((self.streams, 4, 256), np.int64)
         touched = np.zeros((self.streams, _CODES >> 8), bool)
-        begun, ended = np.zeros(self.streams, np.int64), np.zeros(self.streams, np.int64)
+        documents = np.zeros((3, self.streams), np.int64)  # begun, ended, empty
         for rows in self.batches(piece):
             route = self.route(rows)
             bad = kernels.count(rows.utf8, rows.offsets, route, self.raw, counts, ascii_counts, touched)
             if bad >= 0:
                 raise self._not_utf8(rows, bad, piece)
-            begins = np.concatenate([[rows.begins], rows.ends[:-1]])
-            begun += np.bincount(route[begins], minlength=self.streams)
-            ended += np.bincount(route[rows.ends], minlength=self.streams)
+            begins = np.append(rows.begins, rows.ends[:-1])
+            empty = begins & rows.ends & (rows.offsets[1:] == rows.offsets[:-1])
+            for total, chosen in zip(documents, (begins, rows.ends, empty), strict=True):
+                total += np.bincount(route[chosen], minlength=self.streams)
         counts[:, :256] += ascii_counts.sum(1)
         touched[:, 0] = True
         pages = counts.reshape(-1, 256)  # of all streams
@@ -126,15 +138,15 @@ class Text:
         pages[written] = 0
         self._scratch.counts = counts
         sizes = np.bincount(stream, minlength=self.streams)
-        return np.concatenate([[self.streams], sizes, begun, ended, times, page * 256 + code]).tobytes()
+        return np.concatenate([[self.streams], sizes, *documents, times, page * 256 + code]).tobytes()
 
-    def encode(self, piece: Piece, vocab: Vocab, begun: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Second pass, of one piece: (stream, its next ids), one batch after the other.
+    def encode(self, piece: Piece, vocab: Vocab, begun: np.ndarray) -> Iterator[tuple]:
+        """Second pass, of one piece: (stream, its next ids, begins), one batch after the other.
 
         begun: int64[streams], documents begun before the piece; advanced. The ids, of dtype vocab.dtype, are
-        overwritten by the next batch.
+        overwritten by the next batch. begins: int64[n], where documents begin in them, for data.shuffle.
         """
-        ids, spelling = vocab.tables
+        (ids, spelling), shuffled = vocab.tables, bool(self.data.shuffle)
         glue = vocab.encode_codes(self.glue) if vocab.can_encode(self.glue) else self.glue[:0]
         glue = glue.astype(np.uint16)
         out = getattr(self._scratch, "out", np.empty(0, vocab.dtype))
@@ -144,15 +156,17 @@ class Text:
             starts = np.cumsum(room) - room
             if len(out) < room.sum():
                 out = self._scratch.out = np.empty(room.sum(), vocab.dtype)
-            position = starts.copy()
+            position, at_row = starts.copy(), np.empty(len(route), np.int64)
             bad = kernels.encode(
                 *(rows.utf8, rows.offsets, rows.ends, rows.begins, route, self.raw),
-                *(ids, spelling, glue, self.end_of_document, begun, out, position),
+                *(ids, spelling, glue, self.end_of_document, begun, out, position, at_row),
             )
             if bad >= 0:
                 raise self._not_utf8(rows, bad, piece)
-            for stream in np.flatnonzero(position > starts):
-                yield int(stream), out[starts[stream] : position[stream]]
+            for stream in np.flatnonzero((position > starts) | shuffled):
+                begins = np.append(rows.begins, rows.ends[:-1]) & (route == stream) if shuffled else slice(0)
+                ids_of = out[starts[stream] : position[stream]]
+                yield int(stream), ids_of, at_row[begins] - starts[stream]
 
     def borders(self, length: int) -> list[int]:
         """Where the contiguous parts of a text of so many codes begin. Fractions are exact, as written."""
@@ -165,11 +179,13 @@ class Text:
         except UnicodeDecodeError as error:
             byte = error.start + (rows.skipped if bad == 0 else 0)
             place = f"{describe(self.data)}: {piece.reader.name}: row {rows.first + bad:,}, byte {byte:,}"
+            start = rows.offsets[bad] + error.start
+            value, marked = rows.utf8[start], byte == 0 and rows.utf8[start : start + 2].tobytes() in UTF16
             if hasattr(piece.reader, "place_of"):
                 row = piece.skip + rows.first + bad - piece.first
-                value = rows.utf8[rows.offsets[bad] + error.start]
                 place = f"{piece.reader.place_of(piece.part, row, byte)} (0x{value:02X})"
             advice = "set data.encoding (latin-1, cp1252, utf-16, …), or read bytes: vocab.bytes_only=true"
+            advice = "it begins as UTF-16 does: set data.encoding=utf-16" if marked else advice
             return CharlmError(f"{place} is not UTF-8 ({error.reason}); {advice}")
 
 
@@ -198,7 +214,7 @@ def in_order(title: str, work: Callable, use: Callable, sizes: dict[int, int], w
         pool.shutdown(cancel_futures=True)
 
 
-def _mix(x: np.ndarray, seed: int) -> np.ndarray:
+def mix(x: np.ndarray, seed: int) -> np.ndarray:
     """splitmix64 (Steele, Lea, Flood 2014): a well-mixed uint64 for each x, the same everywhere."""
     with np.errstate(over="ignore"):
         x = x + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64)

@@ -97,14 +97,14 @@ def count(utf8, offsets, route, raw, counts, ascii_counts, touched):
 
 
 @compiled
-def encode(utf8, offsets, ends, begins, route, raw, ids, spelling, glue, after, begun, out, position):
+def encode(utf8, offsets, ends, begins, route, raw, ids, spelling, glue, after, begun, out, position, at_row):
     """Write the ids of rows to their streams. Returns -1, or the first row that is not UTF-8.
 
     utf8, offsets, route, raw: see count. ends: bool[rows], the last row of a document. begins: the first row
     begins a document. ids, spelling: see Vocab.tables. glue: uint16[g], written after every document if
     after, else before all but the first document of a stream. begun: int64[streams], documents begun so far,
     and position: int64[streams], of the next symbol in out (uint8 or uint16); both are advanced. out has room
-    for a symbol per byte, and the glue.
+    for a symbol per byte, and the glue. at_row: int64[rows], set to where the text of each row begins in out.
     """
     for row in range(len(route)):
         stream = np.uint64(route[row])
@@ -116,6 +116,7 @@ def encode(utf8, offsets, ends, begins, route, raw, ids, spelling, glue, after, 
                     out[at] = symbol
                     at += _1
             begun[stream] += 1
+        at_row[row] = at
         while i < stop:
             while i + _STRIDE <= stop and (raw or _ascii(utf8, i)):
                 for k in range(_STRIDE):

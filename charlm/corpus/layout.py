@@ -11,7 +11,7 @@ import time
 import unicodedata
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ import numpy as np
 
 from charlm.config.fields import Config
 from charlm.corpus.batches import Piece
-from charlm.corpus.count_encode import Tally, Text
+from charlm.corpus.count_encode import DOCUMENTS, ORDERED, Tally, Text
 from charlm.corpus.prepared import IdFile
 from charlm.corpus.sources import SPLITS, describe
 from charlm.corpus.vocabulary import END, Vocab, codes_of, name_of
@@ -33,18 +33,18 @@ from charlm.files import Journal, replace
 
 SYNC_EVERY = 0.25  # seconds between two points from which a killed build resumes
 SHOWN = 8  # characters that a report names
-LAYOUT_FILE = "layout-2.npz"  # in another format than layout.npz of older versions
-_BY_SPLIT = ("starts", "histograms")  # fields of Layout
+LAYOUT_FILE = "layout-3.npz"  # in another format than layout.npz of older versions
 
 
 @dataclass
 class Layout:
     """Where the symbols of every piece go, and the sizes of the corpus.
 
-    starts: per split int64[pieces + 1], its symbols before each piece and, at the end, all of them. begun:
-    int64[pieces, SPLITS], documents begun before each piece, in the columns of its text. histograms: per
-    split int64[V], how often each symbol occurs. sizes: per split its characters, bytes and symbols, and its
-    documents where they are whole. facts: for corpus.json.
+    starts: per array int64[pieces + 1], its symbols before each piece and, at the end, all of them: of every
+    split; for data.shuffle of ORDERED and DOCUMENTS, not of train. begun: int64[pieces, SPLITS], documents
+    begun before each piece, in the columns of its text. histograms: per split int64[V], how often each symbol
+    occurs. sizes: per split its characters, bytes and symbols, and its documents where they are whole. facts:
+    for corpus.json.
     """
 
     vocab: Vocab
@@ -57,17 +57,18 @@ class Layout:
     def save(self, folder: Path) -> None:
         """Write vocab.json, then the layout, which exists only when both are whole."""
         self.vocab.save(folder / "vocab.json")
-        by_split = {name: list(getattr(self, name).values()) for name in _BY_SPLIT}
-        buffer = BytesIO()
-        np.savez(buffer, json=json.dumps([self.sizes, self.facts]), begun=self.begun, **by_split)
+        arrays = {"starts": [*self.starts.values()], "histograms": [*self.histograms.values()]}
+        buffer, facts = BytesIO(), json.dumps([self.sizes, self.facts, [*self.starts]])
+        np.savez(buffer, json=facts, begun=self.begun, **arrays)
         replace(folder / LAYOUT_FILE, buffer.getvalue())
 
     @classmethod
     def load(cls, folder: Path) -> Layout:
         with np.load(folder / LAYOUT_FILE) as file:
-            sizes, facts = json.loads(str(file["json"]))
-            by_split = {name: dict(zip(sizes, file[name], strict=True)) for name in _BY_SPLIT}
-            return cls(Vocab.load(folder), begun=file["begun"], sizes=sizes, facts=facts, **by_split)
+            sizes, facts, names = json.loads(str(file["json"]))
+            starts, histograms = dict(zip(names, file["starts"], strict=True)), file["histograms"]
+            histograms = dict(zip(sizes, histograms, strict=True))
+            return cls(Vocab.load(folder), starts, file["begun"], histograms, sizes, facts)
 
 
 def lay_out(texts: list[Text], journals: list[Path], config: Config) -> Layout:
@@ -82,10 +83,12 @@ def lay_out(texts: list[Text], journals: list[Path], config: Config) -> Layout:
         return ((*owned, Tally(content)) for owned, content in zip(pieces, contents, strict=True))
 
     begins, ends, lengths = (np.zeros((len(pieces), len(SPLITS)), np.int64) for _ in range(3))
+    empty = 0  # documents
     piece_sizes = np.zeros(len(pieces), np.int64)  # codes of each piece
     totals = np.zeros(END + 1, np.int64)  # how often each code occurs
     for i, (text, _, tally) in enumerate(tallies()):
         begins[i, text.columns], ends[i, text.columns] = tally.begun, tally.ended
+        empty += int(tally.empty.sum())
         piece_sizes[i] = tally.counts.sum()
         np.add.at(totals, tally.codes, tally.counts)
     first = len(texts[0].source.pieces)  # the first text alone can be cut into contiguous parts
@@ -134,19 +137,22 @@ def lay_out(texts: list[Text], journals: list[Path], config: Config) -> Layout:
         size["symbols"] = int(histogram.sum())
         if size["symbols"] < 2 or not size["characters"]:
             advice = f"read more text, or change data.{split if split != 'train' else 'validation'}"
-            held = f"the {split} split would hold {size['symbols']} symbols"
+            held = f"the {split} split would hold fewer than 2 symbols of text"
             raise CharlmError(f"{describe(config.data)}: {held}; {advice}")
         starts[split], sizes[split] = np.append(0, np.cumsum(lengths[:, column])), size
     vocab.unseen = np.flatnonzero(histograms["train"] == 0).tolist()
-    return Layout(vocab, starts, begun, histograms, sizes, _facts(totals, vocab))
+    if config.data.shuffle:
+        starts |= {ORDERED: starts.pop("train"), DOCUMENTS: np.append(begun[:, 0], begins[:, 0].sum())}
+    facts = {"empty": empty} | _facts(totals, vocab)
+    return Layout(vocab, starts, begun, histograms, sizes, facts)
 
 
-def _histograms(encoded: Iterator[tuple[int, np.ndarray]], borders: list[int], vocab: Vocab) -> np.ndarray:
+def _histograms(encoded: Iterator[tuple], borders: list[int], vocab: Vocab) -> np.ndarray:
     """int64[parts, V], of an encoded piece that is cut before these codes (from 0)."""
     begins_code = np.maximum(vocab.characters_per_symbol, np.arange(len(vocab)) == vocab.end).astype(np.int64)
     shape = (len(borders) + 1, len(vocab))
     histograms, done = np.zeros(shape, np.int64), 0
-    for _, ids in encoded:
+    for _, ids, _ in encoded:
         reached = done + np.cumsum(begins_code[ids])
         part = np.searchsorted(borders, reached - 1, side="right")
         histograms += np.bincount(part * len(vocab) + ids, minlength=histograms.size).reshape(shape)
@@ -200,13 +206,15 @@ class IdWriter(AbstractContextManager):
     def __init__(self, layout: Layout, pieces: range, folder: Path, suffix: str, progress: Path):
         """suffix: follows the split in the names of the files. progress: the file of pieces_written. Raises
         OSError when the disk has too little room."""
-        self.pieces, self.progress, self.dtype = pieces, progress, layout.vocab.dtype
+        self.pieces, self.progress = pieces, progress
         self.paths = {split: folder / f"{split}{suffix}.npy" for split in layout.starts}
         self.firsts = {split: int(starts[pieces.start]) for split, starts in layout.starts.items()}
         self.starts = {s: starts - self.firsts[s] for s, starts in layout.starts.items()}  # in these arrays
         symbols = {split: int(starts[pieces.stop]) for split, starts in self.starts.items()}
         self.done = pieces_written(progress) if all(path.exists() for path in self.paths.values()) else 0
-        need, free = sum(symbols.values()) * self.dtype.itemsize, shutil.disk_usage(folder).free
+        dtypes = {s: np.dtype(np.int64) if s == DOCUMENTS else layout.vocab.dtype for s in symbols}
+        need = sum(symbols[s] * dtypes[s].itemsize for s in symbols)
+        free = shutil.disk_usage(folder).free
         if not self.done and need > free:
             message = f"{os.strerror(errno.ENOSPC)}: {need / 1e9:.3g} GB are needed, {free / 1e9:.3g} GB free"
             raise OSError(errno.ENOSPC, message)
@@ -214,7 +222,7 @@ class IdWriter(AbstractContextManager):
         for split, path in self.paths.items():
             self.files[split] = open(path, "rb+" if self.done else "wb+", 0)  # noqa: SIM115
             if not self.done:
-                write_header(self.files[split], symbols[split], self.dtype)
+                write_header(self.files[split], symbols[split], dtypes[split])
             self.arrays[split] = IdFile(path)
         self.hashes = {split: sha256() for split in self.paths}
         self.next = pieces.start  # the next piece to hash
@@ -224,7 +232,7 @@ class IdWriter(AbstractContextManager):
 
     def write(self, split: str, position: int, ids: np.ndarray) -> None:
         """Write ids to their place in a split."""
-        offset = self.arrays[split].offset + (position - self.firsts[split]) * self.dtype.itemsize
+        offset = self.arrays[split].offset + (position - self.firsts[split]) * ids.itemsize
         rest = memoryview(ids).cast("B")  # not through a mapping, whose dirty pages would count as resident
         while rest:
             size = os.pwrite(self.files[split].fileno(), rest, offset)
@@ -267,16 +275,15 @@ def pieces_written(progress: Path) -> int:
     return json.loads(progress.read_text())["pieces"] if progress.exists() else 0
 
 
-def join(folder: Path, split: str, parts: Sequence[int]) -> str:
-    """Concatenate the arrays of these shards. Returns the sha256 of their ids."""
+def write_ids(path: Path, symbols: int, blocks: Iterable[np.ndarray]) -> str:
+    """Write so many ids as a .npy file. Returns their sha256."""
     digest = sha256()
-    sources = [IdFile(folder / f"{split}-{part}.npy") for part in parts]
-    with open(folder / f"{split}.npy", "wb") as file:
-        write_header(file, sum(map(len, sources)), sources[0].dtype)
-        for source in sources:
-            for block in source.blocks():
-                digest.update(block)
-                file.write(block)
+    with open(path, "wb") as file:
+        for block in blocks:
+            if not file.tell():
+                write_header(file, int(symbols), block.dtype)
+            digest.update(block)
+            file.write(block)
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()

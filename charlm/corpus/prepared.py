@@ -27,7 +27,7 @@ import numpy as np
 from filelock import FileLock
 
 from charlm.config.fields import Config
-from charlm.corpus.sources import FORMAT, files_of, fingerprint, former_fingerprint
+from charlm.corpus.sources import FORMAT, describe, files_of, fingerprint, former_fingerprint
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError
 
@@ -115,12 +115,13 @@ class Corpus:
         origins = [f"{part}: {origin}" for part, origin in info.get("origins", {}).items()]
         lines += [_wrapped("from", origins)] * bool(origins)
         lines.append(_wrapped("text", [f"{info[k]:,} {k}" for k in sizes[:3]]))
-        if duplicates := info.get("duplicates"):
-            lines.append(f"  duplicates   {duplicates:,} documents, left out")
         kept = [f"{name}: {n:,}" for name, n in info.get("kept", {}).items() if n]
         lines += [_wrapped("kept", kept)] * bool(kept)
-        if skipped := info.get("skipped"):
-            lines.append(f"  skipped      {skipped:,} rows without text that can be read")
+        if seed := info["source"].get("shuffle"):
+            lines.append(f"  order        training documents are shuffled, data.shuffle={seed}")
+        notes = {"duplicates": "documents, left out", "skipped": "rows without text that can be read"}
+        for name, what in (notes | {"empty": "documents without text (empty, null or absent)"}).items():
+            lines += [f"  {name:<12} {info[name]:,} {what}"] * bool(info.get(name))
         if info.get("decomposed"):
             problem = f"{info['decomposed']:,} accents or parts of syllables are characters of their own"
             lines.append(_wrapped("warning", [problem, "data.normalize: [nfc] joins them to letters"]))
@@ -156,7 +157,8 @@ class Corpus:
             speed = f" ({info['bytes'] / 1e6 / seconds:,.0f} MB/s)" if timed else ""
             steps.append(f"{'baselines' if name == 'floors' else name} {seconds:.1f} s{speed}")
         steps[0] = f"in {info['seconds']:.1f} s: {steps[0]}"
-        return "\n".join([*lines, _wrapped("prepared", steps)])
+        text = "\n".join([*lines, _wrapped("prepared", steps)])
+        return re.sub(r"(?<![\d,.])1 (document|row|character|byte|symbol)s\b", r"1 \1", text)
 
 
 class IdFile:
@@ -249,8 +251,8 @@ def prepare_shard(config: Config, shard: int, shards: int) -> str:
 
 
 def verify(config: Config) -> Corpus:
-    """Compare the corpus of a config with its checksums, then with its source, read and encoded again.
-    Raises CharlmError when they differ, or when there is no such corpus."""
+    """Compare the corpus of a config with its checksums, then with its source, read and encoded again beside
+    it. Raises CharlmError when they differ, or when there is no such corpus."""
     folder = folder_of(config)
     if not os.path.isdir(folder):
         problem = "no corpus of this config is prepared"
@@ -259,8 +261,16 @@ def verify(config: Config) -> Corpus:
     corpus.verify()
     from charlm.corpus.build import Build
 
-    with tempfile.TemporaryDirectory(prefix="charlm-verify-") as scratch:
-        Build(config, folder).compare(corpus, Path(scratch))
+    place = folder.parent if os.access(folder.parent, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix=".charlm-verify-", dir=place) as scratch:
+        again = Path(scratch) / folder.name
+        with _locked(again):
+            vocab, digests = Build(config, again).again()
+    differ = [split for split, size in corpus.splits.items() if digests[split] != size["sha256"]]
+    if differ or vocab != corpus.vocab:
+        problem = "the vocabulary" if vocab != corpus.vocab else " and ".join(differ)
+        text = f"{describe(config.data)} is not what {folder} was made of: {problem} differs"
+        raise CharlmError(f"{text}; delete that folder to prepare again")
     return corpus
 
 

@@ -5,8 +5,8 @@ formats that charlm does not read, the Arrow files that `datasets` makes of them
 so that resident memory does not grow with the corpus.
 """
 
+import errno
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, groupby
@@ -19,15 +19,16 @@ import pyarrow.parquet as pq
 from datasets.utils.file_utils import xopen
 
 from charlm.config.fields import BUILDERS, DataConfig
-from charlm.corpus.records import ROWS, columns_of, joined, lacks
-from charlm.corpus.sources import describe, files_of, read_error
+from charlm.corpus.records import ROWS, columns_of, joined, no_column
+from charlm.corpus.sources import Unreadable, describe, files_of
 from charlm.corpus.texts import Span
-from charlm.errors import CharlmError, CharlmWarning
-from charlm.files import Local, local_files
+from charlm.errors import CharlmError
+from charlm.files import UTF16, Local, head_of, local_files
 
 PIECE = 8 << 20  # bytes of text per part, at least
 BATCH = 4 << 20  # bytes of text per batch of rows, unless a row of parquet is longer
 MOST_ROWS = 1 << 12  # per batch: parquet counts the bytes of repeated texts once
+TEXT = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.null())
 BUFFER = 4 << 20  # bytes of a parquet column read at a time
 
 
@@ -158,22 +159,22 @@ def _grouped(items: Iterable[tuple]) -> Iterator[tuple[list, np.ndarray, int]]:
 
 def _column(batch: pa.RecordBatch, name: str) -> pa.Array:
     """A column by its name, or text within one: doc.text."""
-    if name in batch.schema.names:
-        return batch.column(name)
-    column, *keys = name.split(".")
-    return pc.struct_field(batch.column(column), keys)
+    column, *keys = [name] if name in batch.schema.names else name.split(".")
+    texts = pc.struct_field(batch.column(column), keys) if keys else batch.column(column)
+    return texts.dictionary_decode() if pa.types.is_dictionary(texts.type) else texts
 
 
 def _check_columns(schema: pa.Schema, columns: list[str], file: str) -> None:
     for column in columns:
         if schema.names.count(column) > 1:
-            raise CharlmError(f"data.text_column={column!r}: {file} has more than one column of that name")
+            raise no_column(column, file, schema.names)
         kind = pa.struct(list(schema))
         for key in [column] if column in schema.names else column.split("."):
             if not pa.types.is_struct(kind) or kind.get_field_index(key) < 0:
-                raise lacks(column, file, schema.names)
+                raise no_column(column, file, schema.names)
             kind = kind.field(key).type
-        if kind not in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.null()):
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if kind not in TEXT:
             raise CharlmError(f"data.text_column={column!r} of {file} holds {kind}, not text")
 
 
@@ -189,10 +190,6 @@ def readers_of(data: DataConfig) -> dict[str, list[Reader]]:
             groups = groupby(files, key=lambda file: file.format)
             found = [r for kind, group in groups for r in _readers(data, kind, [f.path for f in group])]
             splits[split] = found
-    if unread := [split for split in splits if split not in f"{data.split} {data.validation} {data.test}"]:
-        advice = f"data.validation={unread[0]} or data.test={unread[-1]} reads one"
-        text = f"{describe(data)} has splits that are not read: {', '.join(unread)}; {advice}"
-        warnings.warn(text, CharlmWarning, stacklevel=2)
     return splits
 
 
@@ -228,6 +225,9 @@ def _readers(data: DataConfig, format: str, paths: list[str]) -> list[Reader]:
     else:
         _refuse_streaming(data)
         files = local_files(paths, "utf-8" if format in ("parquet", "arrow") else data.encoding)
+    for file in files if format in ("json", "csv") else ():
+        if head_of(file.path)[:2] in UTF16:
+            raise CharlmError(f"{file.name}: begins as UTF-16 does; set data.encoding=utf-16")
     if format in ROWS:
         return [Records(files, ROWS[format](data))] if files else []
     kind, readers = ParquetFile if format == "parquet" else ArrowFile, []
@@ -237,3 +237,31 @@ def _readers(data: DataConfig, format: str, paths: list[str]) -> list[Reader]:
         except Exception as error:  # names the file among many
             raise read_error(error, data, file.name) from error
     return readers
+
+
+def read_error(error: BaseException, data: DataConfig, file: str = "") -> CharlmError:
+    """An error of `datasets`, Arrow or the disk in the terms of the config. file: the one being read."""
+    text = describe(data) + (f", {file}" if file else "")
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
+    for cause in causes:
+        if isinstance(cause, CharlmError):
+            return cause
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            from datasets.config import HF_DATASETS_CACHE as cache
+
+            return CharlmError(f"{text}: no space left for the cache of datasets in {cache}; set HF_HOME")
+    message = " ".join(str(error).split()) or type(error).__name__
+    if "corresponds to no data" in message:
+        return CharlmError(f"{text}: the text is empty")
+    missing = isinstance(error, FileNotFoundError) and "://" in message
+    offline = any(word in message.lower() for word in ("connect", "offline"))
+    if missing or offline or isinstance(error, ConnectionError):
+        return Unreadable(
+            f"{text}: cannot be reached ({message}). Run `charlm prepare` where there is a network; machines "
+            f"without one open the prepared corpus in data.dir (HF_HUB_OFFLINE=1 spares them the wait)"
+        )
+    first = " ".join(str(cause).split())
+    message += f" ({first})" if first not in message else ""
+    return Unreadable(f"{text}: datasets cannot read it: {message}")

@@ -9,6 +9,7 @@ from codecs import BOM_UTF8
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import PurePath
 
 import pyarrow as pa
@@ -41,10 +42,11 @@ def joined(columns: list[pa.Array]) -> pa.Array:
     return texts
 
 
-def lacks(column: str, file: str, names: list[str]) -> CharlmError:
-    """The error of a file without a column."""
-    problem = f"data.text_column={column!r} is not a column of {file}"
-    return CharlmError(f"{problem} (columns: {', '.join(names)})")
+def no_column(column: str, file: str, names: list[str]) -> CharlmError:
+    """The error of a file that does not have one column of that name."""
+    problem, advice = ("more than one", "rename one") if column in names else ("not a", "name one of them")
+    problem = f"data.text_column={column!r} is {problem} column of {file}"
+    return CharlmError(f"{problem} (columns: {', '.join(names)}); {advice}")
 
 
 class Table:
@@ -93,7 +95,7 @@ class Json(Table):
             rows += sum(kept)
             yield replace(span, rows=sum(kept), skipped=kept.count(False))
         if rows and (lacking := [name for name in self.names if name not in found]):
-            raise lacks(lacking[0], file.name, [*found])
+            raise no_column(lacking[0], file.name, [*found])
 
     def read(self, span: Span) -> pa.Array:
         columns = self._by_arrow(span)
@@ -131,7 +133,8 @@ class Json(Table):
     def _text(self, value, name: str, found: dict[str, None], errors: str) -> bytes | None:
         """A column of one row, None for null. Raises ValueError with what is wrong."""
         if isinstance(value, dict):
-            found.update(dict.fromkeys(value))
+            inner = (f"{key}.{k}" for key, x in value.items() if isinstance(x, dict) for k in x)
+            found.update(dict.fromkeys(chain(value, inner) if name not in found else ()))
             for key in [name] if name in value else name.split("."):
                 if not isinstance(value, dict) or key not in value:
                     return None
@@ -198,6 +201,7 @@ class Csv(Table):
 
     def __init__(self, data: DataConfig):
         super().__init__(data)
+        self.quoting = csv.QUOTE_MINIMAL if data.quotes else csv.QUOTE_NONE
         self.layouts: dict[Local, tuple[str, int, list[int]]] = {}  # delimiter, fields, those of the columns
 
     def spans(self, file: Local, piece: int) -> Iterator[Span]:
@@ -205,14 +209,14 @@ class Csv(Table):
         with open(file.path, encoding="latin-1", newline="") as lines:
             low, kept = 3 * (lines.read(3) == BOM_UTF8.decode("latin-1")), []
             lines.seek(low)
-            first = next(filter(None, csv.reader(lines, delimiter=delimiter)), [])
+            first = next(filter(None, csv.reader(lines, delimiter=delimiter, quoting=self.quoting)), [])
             names = [str(i + 1) for i in range(len(first))]
             if self.data.header:
                 names = [name.encode("latin-1").decode("utf-8", "replace") for name in first]
             for name in self.names if names else ():
-                if name not in names:
-                    advice = "see data.field_delimiter, data.header and data.encoding"
-                    raise CharlmError(f"{lacks(name, file.name, names)}; {advice}")
+                if names.count(name) != 1:
+                    error = no_column(name, file.name, names)
+                    raise CharlmError(f"{error}, or see data.field_delimiter, data.header and data.encoding")
             self.layouts[file] = delimiter, len(names), [names.index(name) for name in self.names if names]
             lines.seek(low)
             for i, texts, start in self._rows(span := Span(file, low, low, line=1), lines):
@@ -237,7 +241,7 @@ class Csv(Table):
                 low += len(line)
                 yield line
 
-        reader = csv.reader(counted(), delimiter=delimiter, strict=True)
+        reader = csv.reader(counted(), delimiter=delimiter, strict=True, quoting=self.quoting)
         while True:
             i, start, problem, row = reader.line_num, low, "", []
             try:
@@ -246,8 +250,10 @@ class Csv(Table):
                 return
             except csv.Error as error:
                 if "end of data" in str(error) or reader.line_num > i + 1:  # that may be any number of rows
-                    raise CharlmError(f"{span.place(i)}: a quote is not closed; mend it") from None
-                quote = 'a quote within quotes is not doubled ("")'
+                    raise CharlmError(
+                        f"{span.place(i)}: a quote is not closed; mend it, or set data.quotes=false"
+                    ) from None
+                quote = 'a quote within quotes is not doubled (""; see data.quotes)'
                 problem = quote if "expected after" in str(error) else str(error)
             blank = not row or (len(row) == 1 < width and not row[0].strip(" \t"))
             if not problem and (blank or header):

@@ -3,22 +3,23 @@
 A prepared corpus opens without `datasets` and pyarrow: they are not imported here.
 """
 
-import errno
 import glob
 import hashlib
 import json
 import os
 import re
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path, PurePath
 from typing import NamedTuple
+from zipfile import ZipFile, is_zipfile
 
 from charlm.config.fields import BUILDERS, WITHOUT_EFFECT, Config, DataConfig
-from charlm.errors import CharlmError
-from charlm.files import copy_of_pipe, digests, files_below, head_of, names_in_zip, refuse_dump
+from charlm.errors import CharlmError, CharlmWarning
+from charlm.files import copy_of_pipe, digests, files_below, head_of, refuse_dump
 
 SPLITS = ("train", "validation", "test")
 FORMAT = {"format": "charlm corpus", "version": 2}
@@ -131,14 +132,15 @@ def origins(data: DataConfig) -> dict[str, str]:
     folders = [path for path in map(os.path.expanduser, named) if os.path.isdir(path)]
     others = {file for path in folders for file in files_below(path)}
     if others := others - {file.path for files in found.values() for file in files}:
-        parts["other files"] = f"{len(others):,}, not read"
+        names = ", ".join(sorted(map(os.path.basename, others))[:3]) + ", …" * (len(others) > 3)
+        parts["other files"] = f"{len(others):,}, not read ({names})"
     return parts
 
 
-def resolve(data: DataConfig, found: dict[str, list[File]] | None = None) -> DataConfig:
-    """The same with data.validation and data.test naming the splits of data_files that are meant for them,
-    where they have their defaults. found: files_of(data)."""
-    given, held_out = (found or files_of(data)) if data.source in BUILDERS else {}, {}
+def resolve(data: DataConfig, found: dict[str, list] | None = None) -> DataConfig:
+    """The same with data.validation and data.test naming the given splits that are meant for them, where they
+    have their defaults. found: files_of(data), or what else is by split."""
+    given, held_out = files_of(data) if found is None else found, {}
     for part in ("validation", "test"):
         if getattr(data, part) == vars(DataConfig)[part]:
             names = [name for name in SPLIT_WORDS[part] if name in given and name != data.split]
@@ -175,7 +177,7 @@ def named_files(patterns: str | list[str], given: str, option: str) -> Iterator[
             yield from _in_folder(place, given, option)
             continue
         if os.path.exists(place) and not os.path.isfile(place):  # a pipe
-            place = copy_of_pipe(place, os.stat(place).st_ino).name
+            place = copy_of_pipe(place, os.stat(place).st_ino)[0]
         one = "://" in place or os.path.isfile(place)
         matches = [place] if one else sorted(glob.glob(place, recursive=True))
         paths = matches if one else [*filter(os.path.isfile, matches)]
@@ -216,7 +218,7 @@ def _format_by_content(path: str) -> str:
 
 def _format_in_zip(path: str) -> str:
     """The format of the files in a zip archive, else text. CharlmError for several, or several splits."""
-    names = names_in_zip(path) if os.path.isfile(path) else []
+    names = ZipFile(path).namelist() if is_zipfile(path) else []
     formats = {format_of(name) for name in names} - {""} or {"text"}
     words = {word for name in names for word in re.split(r"[-._/0-9]", name.lower())}
     splits = [split for split, known in SPLIT_WORDS.items() if words & {*known}]
@@ -235,7 +237,7 @@ def fingerprinted(data: DataConfig) -> dict:
 def fingerprint(config: Config, found: dict[str, list[File]] | None = None) -> str:
     """12 hex digits of what decides the content: the vocab section, the data section without the names of
     local files, and the content of these (for stdlib, names and sizes). found: files_of(config.data)."""
-    found = files_of(config.data) if found is None else found
+    listed, found = found, files_of(config.data) if found is None else found
     data = resolve(config.data, found)
     fields = fingerprinted(data)
     content = {"format": FORMAT, "data": fields, "vocab": asdict(config.vocab)}
@@ -245,14 +247,17 @@ def fingerprint(config: Config, found: dict[str, list[File]] | None = None) -> s
         parts = {data.test: "test", data.validation: "validation", data.split: "split"}
         fields |= {part: part for name, part in parts.items() if name in found}
         fields |= {"source": "", "data_files": None} if data.source in BUILDERS or "" in found else {}
-        on_disk = sorted({f.on_disk for files in found.values() for f in files if f.on_disk})
+        read = [*chain(*found.values())]
+        on_disk = sorted({f.on_disk for f in read if f.on_disk})
         digest = dict(zip(on_disk, digests(on_disk, data.dir), strict=True)) | {"": ""}
-        content["files"] = {
-            parts.get(split, split): [
-                (f.format, f.path.removesuffix(f.on_disk), digest[f.on_disk]) for f in files
-            ]
-            for split, files in found.items()
-        }
+        files = {f: (f.format, f.path.removesuffix(f.on_disk), digest[f.on_disk]) for f in read}
+        content["files"] = {parts.get(s, s): [files[f] for f in of] for s, of in found.items()}
+        trained = {files[f]: f.path for f in found.get(data.split, ())}
+        held_out = [f for s in {data.validation, data.test} - {data.split} for f in found.get(s, ())]
+        equal = [(f.path, trained[files[f]]) for f in held_out if files[f] in trained]
+        if equal and listed is None:
+            text = f"{equal[0][0]} is held out and equal to {equal[0][1]}, which is trained on"
+            warnings.warn(text, CharlmWarning, stacklevel=2)
     return _hashed(content)
 
 
@@ -270,31 +275,3 @@ def former_fingerprint(config: Config, found: dict[str, list[File]]) -> str:
     files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     fields = {"data": fingerprinted(config.data), "vocab": asdict(config.vocab), "files": files}
     return _hashed({"format": FORMAT} | fields)
-
-
-def read_error(error: BaseException, data: DataConfig, file: str = "") -> CharlmError:
-    """An error of `datasets`, Arrow or the disk in the terms of the config. file: the one being read."""
-    text = describe(data) + (f", {file}" if file else "")
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
-        causes.append(cause)
-    for cause in causes:
-        if isinstance(cause, CharlmError):
-            return cause
-        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-            from datasets.config import HF_DATASETS_CACHE as cache
-
-            return CharlmError(f"{text}: no space left for the cache of datasets in {cache}; set HF_HOME")
-    message = " ".join(str(error).split()) or type(error).__name__
-    if "corresponds to no data" in message:
-        return CharlmError(f"{text}: the text is empty")
-    missing = isinstance(error, FileNotFoundError) and "://" in message
-    offline = any(word in message.lower() for word in ("connect", "offline"))
-    if missing or offline or isinstance(error, ConnectionError):
-        return Unreadable(
-            f"{text}: cannot be reached ({message}). Run `charlm prepare` where there is a network; machines "
-            f"without one open the prepared corpus in data.dir (HF_HUB_OFFLINE=1 spares them the wait)"
-        )
-    first = " ".join(str(cause).split())
-    message += f" ({first})" if first not in message else ""
-    return Unreadable(f"{text}: datasets cannot read it: {message}")

@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def built(made: Config, arrays: list[pa.Array]) -> Corpus:
     with pytest.MonkeyPatch.context() as patch:
         source = {"train": TextSource(([InMemory(arrays)], 0, None))}
         source["train"].limit(made.data.max_documents, made.data.max_characters, made.vocab.bytes_only)
-        patch.setattr(charlm.corpus.build, "open_sources", lambda *_: source)
+        patch.setattr(charlm.corpus.build, "open_sources", lambda *_: (made.data, source))
         return prepare(made)
 
 
@@ -131,6 +132,9 @@ def expected(documents: list[bytes], made: Config) -> tuple[Vocab, dict[str, lis
         for code, times in reference.count([*some, *between], raw).items():
             counts[code] += times
     vocab = Vocab.from_counts(counts, made.vocab)
+    if data.shuffle:
+        order = sorted(range(len(streams["train"])), key=lambda i: hashed(i, data.shuffle))
+        streams["train"] = [streams["train"][i] for i in order]
     ids = {split: reference.encode(some, vocab, data.separator) for split, some in streams.items()}
     if shares and data.split_by == "character":
         units: list[bytes | None] = []
@@ -186,19 +190,20 @@ vocabularies = st.sampled_from(
     held_out=st.sampled_from([{}, {"validation": 0.3}, {"validation": 0.2, "test": 0.25}]),
     split_by=st.sampled_from(["document", "character"]),
     seed=st.integers(0, 5),
+    shuffle=st.sampled_from([0, 1, 7]),
 )
 @example(
     ["a" * 31 + "é" + "b" * 128 + "中" + "c" * 32, None, "😀" * 40],
     *(pa.string(), 2, 1, 33, 7, 2, {}, "—😀"),
-    *({"validation": 0.2, "test": 0.25}, "character", 1),
+    *({"validation": 0.2, "test": 0.25}, "character", 1, 0),
 )
 @example(
     ["é" * 5, "", "x", None, "中"],
     *(pa.large_binary(), 1, 2, 1, 1, 3, {"max_size": 247}, "|é"),
-    *({"validation": 0.2, "test": 0.25}, "document", 0),
+    *({"validation": 0.2, "test": 0.25}, "document", 0, 7),
 )
 def test_a_corpus_is_what_the_reference_says(
-    documents, kind, chunk, offset, batch, piece, workers, vocab, separator, held_out, split_by, seed
+    documents, kind, chunk, offset, batch, piece, workers, vocab, separator, held_out, split_by, seed, shuffle
 ):
     """Any text, any kind of column, slices with an offset, nulls; whatever the pieces and the threads."""
     rows = [None if d is None else d.encode() for d in documents]
@@ -212,6 +217,7 @@ def test_a_corpus_is_what_the_reference_says(
     arrays = [array[low : low + chunk] for low in range(0, len(array), chunk)]
     data = {"source": "literal", "text": "x", "separator": separator, "split_by": split_by, "seed": seed}
     data |= {"validation": 0, "test": 0, "workers": workers} | held_out
+    data["shuffle"] = 0 if split_by == "character" and held_out else shuffle
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(charlm.corpus.readers, "BATCH", batch)
         patch.setattr(charlm.corpus.readers, "PIECE", piece)
@@ -219,7 +225,7 @@ def test_a_corpus_is_what_the_reference_says(
         try:
             corpus = built(made, arrays)
         except CharlmError as error:
-            assert re.search("the text is empty|cannot be split|split would hold", str(error)), error
+            assert re.search("the text is empty|cannot hold out|split would hold", str(error)), error
             assert folders(Path(folder)) == []
             return
         vocabulary, ids = expected([r or b"" for r in rows], made)
@@ -305,14 +311,22 @@ def words_of(made: Config) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "split_by, vocab", [("document", {"end_of_document": True}), ("character", {"max_size": 250})]
+    "split_by, vocab, shuffle",
+    [
+        ("document", {"end_of_document": True}, False),
+        ("character", {"max_size": 250}, False),
+        ("document", {"max_size": 250}, True),
+    ],
 )
-def test_any_number_of_workers_and_shards_gives_the_same_bytes(tmp_path, monkeypatch, split_by, vocab):
+def test_any_number_of_workers_and_shards_gives_the_same_bytes(
+    tmp_path, monkeypatch, split_by, vocab, shuffle
+):
     monkeypatch.setattr(charlm.corpus.readers, "PIECE", 1 << 10)
     file = pieces_of(tmp_path / "a.parquet", 5)
+    fixed = {"split_by": split_by, "shuffle": shuffle} | HELD_OUT
 
     def made(name: str, **data) -> Config:
-        return of_parquet(tmp_path / name, file, vocab, split_by=split_by, **HELD_OUT, **data)
+        return of_parquet(tmp_path / name, file, vocab, **fixed, **data)
 
     whole = contents(prepare(made("w1", workers=1)).folder)
     assert {"train.npy", "validation.npy", "test.npy", "vocab.json", "corpus.json"} == set(whole)
@@ -418,10 +432,11 @@ def partial_of(made: Config, suffix: str = "partial") -> Path:
     return folder_of(made).with_name(f".{folder_of(made).name}.{suffix}")
 
 
-@pytest.mark.parametrize("split_by", ["document", "character"])
-def test_killed_again_and_again_it_ends_as_if_undisturbed(tmp_path, split_by):
+@pytest.mark.parametrize("split_by, shuffle", [("document", 3), ("character", 0)])
+def test_killed_again_and_again_it_ends_as_if_undisturbed(tmp_path, split_by, shuffle):
     """kill -9 at random moments of both passes, of the one that works and the one that waits."""
     data = {"data_files": pieces_of(tmp_path / "a.parquet", 60), "split_by": split_by} | HELD_OUT
+    data["shuffle"] = shuffle
     made = config(tmp_path, "parquet", workers=2, **data)
     undisturbed = contents(prepare(config(tmp_path / "other", "parquet", **data)).folder)
     draw, kills, seen = random.Random(7), 0, set()
@@ -605,9 +620,8 @@ def test_a_corpus_of_one_character(tmp_path):
     assert corpus.vocab.characters == ("a",) and not corpus["train"].any()
     assert corpus.info["floors"]["unigram"]["bpc"] > 0 and corpus.info["coverage"] == 1
     assert "'a' (U+0061 LATIN SMALL LETTER A)" in corpus.report()
-    refused(
-        tmp_path / "b", config(tmp_path / "b", "literal", text="a"), "the train split would hold 1 symbols"
-    )
+    made = config(tmp_path / "b", "literal", text="a")
+    refused(tmp_path / "b", made, "the train split would hold fewer than 2 symbols of text")
 
 
 def every_character(n: int) -> str:
@@ -705,6 +719,36 @@ def test_verify_finds_a_changed_source_under_a_finished_corpus(tmp_path, source)
     assert not list(Path(datasets.config.HF_DATASETS_CACHE).glob("charlm-verify-*"))
 
 
+def test_a_shuffled_corpus_is_built_again_after_a_kill_at_its_end_and_verified(tmp_path, monkeypatch):
+    """The ids before and after are both on the disk until corpus.json is."""
+    file = pieces_of(tmp_path / "a.parquet", 3)
+    plain = prepare(of_parquet(tmp_path / "plain", file))
+    made = of_parquet(tmp_path, file, shuffle=4)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    for holder, name in ((Build, "_describe"), (os, "rename")):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(holder, name, stop)
+            prepare(made)
+    corpus = prepare(made)
+    assert folders(tmp_path) == [corpus.folder.name]
+    assert "order        training documents are shuffled, data.shuffle=4" in corpus.report()
+    assert sorted(p.name for p in corpus.folder.glob("*.npy")) == ["train.npy"]
+    lines = text_of(corpus), text_of(plain)
+    assert lines[0] != lines[1] and Counter(lines[0]) == Counter(lines[1])
+    corpus.verify()
+    verify(made)
+    other = prepare(of_parquet(tmp_path, pieces_of(tmp_path / "b.parquet", 3, seed=4), shuffle=4))
+    shutil.copy(other.folder / "train.npy", corpus.folder)
+    with pytest.raises(CharlmError):
+        verify(made)
+    cut = of_parquet(tmp_path, file, shuffle=4, split_by="character", **HELD_OUT)
+    with pytest.raises(CharlmError, match=r"data\.shuffle=4: permutes documents, .*data\.split_by=document"):
+        prepare(cut)
+
+
 def test_verify_as_a_command(tmp_path, capsys):
     file = pieces_of(tmp_path / "a.parquet", 3)
     made = of_parquet(tmp_path, file, **HELD_OUT)
@@ -764,7 +808,7 @@ def test_the_report_has_every_line_in_80_columns(tmp_path):
     info = corpus.info
     report = corpus.report()
     for words in (
-        f"{info['documents']:,} documents",
+        f"{info['documents']:,} document, ",
         f"{info['characters']:,} characters",
         f"{info['bytes']:,} bytes",
         f"symbols      {len(corpus.vocab):,}",

@@ -334,6 +334,44 @@ def test_a_folder_with_configurations_for_datasets_is_read_as_they_say(tmp_path)
     assert bytes_of(prepare(made)) == b"edited"
 
 
+def test_splits_of_a_dataset_are_used_by_default(tmp_path):
+    """Of a repository's folder, as `datasets` finds it on the Hub; not where a share was asked for."""
+    configs = "".join(f"  - split: {s}\n    path: {s}.jsonl\n" for s in ("train", "validation", "test"))
+    written(tmp_path / "in/README.md", f"---\nconfigs:\n- config_name: x\n  data_files:\n{configs}---\n")
+    for split in ("train", "validation", "test"):
+        jsonl(tmp_path / f"in/{split}.jsonl", [f"{split} {i}" for i in range(9)])
+    made = {"source": str(tmp_path / "in"), "dir": str(tmp_path / "data")}
+    corpus = prepare(from_dict({"data": made}))
+    for split in ("train", "validation", "test"):
+        assert text_of(corpus, split) == "\n".join(f"{split} {i}" for i in range(9))
+    assert corpus.info["origins"] == {s: f"split {s}" for s in ("train", "validation", "test")}
+    with pytest.warns(CharlmWarning, match="splits that are not read: validation; "):
+        corpus = prepare(from_dict({"data": made | {"validation": 0.2}}))
+    assert corpus.splits["validation"]["documents"] == 2 and corpus.splits["test"]["documents"] == 9
+
+
+def test_a_held_out_file_that_is_equal_to_one_of_train_is_named(tmp_path):
+    files = {split: written(tmp_path / f"{split}.txt", "text " * 9) for split in ("train", "validation")}
+    with pytest.warns(CharlmWarning, match=r"validation\.txt is held out and equal to .*train\.txt, which"):
+        prepare(config(tmp_path, "text", data_files=files, validation=0.05))
+
+
+def test_rows_that_datasets_streams_are_read_from_a_pipe(tmp_path):
+    """Without a file of them. An error names the pipe."""
+    jsonl(tmp_path / "in/a.jsonl", ["a", "b\n", "é"])
+    rows = datasets.load_dataset("json", data_files=str(tmp_path / "in/*"), split="train", streaming=True)
+    for bad in ("", "{"):
+        pipe = tmp_path / f"pipe{bad}"
+        os.mkfifo(pipe)
+        lines = "".join(json.dumps(row) + "\n" for row in rows) + bad
+        threading.Thread(target=pipe.write_text, args=(lines,), daemon=True).start()
+        made = config(tmp_path, "json", data_files=str(pipe), separator="|")
+        if bad:
+            assert refused(tmp_path / "no", made, f"{pipe}: line 4: not JSON").startswith(str(pipe))
+        else:
+            assert text_of(prepare(made)) == "a|b\n|é"
+
+
 def test_a_pipe_is_read_once_and_identified_by_its_content(tmp_path):
     pipe, file = tmp_path / "pipe", written(tmp_path / "a.txt", MIXED)
     os.mkfifo(pipe)
@@ -662,23 +700,26 @@ def pieces_of(piece: int, batch: int):
 
 
 @pytest.mark.parametrize(
-    "vocab, split_by, document",
+    "vocab, split_by, document, shuffle",
     [
-        ({}, "document", "file"),
-        ({"bytes_only": True}, "character", "file"),
-        ({"end_of_document": True}, "document", "line"),
-        ({"end_of_document": True}, "character", "file"),
-        ({"characters": "ab"}, "character", "line"),
+        ({}, "document", "file", 0),
+        ({"bytes_only": True}, "character", "file", 0),
+        ({"end_of_document": True}, "document", "line", 0),
+        ({"end_of_document": True}, "character", "file", 0),
+        ({"characters": "ab"}, "character", "line", 0),
+        ({"bytes_only": True}, "document", "file", 2),
+        ({"end_of_document": True}, "document", "file", 1),
     ],
 )
-def test_the_corpus_does_not_depend_on_the_size_of_pieces(tmp_path, vocab, split_by, document):
+def test_the_corpus_does_not_depend_on_the_size_of_pieces(tmp_path, vocab, split_by, document, shuffle):
     texts = ["ab😀" * 5, "é\n\n中", "", "中\na\r\n", "b" * 9]
     documents = texts if document == "file" else lines_of(texts)
     files = [written(tmp_path / f"{i}.txt", text) for i, text in enumerate(texts)]
     for held_out in ({}, {"validation": 0.3, "test": 0.2}):
         options = {"data_files": files, "document": document, "split_by": split_by, "seed": 3} | held_out
+        options["shuffle"] = shuffle
         whole = prepare(config(tmp_path / f"whole{len(held_out)}", "text", vocab, **options))
-        if not held_out:
+        if not held_out and not shuffle:
             assert text_of(whole) == ("" if "end_of_document" in vocab else "\n").join(documents)
         assert whole.info["documents"] == len(documents)
         with pieces_of(7, 11) if held_out else pieces_of(1, 1):
@@ -1138,14 +1179,15 @@ def test_too_few_documents_to_split(tmp_path, documents, validation, test):
     refused(
         tmp_path,
         config(tmp_path, "json", data_files=file, validation=validation, test=test),
-        f"{documents} document(s) cannot be split",
-        "data.split_by=character",
+        f"data.validation={validation}" + f" and data.test={test}" * (test > 0),
+        f"cannot hold out whole documents, of which it has {documents}; set data.split_by=character",
+        "data.validation=0" + " and data.test=0" * (test > 0),
     )
 
 
 def test_too_little_text_for_a_contiguous_split(tmp_path):
     made = config(tmp_path, "literal", text="hello", split_by="character", validation=0.1)
-    refused(tmp_path, made, "validation split would hold 1 symbols")
+    refused(tmp_path, made, "validation split would hold fewer than 2 symbols of text")
 
 
 def test_text_out_of_reach(tmp_path):

@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 
 from charlm.config.fields import DataConfig
 from charlm.corpus import readers
-from charlm.corpus.batches import Normalized, TextSource
+from charlm.corpus.batches import TextSource
 from charlm.corpus.prepared import prepare
 from charlm.corpus.records import ROWS
 from charlm.corpus.vocabulary import Vocab
-from charlm.errors import CharlmError
+from charlm.errors import CharlmError, CharlmWarning
 from charlm.files import Local
 
 
@@ -40,7 +40,7 @@ def documents(data: DataConfig, kind: str, content: bytes | str, piece: int = 1 
         patch.setattr(readers, "BATCH", piece + 1)
         path = written(Path(folder) / f"a.{kind}", content)
         reader = readers.Records([Local(path, "a")], ROWS[kind](data))
-        source = TextSource(([Normalized(reader, data.normalize) if data.normalize else reader], 0, None))
+        source = TextSource(([reader], 0, None), steps=data.normalize)
         found, text = [], ""
         for batch in itertools.chain.from_iterable(map(source.batches, source.pieces)):
             for low, high, ends in zip(batch.offsets, batch.offsets[1:], batch.ends, strict=False):
@@ -100,6 +100,10 @@ def test_csv_is_what_python_reads(rows, delimiter, piece):
         DataConfig(field_delimiter=delimiter, header=False, text_column=3), "csv", content, piece
     )
     assert found == ["b", *(text for _, _, text in rows)]
+    lines = [[re.sub(r"[\r\n;]", "", text) or "-" for text in row] for row in rows]
+    content = "\n".join(map(";".join, [["a", "text", "b"], *lines]))
+    found = documents(DataConfig(field_delimiter=";", quotes=False), "csv", content, piece)
+    assert found == [text for _, text, _ in lines]
 
 
 parts = st.lists(st.sampled_from(["a", "b#", "\n", "\r\n", "é", "😀", "##", "\n\n"]), max_size=14).map(
@@ -197,7 +201,7 @@ def test_a_bad_row_is_named_or_skipped(tmp_path, kind, row):
     file = written(tmp_path / f"a.{kind}", content)
     corpus = prepare(config(tmp_path, kind, data_files=file, on_bad_line="skip"))
     assert (text_of(corpus), corpus.info["skipped"]) == ("a\nz", 1)
-    assert "skipped      1 rows" in corpus.report()
+    assert "skipped      1 row " in corpus.report()
 
 
 def test_half_a_character(tmp_path):
@@ -320,6 +324,69 @@ def test_archives_without_a_network(tmp_path):
         written(Path(path), Path(path).read_bytes()[:-20])
         made = config(tmp_path / "cut", "text", data_files=path)
         refused(tmp_path / "cut", made, f"{name}: cannot be extracted", "damaged or cut off")
+
+
+@pytest.mark.parametrize(
+    "content, source, reason",
+    [
+        ("text,n,text\na,1,b\n", "csv", r"'text' is more than one column of .* \(columns: text, n, text\)"),
+        (
+            '{"id": 1, "doc": {"text": "a", "n": 2}}\n',
+            "json",
+            r"\(columns: id, doc, doc\.text, doc\.n\); name one",
+        ),
+        ("text\na\n".encode("utf-16"), "csv", "begins as UTF-16 does; set data.encoding=utf-16"),
+        ('{"text": "a"}\n'.encode("utf-16"), "json", "begins as UTF-16 does; set data.encoding=utf-16"),
+        ("a\n".encode("utf-16"), "text", r"byte 0 \(0xFF\) is not UTF-8 .*: set data.encoding=utf-16"),
+        (b"PK\3\4\x14\0\0\0\0\0cut off", "text", r"/in: a zip archive that is damaged or cut off"),
+    ],
+)
+def test_what_is_refused_with_its_mend(tmp_path, content, source, reason):
+    file = written(tmp_path / "in", content)
+    with pytest.raises(CharlmError, match=reason):
+        prepare(config(tmp_path, source, data_files=file))
+
+
+@pytest.mark.parametrize("text", ["PK\3\4 begins this text\n", "BZh9 begins this text\n"])
+def test_text_that_begins_as_an_archive_does(tmp_path, text):
+    assert text_of(prepare(config(tmp_path, "text", data_files=written(tmp_path / "a.txt", text)))) == text
+
+
+def test_what_is_no_text_is_left_out_of_archives_and_folders_and_named(tmp_path):
+    members = {
+        "a.txt": b"a\n",
+        "cover.PNG": b"\x89PNG\xff",
+        "in/b": b"b\n",
+        "old.zip": b"PK\3\4",
+        "x.pdf": b"%\xff",
+    }
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive, tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in members.items():
+            archive.writestr(name, content)
+            tar.add(written(tmp_path / "in" / name, content), name)
+    for name in ("a.zip", "a.tar"):
+        with pytest.warns(CharlmWarning, match=rf"{name}: left out as no text: cover\.PNG, old\.zip, x\.pdf"):
+            corpus = prepare(config(tmp_path / "of" / name, "text", data_files=str(tmp_path / name)))
+        assert text_of(corpus) == "a\n\nb\n"
+    corpus = prepare(config(tmp_path, str(tmp_path / "in")))
+    assert corpus.info["origins"]["other files"] == "4, not read (b, cover.PNG, old.zip, …)"
+
+
+def test_documents_without_text_are_counted(tmp_path):
+    rows = [{"text": "a"}, {"text": None}, {"n": 1}, {"text": ""}, {"text": "b"}]
+    contents = {
+        "json": "".join(map("{}\n".format, map(json.dumps, rows))),
+        "csv": "n,text\n1,a\n2\n3,\n4,b\n",
+    }
+    for source, content in contents.items():
+        corpus = prepare(config(tmp_path, source, data_files=written(tmp_path / f"a.{source}", content)))
+        assert (corpus.info["empty"], text_of(corpus)) in ((3, "a\n\n\n\nb"), (2, "a\n\n\nb"))
+        assert f"empty        {corpus.info['empty']} documents without text" in corpus.report()
+    column = pa.array(["a", None, "b", "a"])
+    for kind in (pa.string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())):
+        file = parquet(tmp_path / f"{kind}.parquet"[:9], column.cast(kind))
+        corpus = prepare(config(tmp_path, "parquet", data_files=file))
+        assert (corpus.info["empty"], text_of(corpus)) == (1, "a\n\nb\na")
 
 
 # data.normalize
