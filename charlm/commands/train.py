@@ -27,7 +27,7 @@ def train(argv: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print only the result, as JSON")
     with ExitStack() as signals:
         # Before torch is imported: a signal during the seconds that takes is not lost either.
-        stop = signals.enter_context(Stop())
+        stop = signals.enter_context(Stop(exits=True))
         args, config = parse_with_config(parser, argv)
         from charlm.training import loop
 
