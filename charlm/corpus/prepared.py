@@ -284,6 +284,6 @@ def _locked(folder: Path, suffix: str = "") -> Iterator[None]:
                 lock.unlink(missing_ok=True)  # while held: a waiting process checks that it exists
     except OSError as error:
         advice = "Name another data.dir, or free some space; the next try resumes from what was kept"
-        if error.errno in NO_LOCKS:  # of `datasets`, which extracts and downloads to its cache
-            advice = "`datasets` needs locks: set HF_HOME to a folder on a disk that has them"
+        if error.errno in NO_LOCKS:  # an archive is extracted, or a file downloaded, by `datasets`
+            advice = "Set HF_HOME to a folder on a disk that has locks"
         raise CharlmError(f"{folder}: cannot be written ({error.strerror or error}). {advice}") from error

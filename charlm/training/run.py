@@ -100,8 +100,8 @@ class Run:
                     problem = f"{self.dir}: another process is training there; name another run_dir"
                     self._lock.enter_context(locked(self.dir / ".lock", problem))
             except OSError as error:
-                problem = f"cannot be written ({error.strerror})"
-                raise CharlmError(f"run_dir={str(self.dir)!r}: {problem}") from error
+                where = f"run_dir={str(self.dir)!r}"
+                raise CharlmError(f"{where}: cannot be written ({error.strerror})") from error
         return self
 
     def begin(self, setup: Setup) -> None:

@@ -67,7 +67,7 @@ class Stop:
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            nohup = [n for n in SIGNALS[3:] if signal.getsignal(n) == signal.SIG_IGN]  # SIGHUP
+            nohup = {n for n in SIGNALS[3:] if signal.getsignal(n) == signal.SIG_IGN}
             handled = [n for n in SIGNALS if n not in nohup]
             self._before = {number: signal.signal(number, self._handle) for number in handled}
             _mask("SIG_UNBLOCK", SIGNALS)
