@@ -2,6 +2,7 @@
 
 import bz2
 import codecs
+import errno
 import gzip
 import json
 import os
@@ -22,9 +23,9 @@ from tempfile import TemporaryDirectory
 from zipfile import is_zipfile
 
 import xxhash
-from filelock import FileLock
 
 from charlm.errors import CharlmError, CharlmWarning
+from charlm.locks import locked
 
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # how its files begin
 KEPT = 64 << 20  # bytes of files from which digests are kept
@@ -56,10 +57,13 @@ def replace(path: str | Path, content: bytes | str, synced: bool = True) -> None
 
 
 def sync_folder(path: str | Path) -> None:
-    """Wait until the entries of a folder are on the disk."""
+    """Wait until the entries of a folder are on the disk, if its file system can do that."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
     finally:
         os.close(handle)
 
@@ -82,7 +86,7 @@ def digests(paths: list[str], folder: str) -> list[str]:
             groups = (paths[i : i + 32] for i in range(0, len(paths), 32))
             return [*chain.from_iterable(pool.map(lambda group: [*map(digest, group)], groups))]
         kept, writable = Path(folder) / ".digests.json", os.access(folder, os.W_OK)
-        with FileLock(kept.with_suffix(".lock")) if writable else nullcontext():  # one process computes them
+        with locked(kept.with_suffix(".lock")) if writable else nullcontext():  # one process computes them
             known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
             new = [path for path, stat in stats.items() if known.get(path, [])[:3] != stat]
             for path, hashed in zip(new, pool.map(digest, new), strict=True):

@@ -29,7 +29,7 @@ def train(argv: list[str]) -> None:
         print("training on Python's source code; charlm train my.txt or --config NAME takes another text")
     with ExitStack() as signals:
         # Before torch is imported: a signal during the seconds that takes is not lost either.
-        stop = signals.enter_context(Stop())
+        stop = signals.enter_context(Stop(exits=True))
         args, config = parse_with_config(parser, argv)
         from charlm.training import loop
 

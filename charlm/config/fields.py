@@ -8,7 +8,8 @@ from charlm.config.model_fields import ModelConfig
 
 BUILDERS = checks.BUILDERS
 WITHOUT_EFFECT = (  # on the corpus and on what a step computes; the fields set by model.size have one
-    *("run_dir", "data.dir", "data.scratch", "data.streaming", "data.workers", "model.size"),
+    *("run_dir", "data.dir", "data.scratch", "data.streaming", "data.workers", "data.verify"),
+    *("model.size",),
     *("train.max_hours", "train.accumulate", "train.threads", "train.cuda_graph", "train.stall_minutes"),
     *("train.patience", "train.allow_change"),
 )
@@ -81,6 +82,8 @@ class DataConfig(checks.Section):
     """Stream parquet files of the Hub or of URLs in every pass instead of downloading them; same result."""
     workers: checks.Positive | None = None
     """Threads that prepare the text; null: one per core. The result is the same."""
+    verify: Literal["start", "never"] = "start"
+    """Compare the prepared ids with their checksums when training starts, beside the first steps."""
     dir: str = "data"
     """Folder of the prepared corpora."""
     scratch: str | None = None

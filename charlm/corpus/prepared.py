@@ -24,12 +24,12 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from charlm.config.fields import Config
 from charlm.corpus.sources import FORMAT, describe, files_of, fingerprint, former_fingerprint
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError
+from charlm.locks import NO_LOCKS, locked
 
 
 def baseline_title(name: str, figures: dict) -> str:
@@ -70,8 +70,10 @@ class Corpus:
         path, symbols = self.ids_folder / f"{split}.npy", self.splits[split]["symbols"]
         try:
             ids = np.load(path, mmap_mode="c")  # private pages: torch requires them writable
-        except (OSError, ValueError, EOFError) as error:
+        except (FileNotFoundError, ValueError, EOFError) as error:
             raise self._damaged(path, f"damaged ({error})") from error
+        except OSError as error:  # such as too little memory: the file may be good
+            raise CharlmError(f"{path}: cannot be read ({error.strerror}); try again") from error
         if ids.shape != (symbols,) or ids.dtype != self.vocab.dtype:
             found, expected = f"{ids.dtype}{list(ids.shape)}", f"{self.vocab.dtype}[{symbols}]"
             raise self._damaged(path, f"holds {found} instead of {expected} of corpus.json")
@@ -94,13 +96,13 @@ class Corpus:
             raise CharlmError(f"data.scratch={scratch!r}: {folder}: {error.strerror}") from error
 
     def _damaged(self, path: Path, problem: str) -> CharlmError:
-        return CharlmError(f"{path}: {problem}; delete {self.folder} to prepare again")
+        return CharlmError(f"{path}: {problem}; delete {path.parent} to prepare again")
 
     def verify(self) -> None:
         """Compare every array with its sha256. Raises CharlmError when one differs."""
         for split, size in self.splits.items():
             self[split]  # checks the length
-            ids, sha256 = IdFile(self.folder / f"{split}.npy"), hashlib.sha256()
+            ids, sha256 = IdFile(self.ids_folder / f"{split}.npy"), hashlib.sha256()
             for block in ids.blocks():
                 sha256.update(block)
             found, expected = sha256.hexdigest(), size["sha256"]
@@ -281,7 +283,7 @@ def wait_for(config: Config) -> Corpus:
     for polls in count():
         if os.path.isdir(folder):
             return Corpus(folder)
-        if polls == 300:
+        if polls == 50:
             print(f"waiting for the main process to prepare {folder}: data.dir is shared?", file=sys.stderr)
         time.sleep(0.2)
 
@@ -292,11 +294,13 @@ def _locked(folder: Path, suffix: str = "") -> Iterator[None]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = folder.with_name(f".{folder.name}{suffix}.lock")
-        with FileLock(lock):
+        with locked(lock):
             try:
                 yield
             finally:
                 lock.unlink(missing_ok=True)  # while held: a waiting process checks that it exists
     except OSError as error:
         advice = "Name another data.dir, or free some space; the next try resumes from what was kept"
+        if error.errno in NO_LOCKS:  # an archive is extracted, or a file downloaded, by `datasets`
+            advice = "Set HF_HOME to a folder on a disk that has locks"
         raise CharlmError(f"{folder}: cannot be written ({error.strerror or error}). {advice}") from error

@@ -103,5 +103,5 @@ def read_best(run_dir: Path, vocab: Vocab) -> dict | None:
         digest = sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         whole = digest == about["weights_sha256"] and Vocab.load(folder) == vocab
         return {"step": about["step"], "validation": about["validation"]} if whole else None
-    except (OSError, ValueError, KeyError, TypeError, CharlmError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # or a CharlmError
         return None

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from charlm.model.char_lm import CharLM
 from charlm.model.pretrained import load_weights
 
 FORMAT = {"format": "charlm checkpoint", "version": 2}
+UNSAVED = ".no-checkpoint-yet"  # a file in the run directory, from its start to the first checkpoint
 NEEDED = {"facts.json", "vocab.json", "model.safetensors"}
 Tensors = dict[str, dict[str, Tensor]]  # file, without .safetensors → name → tensor
 
@@ -49,9 +51,12 @@ def steps_of(run_dir: str | Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def write_checkpoint(run_dir: str | Path, facts: dict, tensors: Tensors, vocab: Vocab, keep: int) -> Path:
+def write_checkpoint(
+    run_dir: str | Path, facts: dict, tensors: Tensors, vocab: Vocab, keep: int, say=print, again: tuple = ()
+) -> Path:
     """Write the checkpoint of facts["step"], then delete old ones: all but the newest `keep` and the best.
-    Raises CharlmError when it cannot be written; the earlier ones are untouched then."""
+    When it cannot be written, says so and tries again after these seconds, then raises CharlmError; earlier
+    ones are untouched."""
     step, best = facts["step"], facts["best"]
     folder = folder_of(run_dir, step)
     partial, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("partial", "old"))
@@ -70,13 +75,19 @@ def write_checkpoint(run_dir: str | Path, facts: dict, tensors: Tensors, vocab: 
         if folder.exists():  # a damaged one of the same step, or one written again
             os.rename(folder, old)
         os.rename(partial, folder)
+        (Path(run_dir) / UNSAVED).unlink(missing_ok=True)
         sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         steps = steps_of(run_dir)
         safe = f"{folder_of(run_dir, steps[-1])} is safe" if steps else "there is none before"
-        raise CharlmError(f"{folder}: cannot be written ({error.strerror or error}); {safe}") from error
+        problem = f"{folder}: cannot be written ({error.strerror or error}); {safe}"
+        if not again:
+            raise CharlmError(problem) from error
+        say(f"warning: {problem}; it is tried again in {again[0]} s")
+        time.sleep(again[0])
+        return write_checkpoint(run_dir, facts, tensors, vocab, keep, say, again[1:])
     # A later step can only be a damaged checkpoint that was skipped: it is not counted, nor deleted.
     for other in [s for s in steps_of(run_dir) if s <= step][:-keep]:
         if best is None or other != best["step"]:
@@ -86,15 +97,24 @@ def write_checkpoint(run_dir: str | Path, facts: dict, tensors: Tensors, vocab: 
     return folder
 
 
+def refuse_lost(run_dir: Path) -> None:
+    """Raise CharlmError for a run whose checkpoints are gone: training would overwrite what is left."""
+    left = [name for name in ("model", "metrics.jsonl") if (run_dir / name).exists()]
+    if left and not steps_of(run_dir) and not (run_dir / UNSAVED).exists():
+        problem = f"holds {' and '.join(left)} of a run, but no checkpoint; training would overwrite that"
+        advice = f"name another run_dir, with train.init_from={run_dir / 'model'} to start from its weights"
+        raise CharlmError(f"run_dir={str(run_dir)!r}: {problem}; {advice}")
+
+
 def load_checkpoint(folder: str | Path) -> tuple[dict, Tensors, Vocab]:
-    """(facts, tensors, vocabulary) of a checkpoint, every file compared with its sha256. Raises
-    DamagedCheckpoint, naming the file."""
+    """(facts, tensors, vocabulary) of a checkpoint, every file compared with its sha256. Raises, naming the
+    file, DamagedCheckpoint, or OSError where it cannot be read now."""
     folder = Path(folder)
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         supported = FORMAT.items() <= manifest.items()
         listed = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpoint(f"{folder / 'manifest.json'}: {error!r}") from error
     if not supported:
         raise DamagedCheckpoint(f"{folder}: not a checkpoint of this version of charlm")
@@ -105,8 +125,8 @@ def load_checkpoint(folder: str | Path) -> tuple[dict, Tensors, Vocab]:
     for name, (size, digest) in listed.items():
         try:
             files[name] = (folder / name).read_bytes()
-        except OSError as error:
-            raise DamagedCheckpoint(f"{folder / name}: {error.strerror or error}") from error
+        except FileNotFoundError as error:  # another error of the disk does not show a damage
+            raise DamagedCheckpoint(f"{folder / name}: {error.strerror}") from error
         if len(files[name]) != size:
             raise DamagedCheckpoint(f"{folder / name}: {len(files[name])} bytes, should be {size}")
         if hashlib.sha256(files[name]).hexdigest() != digest:

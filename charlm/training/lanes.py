@@ -71,6 +71,7 @@ class Lanes:
             self.spare += batch_size * bptt
         # What these lanes read in any epoch: other processes keep the rest.
         first, last = (n * self.windows * bptt for n in (self.lanes.start, self.lanes.stop))
+        self._file, self._name = getattr(ids, "_mmap", None), getattr(ids, "filename", None)
         self.ids = torch.from_numpy(ids[first : last + self.spare + 1])
         if self.device.type == "cuda" and self.ids.nbytes < torch.cuda.mem_get_info(self.device)[0] // 8:
             self.ids = self.ids.to(self.device)  # no copy per window
@@ -94,7 +95,11 @@ class Lanes:
         return both[:, :-1], both[:, 1:]
 
     def _view(self, position: Position) -> torch.Tensor:
-        """[B, T + 1] of the ids."""
+        """[B, T + 1] of the ids. Raises CharlmError where their file has shrunk: to read on would end the
+        process by SIGBUS."""
+        if self._file is not None and self._file.size() < len(self._file):
+            advice = "copy it again, or delete its folder to prepare it again"
+            raise CharlmError(f"{self._name}: was cut off while training read it; {advice}")
         stride = self.windows * self.bptt
         start = self.offset(position.epoch) + position.window * self.bptt
         return self.ids.as_strided((len(self.lanes), self.bptt + 1), (stride, 1), start)

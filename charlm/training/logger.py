@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -94,7 +94,7 @@ class Logger:
             lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
             records = [record for record in read_records(lines) if record["step"] <= step]
             replace(self.path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-            self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
+            self.file = open(self.path, "a+", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
             self.say(f"wandb: {self.mode} ({self.why})")
             for name in self.config.log.trackers:
                 if name != "wandb" or self.mode != "disabled":
@@ -187,13 +187,14 @@ class Logger:
             try:
                 tqdm.write(text, file=sys.stdout)
                 sys.stdout.flush()
-            except BrokenPipeError:  # the reader has ended (`| head`), training has not
+            except OSError:  # the reader (`| head`) or the terminal has ended, training has not
                 self.quiet = True
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
 
     def figures(self, step: int, values: dict) -> None:
         """One record: a line of metrics.jsonl and a point of every tracker."""
         if self.main:
+            self._secure()
             record = {"step": step} | values | {"time": round(time.time(), 3)}
             self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
             self._track(record)
@@ -206,7 +207,20 @@ class Logger:
     def sync(self) -> None:
         """Wait until the records are on the disk."""
         if self.main:
+            self._secure()
             os.fsync(self.file.fileno())
+
+    def _secure(self) -> None:
+        """Write metrics.jsonl again where it was removed: the open file still has it."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno())):
+                return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file.seek(0)
+        replace(self.path, self.file.read())
+        self.file.close()
+        self.file = open(self.path, "a+", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
+        self.say(f"warning: {self.path} was removed or replaced; it is written again")
 
     def training(self, step: int, values: dict, steps: int | None, pace: float) -> None:
         """The figures of the last steps: a record, and the bar's tail or a line. pace: steps per second."""

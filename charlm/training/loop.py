@@ -15,16 +15,19 @@ from torch import Tensor
 
 from charlm.config.fields import Config
 from charlm.config.parse import load_config
+from charlm.corpus.prepared import folder_of
 from charlm.evaluation.evaluate import LN2, evaluate
 from charlm.model.char_lm import CharLM
 from charlm.model.device import keep_freed_memory, own_rng, peak_memory
 from charlm.model.pretrained import read_best
 from charlm.terminal import visible
+from charlm.training.checkpoint import steps_of
 from charlm.training.optimizer import learning_rate, set_learning_rate
 from charlm.training.resume import resume_or_start, save_checkpoint, secure_best, state_of
-from charlm.training.run import Clock, Run, State, Summary
+from charlm.training.run import Run, State, Summary
 from charlm.training.setup import Setup, set_up
-from charlm.training.signals import Stop
+from charlm.training.signals import Left, Stop
+from charlm.training.step import Clock
 from charlm.training.trained import Trained
 
 Watch = Callable[[int, CharLM, float], None]  # (step, model, loss)
@@ -51,31 +54,40 @@ def train(
     config = load_config(config, **options)
     handled = Stop() if stop is None else nullcontext(stop)
     with handled as stop, Run(config, quiet, stop) as run, keep_freed_memory(run.device), own_rng(run.device):
-        stop.max_hours = config.train.max_hours
-        setup = set_up(config, run.accelerator, run.say)
-        state = resume_or_start(run, setup)
-        run.say(f"first step after {time.perf_counter() - started:.1f} s")
-        stop.in_loop = run.in_loop = True
-        measure = Measure(run, setup)
-        while (state.steps is None or state.step < state.steps) and not out_of_patience(run):
-            norm = train_step(config, setup, state, watch)
-            run.count_step()
-            fixed = state.steps is None and measure.fix_steps()
-            if run.due(config.log.every):
-                log_figures(run, setup, norm)
-            if run.due(config.evaluate.every):
-                validate(run, setup)
-            if run.due(config.sample.every):
-                draw_sample(run, setup, setup.evaluated)
-            reason = run.agree(stop.reason)
-            if run.due(config.checkpoint.every) or fixed or reason:
-                save_checkpoint(run, setup, wait=reason is not None)
-            if reason:
-                return run.interrupted(reason)
-        validate(run, setup)
-        save_checkpoint(run, setup, wait=True)
-        stop.in_loop = run.in_loop = False
-        return finish(run, setup)
+        try:
+            stop.at_once = not steps_of(run.dir)
+            if stop.at_once and stop.reason and (config.model.ngrams or not folder_of(config).is_dir()):
+                stop.leave()  # before minutes of counting
+            setup = set_up(config, run.accelerator, run.say)
+            state = resume_or_start(run, setup)
+            run.say(f"first step after {time.perf_counter() - started:.1f} s")
+            stop.begin_loop(config.train.max_hours)
+            run.in_loop = True
+            measure = Measure(run, setup)
+            while (state.steps is None or state.step < state.steps) and not out_of_patience(run):
+                norm = train_step(config, setup, state, watch)
+                run.count_step()
+                fixed = state.steps is None and measure.fix_steps()
+                if run.due(config.log.every):
+                    log_figures(run, setup, norm)
+                if run.due(config.evaluate.every):
+                    validate(run, setup)
+                if run.due(config.sample.every):
+                    draw_sample(run, setup, setup.evaluated)
+                reason = run.agree(stop.reason)
+                if run.due(config.checkpoint.every) or fixed or reason:
+                    save_checkpoint(run, setup, wait=reason is not None)
+                if reason:
+                    return run.interrupted(reason)
+            validate(run, setup)
+            save_checkpoint(run, setup, wait=True)
+            stop.in_loop = run.in_loop = False
+            stop.leave()  # the next start finishes
+            return finish(run, setup)
+        except (Left, RuntimeError):  # of several processes, another one may have left
+            if not (stop.at_once and stop.reason):
+                raise
+            return run.interrupted(stop.reason)
 
 
 def train_step(config: Config, setup: Setup, state: State, watch: Watch | None = None) -> Tensor:
@@ -154,6 +166,7 @@ def log_figures(run: Run, setup: Setup, norm: Tensor) -> None:
     run.check_finite(setup.model)
     state, train = run.state, run.config.train
     loss = run.accelerator.reduce(torch.stack(state.losses).mean(), "mean").item()  # sync
+    check_trend(run, loss, len(state.losses), len(setup.corpus.vocab))
     state.losses.clear()
     size = setup.corpus.splits["train"]
     characters = train.batch_size * train.bptt * size["characters"] / size["symbols"]  # per step
@@ -174,6 +187,18 @@ def log_figures(run: Run, setup: Setup, norm: Tensor) -> None:
     run.clock = Clock(run.clock.seconds())
 
 
+def check_trend(run: Run, loss: float, steps: int, symbols: int) -> None:
+    """Raise Diverged if the mean loss of the last 200 steps or so is far above its lowest one, or above 1.5
+    times that of a uniform guess. loss: nats per symbol, mean of the steps; symbols: of the vocabulary."""
+    uniform = max(math.log(symbols), 1.0)
+    mean, lowest = run.trend or (uniform, uniform)
+    mean += (min(loss, 2 * uniform) - mean) * min(steps / 200, 1)  # one line alone decides little
+    run.trend = mean, min(mean, lowest)
+    if mean > lowest + max(0.75 * (uniform - lowest), 0.5 * uniform):
+        before = f"{lowest:.3g} before, {uniform:.3g} for a uniform guess"
+        raise run.diverged(f"the loss has diverged: {loss:.3g} nats at step {run.state.step}, {before}")
+
+
 def validate(run: Run, setup: Setup) -> None:
     """Score validation, once per step; the weights of the best score are written to model/."""
     state = run.state
@@ -185,6 +210,8 @@ def validate(run: Run, setup: Setup) -> None:
         figures = _score(run, setup, setup.evaluated, "validation", run.config.evaluate.max_characters)
         run.logger.figures(state.step, {f"validation/{k}": v for k, v in figures.items()})
         nats = figures["nats_per_character"]
+        if 20 * max(math.log(len(setup.corpus.vocab)), 1) < nats < math.inf:
+            raise run.diverged(f"the loss has diverged: {nats:.3g} nats on validation at step {state.step}")
         better = state.best is None or nats < state.best["nats_per_character"]
         if better and math.isfinite(nats):
             state.best = {"step": state.step} | figures
@@ -211,7 +238,7 @@ def draw_sample(run: Run, setup: Setup, model: CharLM, name: str | None = None) 
     with run.clock.paused():
         text = _sample(run, setup, model)
         path = run.dir / "samples" / f"{name or f'step-{step:08d}'}.txt"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         run.logger.summary({"sample": text}) if name else run.logger.figures(step, {"sample": text})
         run.say(f"--- sample, {name or f'step {step}'} ---\n{visible(text)}\n---")

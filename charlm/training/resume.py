@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 
 from charlm.config.checks import LENGTH, may_change
 from charlm.config.fields import WITHOUT_EFFECT, TrainConfig
-from charlm.config.parse import flatten, from_dict, to_yaml
+from charlm.config.parse import flatten, from_dict
 from charlm.corpus.prepared import Corpus
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError, CharlmWarning
@@ -23,7 +23,7 @@ from charlm.training.lanes import Position
 from charlm.training.optimizer import averaged, learning_rate
 from charlm.training.run import Run, State
 from charlm.training.setup import Setup
-from charlm.training.trained import record_corpus, warm_start
+from charlm.training.trained import record, warm_start
 
 # Fields that may differ between a checkpoint and the config that resumes it: those without effect on what a
 # step computes, the length of the training, and what only reads the training.
@@ -42,9 +42,11 @@ def save_checkpoint(run: Run, setup: Setup, *, wait: bool = False) -> None:
             run.logger.sync()  # no checkpoint without the figures that lead to it
             facts, tensors = state_of(run, setup)
             if run.main:
+                if not (run.dir / "config.yaml").exists():  # the folder was removed
+                    record(run.config, setup.corpus)
                 content = (facts, tensors, setup.corpus.vocab)
                 keep = run.config.checkpoint.keep
-                run.write_in_background(checkpoint.write_checkpoint, run.dir, *content, keep)
+                run.write_in_background(checkpoint.write_checkpoint, run.dir, *content, keep, run.say, (1, 4))
             run.write_status("running")
         if wait:
             run.wait_for_writes()
@@ -121,8 +123,9 @@ def resume_or_start(run: Run, setup: Setup) -> State:
         run.say(f"counting n-grams in {len(setup.corpus['train']):,} symbols")
         setup.model.ngrams.count(setup.corpus["train"])
     if run.main:
-        replace(run.dir / "config.yaml", to_yaml(run.config))
-        record_corpus(run.config, setup.corpus)
+        if loaded is None:
+            replace(run.dir / checkpoint.UNSAVED, "")  # before the log
+        record(run.config, setup.corpus)
     run.begin(setup)
     if loaded is not None:
         run.say(f"resumed {run.dir} at step {run.state.step}{changes and f'; changed here: {changes}'}")

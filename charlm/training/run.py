@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import time
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from charlm.config.fields import Config
 from charlm.errors import CharlmError
 from charlm.files import replace
+from charlm.locks import locked
 from charlm.model.char_lm import Carry, CharLM
 from charlm.sharing.model_card import model_card
-from charlm.training.checkpoint import steps_of
+from charlm.training.checkpoint import refuse_lost, steps_of
 from charlm.training.lanes import Position
 from charlm.training.logger import Logger
 from charlm.training.optimizer import averaged
 from charlm.training.setup import Setup, make_accelerator
 from charlm.training.signals import Stop, Watchdog
-from charlm.training.step import records_steps
+from charlm.training.step import Clock, records_steps
 
 _LOST = r"gloo|NCCL|Connection (closed|reset)|ProcessGroup|TCPStore"  # in errors of torch.distributed
 _MEMORY = r"out of memory|can't allocate memory"  # in errors of torch, on a GPU and on a CPU
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO)
+_OUT_OF_RANGE = r"out of range in self|out of bounds"  # in errors of torch, for an id
 
 
-class NonFiniteLoss(CharlmError):
-    """The loss became infinite or not a number."""
+class Diverged(CharlmError):
+    """The loss became infinite, not a number, or far higher than it was."""
 
 
 @dataclass
@@ -74,35 +72,6 @@ class State:
         self.losses.append(loss)
 
 
-class Clock:
-    """Steps per second of training alone: evaluation, samples and checkpoints pause it.
-
-    paused_seconds: of pauses since the last restart; checkpoint_seconds: those of checkpoints. before:
-    seconds of training on the clocks before this one.
-    """
-
-    def __init__(self, before: float = 0.0):
-        self.steps, self.started, self.before = 0, time.perf_counter(), before
-        self.paused_seconds = self.checkpoint_seconds = 0.0
-        self.in_pause = False
-
-    def seconds(self) -> float:
-        """Of training in this process."""
-        return self.before + time.perf_counter() - self.started - self.paused_seconds
-
-    def steps_per_second(self) -> float:
-        return self.steps / max(self.seconds() - self.before, 1e-9)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        since, self.in_pause = time.perf_counter(), True
-        try:
-            yield
-        finally:
-            self.paused_seconds += time.perf_counter() - since
-            self.in_pause = False
-
-
 class Run:
     """The run of a config, on this process. Within it the run directory is locked."""
 
@@ -110,8 +79,10 @@ class Run:
         self.config, self.dir = config, Path(config.run_dir)
         self.state, self.clock = State(), Clock()
         self._written: Future | None = None  # of the checkpoint that a thread writes
+        self._verified: Future | None = None  # of the corpus: the first of these
+        self.trend: tuple[float, float] | None = None  # of the loss: recent mean, and the lowest
         self._begun = self.in_loop = False  # before it has begun, a failure leaves an earlier status
-        self._threads, self._lock = torch.get_num_threads(), FileLock(self.dir / ".lock")
+        self._threads, self._lock = torch.get_num_threads(), ExitStack()
         self.watchdog = Watchdog(config.train.stall_minutes, self._lost, stop)
         self.watchdog.watch(self._progress)  # also while the processes connect: one may fail to
         with self.watchdog.unless_error():
@@ -121,17 +92,16 @@ class Run:
         self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
 
     def __enter__(self) -> Run:
-        try:
-            self.dir.mkdir(parents=True, exist_ok=True)
-            if self.main:
-                self._lock.acquire(timeout=0)
-        except Timeout:
-            self.watchdog.stop(done=False)
-            problem = "another process is training there; name another run_dir"
-            raise CharlmError(f"{self.dir}: {problem}") from None
-        except OSError as error:
-            self.watchdog.stop(done=False)
-            raise CharlmError(f"run_dir={str(self.dir)!r}: cannot be written ({error.strerror})") from error
+        with self.watchdog.unless_error():
+            try:
+                refuse_lost(self.dir)
+                self.dir.mkdir(parents=True, exist_ok=True)
+                if self.main:
+                    problem = f"{self.dir}: another process is training there; name another run_dir"
+                    self._lock.enter_context(locked(self.dir / ".lock", problem))
+            except OSError as error:
+                where = f"run_dir={str(self.dir)!r}"
+                raise CharlmError(f"{where}: cannot be written ({error.strerror})") from error
         return self
 
     def begin(self, setup: Setup) -> None:
@@ -149,6 +119,8 @@ class Run:
             f"{train.batch_size} lanes × {train.bptt} characters per step, "
             f"{setup.lanes.windows} steps per epoch; {self.world} process(es) on {self.device.type}{threads}"
         )
+        if self.main and self.config.data.verify == "start":
+            self._verified = self.write_in_background(corpus.verify)
         self.clock = Clock()
 
     def count_step(self) -> None:
@@ -163,6 +135,8 @@ class Run:
     def agree(self, reason: str | None) -> str | None:
         """Why to stop, agreed by all processes, so that they stop at the same step; None to continue. They
         agree about once a second, at least every tenth step, because to agree is to wait for each other."""
+        if self._written is not None and self._written.done():
+            self._written.result()  # raises at once what went wrong
         if self.world == 1:
             return reason
         step, (last, since, patience) = self.state.step, self._agreed
@@ -176,27 +150,31 @@ class Run:
         return (reason or "another process was asked to stop") if stop else None
 
     def check_finite(self, model: CharLM) -> None:
-        """Raise NonFiniteLoss, naming the step, if a loss since the last line, or a weight, is not finite."""
+        """Raise Diverged, naming the step, if a loss since the last line, or a weight, is not finite."""
         losses = self.state.losses
         weights = torch.stack([p.isfinite().all() for p in averaged(model).values()]).all()
         # Losses first: the loss of a step is older than its update.
         finite = torch.stack([*(loss.isfinite() for loss in losses), weights]).tolist()  # sync
-        if all(finite):
-            return
-        step = self.state.step - len(losses) + finite.index(False) + 1
+        if not all(finite):
+            step = self.state.step - len(losses) + finite.index(False) + 1
+            raise self.diverged(f"the loss is not finite at step {step}")
+
+    def diverged(self, problem: str) -> Diverged:
+        """The error for a loss that went wrong, with the ways out."""
         self.wait_for_writes()
         fp16 = ", or train.precision=bf16" if self.config.train.precision == "fp16" else ""
-        raise NonFiniteLoss(
-            f"the loss is not finite at step {step}; {self.last_checkpoint()}. "
+        return Diverged(
+            f"{problem}; {self.last_checkpoint()}. "
             f"Try a lower optim.learning_rate (now {self.config.optim.learning_rate:g}), more "
             f"optim.warmup_steps, a lower optim.clip{fp16}; train.allow_change names what is changed"
         )
 
-    # checkpoints in the background
+    # in the background: the corpus is verified, then checkpoints are written
 
-    def write_in_background(self, write, *args) -> None:
+    def write_in_background(self, write, *args) -> Future:
         """Call write(*args) in a thread, after the call before it has ended. Training waits for a disk only
-        if that is slower than checkpoints come. An error is raised by the next call or wait_for_writes()."""
+        if that is slower than checkpoints come. An error is raised by agree(), in the next step, and by
+        wait_for_writes()."""
         self.wait_for_writes()
         self._written = written = Future()
 
@@ -208,6 +186,7 @@ class Run:
 
         # A daemon: after a second Ctrl-C the process does not wait for it. The checkpoint before is complete.
         Thread(target=work, name="checkpoint", daemon=True).start()
+        return written
 
     def wait_for_writes(self) -> None:
         """Until the checkpoint is on the disk. Raises what went wrong."""
@@ -224,7 +203,7 @@ class Run:
         path = self.dir / "status.json"
         with suppress(OSError, ValueError):  # an earlier status has the step of the checkpoint
             content = json.loads(path.read_text(encoding="utf-8")) | {"status": "failed", "error": message}
-            with nullcontext() if hasattr(self, "watchdog") else self._lock.acquire(timeout=0):
+            with nullcontext() if hasattr(self, "watchdog") else locked(self.dir / ".lock", "lost"):
                 replace(path, json.dumps(content) + "\n")
         return message
 
@@ -246,16 +225,20 @@ class Run:
             replace(self.dir / "status.json", json.dumps(content) + "\n", synced)
 
     def interrupted(self, reason: str) -> Summary:
-        """The end of a run that was asked to stop, after its checkpoint."""
+        """The end of a run that was asked to stop, after its checkpoint or before its first step."""
         self.write_status("interrupted", reason=reason)
         saved = "the checkpoint is written, the same command resumes from it"
+        if self.state.step == 0:
+            self.watchdog.stop(done=False)  # a process that was not asked waits for this one
+            saved = "the same command starts again, with what was counted of its text"
         self.say(f"stopped at step {self.state.step} ({reason}); {saved}")
         return Summary("interrupted", self.state.step, self.dir, self.state.best)
 
     def __exit__(self, kind, error, _) -> None:
         at_once = kind is KeyboardInterrupt  # waits for no disk and no network
         self.watchdog.stop(done=error is None)
-        if self._written is not None and not at_once:
+        index = isinstance(error, IndexError)  # may be due to a damaged corpus
+        if self._written is not None and not at_once and (index or self._written is not self._verified):
             self._written.exception()  # waits
         try:
             self.logger.close(failed=error is not None, at_once=at_once)
@@ -267,7 +250,7 @@ class Run:
             if error is None:
                 raise
         finally:
-            self._lock.release()
+            self._lock.close()
             torch.set_num_threads(self._threads)
         self._explain(error)
 
@@ -282,8 +265,12 @@ class Run:
 
     def _explain(self, error: BaseException | None) -> None:
         """Raise as a CharlmError what the machine, not the program, is to blame for."""
-        if isinstance(error, OSError) and error.errno in _DISK:
-            message = f"{self.dir}: cannot be written ({error.strerror}); {self.last_checkpoint()}"
+        if isinstance(error, IndexError) and re.search(_OUT_OF_RANGE, str(error)):
+            found = self._verified and self._verified.exception()
+            message = str(found or "an id is outside the vocabulary; `charlm prepare --verify` looks for it")
+        elif isinstance(error, OSError) and error.errno:
+            place = error.filename or f"{self.dir}: cannot be written"
+            message = f"{place} ({error.strerror}); {self.last_checkpoint()}"
         elif isinstance(error, RuntimeError) and re.search(_MEMORY, str(error)):
             recorded = records_steps(self.config, self.accelerator)
             message = (

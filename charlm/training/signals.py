@@ -16,24 +16,28 @@ from datetime import timedelta
 
 from charlm.errors import CharlmError
 
-# Windows has no SIGUSR1, and blocks none.
-SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)]
+# Windows has no SIGUSR1 and no SIGHUP, and blocks none.
+SIGNALS = [getattr(signal, f"SIG{n}") for n in ("INT", "TERM", "USR1", "HUP") if hasattr(signal, f"SIG{n}")]
+
+
+class Left(KeyboardInterrupt):
+    """A signal other than Ctrl-C, where there is nothing to save."""
 
 
 class Stop:
     """Within it a signal only sets `reason`, so that the loop finishes its step.
 
     Ctrl-C exits immediately when it comes a second time, and outside the loop (`in_loop` False), where there
-    is nothing to save. Signals that were blocked while the process started (slurm/train.sh blocks them) are
-    delivered when it is entered.
+    is nothing to save; the other signals raise Left where that lasts (`at_once` True). Signals that were
+    blocked while the process started (slurm/train.sh blocks them) are delivered when it is entered, and nohup
+    keeps SIGHUP ignored. exits: before the loop, Ctrl-C ends the process in whatever it is doing.
     """
 
-    def __init__(self):
+    def __init__(self, exits: bool = False):
         self.started = time.monotonic()
         self.max_hours: float | None = None  # counted from the creation of this object
-        self.in_loop = False
-        self._reason: str | None = None
-        self._before: dict = {}
+        self.in_loop = self.at_once = False
+        self._exits, self._reason, self._before = exits, None, {}
 
     @property
     def reason(self) -> str | None:
@@ -43,21 +47,50 @@ class Stop:
             self._reason = "train.max_hours is over"
         return self._reason
 
+    def begin_loop(self, max_hours: float | None) -> None:
+        """From now on the loop finishes its step, also when so many hours are over."""
+        self.max_hours, self.at_once, self.in_loop = max_hours, False, True
+        _mask("SIG_UNBLOCK", SIGNALS)
+
+    def leave(self) -> None:
+        """From now on raise Left for a signal, also for one that came before."""
+        self.at_once = True
+        if self._reason is not None:
+            raise Left
+
     def _handle(self, number: int, frame) -> None:
         if number == signal.SIGINT and (self._reason is not None or not self.in_loop):
             raise KeyboardInterrupt
         self._reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        if self.at_once:
+            raise Left
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
-            if hasattr(signal, "pthread_sigmask"):
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            nohup = {n for n in SIGNALS[3:] if signal.getsignal(n) == signal.SIG_IGN}
+            handled = [n for n in SIGNALS if n not in nohup]
+            self._before = {number: signal.signal(number, self._handle) for number in handled}
+            _mask("SIG_UNBLOCK", SIGNALS)
+            if self._exits and _mask("SIG_BLOCK", SIGNALS[:1]):  # a thread, for compiled code may keep this
+                threading.Thread(target=self._exit, daemon=True).start()
         return self
+
+    def _exit(self) -> None:
+        signal.sigwait(SIGNALS[:1])
+        print("charlm: stopped by Ctrl-C", file=sys.stderr, flush=True)
+        os._exit(130)
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        _mask("SIG_UNBLOCK", SIGNALS)
+
+
+def _mask(how: str, numbers: list) -> bool:
+    """Block or unblock signals in this thread; False on a system that cannot do that."""
+    if possible := hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(getattr(signal, how), numbers)
+    return possible
 
 
 def from_launcher(name: str, default: int) -> int:

@@ -1,11 +1,13 @@
-"""A step of training: forward and backward over one window, then the update of the weights.
+"""A step of training: forward and backward over one window, then the update of the weights; and its clock.
 
 Shapes: B lanes of this process, T window, L layers, H hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -116,3 +118,32 @@ def records_steps(config: Config, accelerator: Accelerator) -> bool:
     if config.train.cuda_graph is None:
         return accelerator.scaler is None and accelerator.device.type == "cuda"
     return config.train.cuda_graph
+
+
+class Clock:
+    """Steps per second of training alone: evaluation, samples and checkpoints pause it.
+
+    paused_seconds: of pauses since the last restart; checkpoint_seconds: those of checkpoints. before:
+    seconds of training on the clocks before this one.
+    """
+
+    def __init__(self, before: float = 0.0):
+        self.steps, self.started, self.before = 0, time.perf_counter(), before
+        self.paused_seconds = self.checkpoint_seconds = 0.0
+        self.in_pause = False
+
+    def seconds(self) -> float:
+        """Of training in this process."""
+        return self.before + time.perf_counter() - self.started - self.paused_seconds
+
+    def steps_per_second(self) -> float:
+        return self.steps / max(self.seconds() - self.before, 1e-9)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        since, self.in_pause = time.perf_counter(), True
+        try:
+            yield
+        finally:
+            self.paused_seconds += time.perf_counter() - since
+            self.in_pause = False

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from charlm.config.fields import Config
-from charlm.config.parse import read_run_config
+from charlm.config.parse import read_run_config, to_yaml
 from charlm.corpus.prepared import Corpus, prepare
 from charlm.corpus.sources import fingerprinted, is_path
 from charlm.corpus.vocabulary import Vocab, name_of
@@ -126,8 +126,10 @@ def _opened(run: str | Path) -> Trained:
     return Trained(model, model.vocab, read_run_config(path.parent) if path.name == "model" else Config())
 
 
-def record_corpus(config: Config, corpus: Corpus) -> None:
-    """Write corpus.json of a run: where its corpus is, and data_files and data.dir as absolute paths."""
+def record(config: Config, corpus: Corpus) -> None:
+    """Write config.yaml of a run, and corpus.json: where its corpus is, data_files and data.dir as absolute
+    paths."""
+    replace_file(Path(config.run_dir) / "config.yaml", to_yaml(config))
     data, folder = config.data, os.path.abspath(corpus.folder)
     held_out = [name for name in ("validation", "test") if is_path(getattr(data, name), data)]
     content = {

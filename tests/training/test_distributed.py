@@ -506,11 +506,11 @@ CAUGHT = """
 import sys, time
 from charlm.config.parse import load_config
 from charlm.training.loop import train
-from charlm.training.run import NonFiniteLoss
+from charlm.training.run import Diverged
 
 try:
     train(load_config(sys.argv[1], "optim.learning_rate=1e38", "optim.clip=null", "log.every=1"))
-except NonFiniteLoss:
+except Diverged:
     time.sleep(8)
     print("does something else")
 """

@@ -46,7 +46,7 @@ from charlm.sampling.generate import generate
 from charlm.training.checkpoint import folder_of, load_checkpoint, steps_of
 from charlm.training.lanes import Lanes
 from charlm.training.loop import train
-from charlm.training.run import NonFiniteLoss
+from charlm.training.run import Diverged
 
 # what a finished run leaves
 
@@ -339,7 +339,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
             with torch.no_grad():
                 model.output.weight.fill_(math.nan)  # what a diverged update leaves
 
-    with pytest.raises(NonFiniteLoss) as told:
+    with pytest.raises(Diverged) as told:
         train(config, quiet=True, watch=poison)
     message = str(told.value)
     assert "not finite at step 11" in message and "the last checkpoint is of step 8" in message
