@@ -2,6 +2,7 @@
 
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -53,6 +54,12 @@ def side_by_side(items: list[str], columns: int) -> list[str]:
     """Short texts in lines; one is broken only if it alone is too long for a line."""
     text = "  ".join(item.replace(" ", "\xa0") for item in items)
     return [line.replace("\xa0", " ") for line in wrapped(text, columns)]
+
+
+def titled(title: str, values: list[str]) -> str:
+    """A line of a report, broken between values where it would be longer than 80 columns."""
+    line = ", ".join(value.replace(" ", "\xa0") for value in values)
+    return textwrap.fill(f"  {title:<13}{line}", 80, subsequent_indent=" " * 15).replace("\xa0", " ")
 
 
 @contextmanager

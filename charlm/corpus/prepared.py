@@ -5,8 +5,7 @@
         vocab.json
         train.npy  validation.npy  test.npy      ids, uint8 or uint16, memory-mapped when read
 
-The folder exists only when it is complete: see build.py, which is imported only where something is built,
-because datasets and a compiler come with it.
+The folder exists only when it is complete. build.py makes it, and is imported only there: datasets is slow.
 """
 
 import hashlib
@@ -30,6 +29,7 @@ from charlm.corpus.sources import FORMAT, describe, files_of, fingerprint, forme
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError
 from charlm.locks import NO_LOCKS, locked
+from charlm.terminal import titled
 
 
 def baseline_title(name: str, figures: dict) -> str:
@@ -115,10 +115,10 @@ class Corpus:
         info, sizes = self.info, ("documents", "characters", "bytes", "symbols")
         lines = [str(self.folder), f"  symbols      {len(self.vocab):,}: {self.vocab}"]
         origins = [f"{part}: {origin}" for part, origin in info.get("origins", {}).items()]
-        lines += [_wrapped("from", origins)] * bool(origins)
-        lines.append(_wrapped("text", [f"{info[k]:,} {k}" for k in sizes[:3]]))
+        lines += [titled("from", origins)] * bool(origins)
+        lines.append(titled("text", [f"{info[k]:,} {k}" for k in sizes[:3]]))
         kept = [f"{name}: {n:,}" for name, n in info.get("kept", {}).items() if n]
-        lines += [_wrapped("kept", kept)] * bool(kept)
+        lines += [titled("kept", kept)] * bool(kept)
         if seed := info["source"].get("shuffle"):
             lines.append(f"  order        training documents are shuffled, data.shuffle={seed}")
         notes = {"duplicates": "documents, left out", "skipped": "rows without text that can be read"}
@@ -126,7 +126,7 @@ class Corpus:
             lines += [f"  {name:<12} {info[name]:,} {what}"] * bool(info.get(name))
         if info.get("decomposed"):
             problem = f"{info['decomposed']:,} accents or parts of syllables are characters of their own"
-            lines.append(_wrapped("warning", [problem, "data.normalize: [nfc] joins them to letters"]))
+            lines.append(titled("warning", [problem, "data.normalize: [nfc] joins them to letters"]))
         if not self.vocab.bytes_only:
             own = f"{100 * info['coverage']:.6g} % of the characters have a symbol of their own"
             lines.append(f"  coverage     {own}")
@@ -150,7 +150,7 @@ class Corpus:
                 lines.append(f"    {title:<28} {figures['bpc']:>8.3f} {figures['bpb']:>8.3f}")
             if (repeated := info["floors"].get("ngram", {}).get("repeated", 0)) > 0.25:
                 problem = f"{100 * repeated:.0f} % of validation repeats passages of the training text"
-                lines.append(_wrapped("warning", [problem, "counts copy them, and a trained model may not"]))
+                lines.append(titled("warning", [problem, "counts copy them, and a trained model may not"]))
             lines.append("    bpc, bpb: bits per character, bits per byte; lower is better")
             lines.append("    Witten-Bell: smoothing, which leaves some probability for unseen symbols")
         steps = []
@@ -159,7 +159,7 @@ class Corpus:
             speed = f" ({info['bytes'] / 1e6 / seconds:,.0f} MB/s)" if timed else ""
             steps.append(f"{'baselines' if name == 'floors' else name} {seconds:.1f} s{speed}")
         steps[0] = f"in {info['seconds']:.1f} s: {steps[0]}"
-        text = "\n".join([*lines, _wrapped("prepared", steps)])
+        text = "\n".join([*lines, titled("prepared", steps)])
         return re.sub(r"(?<![\d,.])1 (document|row|character|byte|symbol)s\b", r"1 \1", text)
 
 
@@ -185,12 +185,6 @@ class IdFile:
         high = self.length if high is None else high
         for start in range(low, high, 1 << 22):
             yield self[start : min(start + (1 << 22), high)]
-
-
-def _wrapped(title: str, values: list[str]) -> str:
-    """A line of the report, broken between values where it would be longer than 80 columns."""
-    line = ", ".join(value.replace(" ", "\xa0") for value in values)
-    return textwrap.fill(f"  {title:<13}{line}", 80, subsequent_indent=" " * 15).replace("\xa0", " ")
 
 
 def folder_of(config: Config) -> Path:
