@@ -123,7 +123,7 @@ class Corpus:
             lines.append(f"  order        training documents are shuffled, data.shuffle={seed}")
         notes = {"duplicates": "documents, left out", "skipped": "rows without text that can be read"}
         for name, what in (notes | {"empty": "documents without text (empty, null or absent)"}).items():
-            lines += [f"  {name:<12} {info[name]:,} {what}"] * bool(info.get(name))
+            lines += [f"  {name:<12} {info.get(name, 0):,} {what}"] * bool(info.get(name))
         if info.get("decomposed"):
             problem = f"{info['decomposed']:,} accents or parts of syllables are characters of their own"
             lines.append(titled("warning", [problem, "data.normalize: [nfc] joins them to letters"]))
