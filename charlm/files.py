@@ -10,12 +10,13 @@ import struct
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path, PurePath
+from secrets import token_hex
 from shutil import copyfileobj
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 from zipfile import ZipFile, is_zipfile
@@ -23,14 +24,16 @@ from zipfile import ZipFile, is_zipfile
 import xxhash
 from filelock import FileLock
 
+from charlm.checked import Count, read
 from charlm.errors import CharlmError
 
 KEPT = 64 << 20  # bytes of files from which digests are kept
 
 
 def write_synced(path: str | Path, content: bytes | str, synced: bool = True) -> None:
-    """Write a file and, unless synced=False, wait until it is on the disk."""
-    with open(path, "wb") as file:
+    """Write a new file and, unless synced=False, wait until it is on the disk. Raises FileExistsError where
+    there is one, or a link."""
+    with open(path, "xb") as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
         file.flush()
         if synced:
@@ -40,9 +43,10 @@ def write_synced(path: str | Path, content: bytes | str, synced: bool = True) ->
 def replace(path: str | Path, content: bytes | str, synced: bool = True) -> None:
     """Write a temporary file in the same folder and rename it: readers see the old file or the new one.
 
-    With synced=False it does not wait for the disk, and a crash of the machine may leave the file empty.
+    With synced=False it does not wait for the disk, and a crash of the machine may leave the file empty. The
+    temporary name is random: nobody can have put a link to another file there.
     """
-    partial = Path(path).with_name(f".{Path(path).name}.partial")
+    partial = Path(path).with_name(f".{Path(path).name[:50]}.{token_hex(8)}.partial")
     try:
         write_synced(partial, content, synced)
         os.replace(partial, path)
@@ -51,6 +55,16 @@ def replace(path: str | Path, content: bytes | str, synced: bool = True) -> None
         raise
     if synced:
         sync_folder(Path(path).parent)
+
+
+def refuse_links(folder: str | Path, *names: str) -> None:
+    """Raise CharlmError for a symbolic link among these entries of a folder (without names: all), or below
+    one: what is written, deleted or sent through it may be anybody's. wandb has links of its own."""
+    for path in (Path(folder, name) for name in names or os.listdir(folder)):
+        below = path.rglob("*") if path.name != "wandb" else ()
+        if link := next((found for found in (path, *below) if found.is_symlink()), None):
+            advice = "put a copy in its place; only the folder as a whole may be one"
+            raise CharlmError(f"{link}: is a symbolic link, which charlm does not write through; {advice}")
 
 
 def sync_folder(path: str | Path) -> None:
@@ -81,7 +95,9 @@ def digests(paths: list[str], folder: str) -> list[str]:
             return [*chain.from_iterable(pool.map(lambda group: [*map(digest, group)], groups))]
         kept, writable = Path(folder) / ".digests.json", os.access(folder, os.W_OK)
         with FileLock(kept.with_suffix(".lock")) if writable else nullcontext():  # one process computes them
-            known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+            known = {}
+            with suppress(CharlmError):  # damaged or missing, it is written again
+                known = read(kept, dict[str, tuple[Count, int, int, str]])
             new = [path for path, stat in stats.items() if known.get(path, [])[:3] != stat]
             for path, hashed in zip(new, pool.map(digest, new), strict=True):
                 known[path] = [*stats[path], hashed]

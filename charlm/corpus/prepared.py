@@ -10,7 +10,6 @@ because datasets and a compiler come with it.
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -22,12 +21,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from filelock import FileLock
 
+from charlm.checked import SOME_FIGURES, Count, read
 from charlm.config.fields import Config
-from charlm.corpus.sources import FORMAT, files_of, fingerprint, former_fingerprint
+from charlm.corpus.sources import FORMAT, SPLITS, files_of, fingerprint, former_fingerprint
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError
 
@@ -36,6 +37,21 @@ def baseline_title(name: str, figures: dict) -> str:
     """How tables name a baseline of corpus.json: 'ngram' of order 6 as '6-gram, Witten-Bell'."""
     titles = {"ngram": f"{figures.get('order')}-gram, Witten-Bell", "xz": "xz -9e, on its own"}
     return titles.get(name, name)
+
+
+Code = Annotated[Count, (lambda code: code < 0x110000, "is no code point")]
+BASELINE = dict.fromkeys(("order?", "train_symbols?", "held_out_bytes?"), Count)
+BASELINE |= SOME_FIGURES | {"bpb": float}
+SIZE = dict.fromkeys(("symbols", "characters", "bytes", "documents?"), Count) | {"sha256": str}
+INFO = FORMAT | {  # the content of corpus.json
+    "splits": {"train": SIZE, "validation?": SIZE, "test?": SIZE},
+    "floors": dict[str, BASELINE],
+    **dict.fromkeys(("documents", "characters", "bytes", "left_out_characters"), Count),
+    **dict.fromkeys(("duplicates?", "skipped?", "decomposed?"), Count),
+    **dict.fromkeys(("fallback_rate", "coverage", "seconds"), float),
+    **dict.fromkeys(("most_frequent", "first_left_out"), list[tuple[Code, Count]]),
+    **{"passes": dict[str, float], "kept?": dict[str, Count], "origins?": dict[str, str], "fingerprint": str},
+}
 
 
 class Corpus:
@@ -47,13 +63,9 @@ class Corpus:
     def __init__(self, folder: str | Path):
         """Raises CharlmError when the folder is not a complete prepared corpus."""
         self.folder = self.ids_folder = Path(folder)
-        try:
-            self.info = json.loads((self.folder / "corpus.json").read_text(encoding="utf-8"))
-            if {k: self.info[k] for k in FORMAT} != FORMAT:
-                raise ValueError("another version of charlm prepared it; delete it to prepare again")
-            self.splits = self.info["splits"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CharlmError(f"{self.folder}: not a prepared corpus of this version: {error}") from error
+        problem = "not a prepared corpus of this version (delete its folder to prepare it again)"
+        self.info = read(self.folder / "corpus.json", INFO, problem)
+        self.splits = {split: size for split, size in self.info["splits"].items() if split in SPLITS}
         self.vocab = Vocab.load(self.folder)
         for split in self.splits:
             self[split]
@@ -146,9 +158,9 @@ class Corpus:
         steps = []
         for name, seconds in info["passes"].items():
             timed = name in ("count", "encode") and info["bytes"] > 1e7
-            speed = f" ({info['bytes'] / 1e6 / seconds:,.0f} MB/s)" if timed else ""
+            speed = f" ({info['bytes'] / 1e6 / seconds:,.0f} MB/s)" if timed and seconds > 0 else ""
             steps.append(f"{'baselines' if name == 'floors' else name} {seconds:.1f} s{speed}")
-        steps[0] = f"in {info['seconds']:.1f} s: {steps[0]}"
+        steps[:1] = [f"in {info['seconds']:.1f} s: {''.join(steps[:1])}"]
         return "\n".join([*lines, _wrapped("prepared", steps)])
 
 

@@ -82,7 +82,13 @@ def read_run(source: str, device: str | None) -> RunContents:
         run.config = read_run_config(path)
         run.missing.append("Everything that needs a model: no weights yet, neither model/ nor a checkpoint.")
     else:
-        run.model, run.vocab, run.config = load(source, device, "fp32")
+        try:
+            run.model, run.vocab, run.config = load(source, device, "fp32")
+        except CharlmError as error:
+            if not run.history.records:
+                raise
+            run.config = read_run_config(path)
+            run.missing.append(f"Everything that needs a model: {error}.")
     try:
         if run_dir is None or not (run_dir / "config.yaml").exists():
             raise CharlmError("without a config.yaml the corpus cannot be found.")
@@ -141,7 +147,7 @@ def render(run: RunContents, text_source: str, ids: np.ndarray) -> str:
         "baselines": baselines,
         "plots": training_plots(history, baselines),
         "results": results(history, baselines),
-        "samples": spread_samples(history.points("sample", str)),
+        "samples": spread_samples(history.points("sample")),
         "text_source": text_source,
         "version": __version__,
         "time": time.strftime("%Y-%m-%d %H:%M"),

@@ -19,17 +19,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from charlm.checked import FIGURES, Count, parse, read, size_of
+from charlm.config.checks import Positive
 from charlm.config.parse import from_dict
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.files import sync_folder, write_synced
 from charlm.model.char_lm import CharLM
-from charlm.model.pretrained import load_weights
+from charlm.model.pretrained import empty_model, load_weights
 
 FORMAT = {"format": "charlm checkpoint", "version": 2}
+ENTRY = {"bytes": Count, "sha256": str}  # of a file in manifest.json
+FACTS = {  # the content of facts.json
+    **{"step": Count, "steps?": (Count, None), "evaluated": int, "position": tuple[Count, Count]},
+    **{"best": (FIGURES | {"step": Count}, None), "config": dict, "run_id": str, "text_sha256": str},
+    **{"ranks": Count, "lanes_at_once?": Positive, "scaler": (dict, None)},
+}
 NEEDED = {"facts.json", "vocab.json", "model.safetensors"}
 Tensors = dict[str, dict[str, Tensor]]  # file, without .safetensors → name → tensor
 
@@ -91,28 +100,31 @@ def load_checkpoint(folder: str | Path) -> tuple[dict, Tensors, Vocab]:
     DamagedCheckpoint, naming the file."""
     folder = Path(folder)
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        supported = FORMAT.items() <= manifest.items()
-        listed = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedCheckpoint(f"{folder / 'manifest.json'}: {error!r}") from error
-    if not supported:
-        raise DamagedCheckpoint(f"{folder}: not a checkpoint of this version of charlm")
+        kind = FORMAT | {"files": dict[str, ENTRY]}
+        manifest = read(folder / "manifest.json", kind, "not a checkpoint of this version of charlm")
+    except CharlmError as error:
+        raise DamagedCheckpoint(str(error)) from error
+    listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    if elsewhere := [name for name in listed if Path(name).name != name]:
+        raise DamagedCheckpoint(f"{folder / 'manifest.json'}: {elsewhere[0]!r} is not a name in this folder")
     unlisted = ({p.name for p in folder.iterdir()} | NEEDED) - {"manifest.json", *listed}
     if unlisted:
         raise DamagedCheckpoint(f"{folder / 'manifest.json'}: does not list {', '.join(sorted(unlisted))}")
     files = {}
     for name, (size, digest) in listed.items():
         try:
+            if (found := size_of(folder / name)) != size:
+                raise DamagedCheckpoint(f"{folder / name}: {found} bytes, should be {size}")
             files[name] = (folder / name).read_bytes()
         except OSError as error:
             raise DamagedCheckpoint(f"{folder / name}: {error.strerror or error}") from error
-        if len(files[name]) != size:
-            raise DamagedCheckpoint(f"{folder / name}: {len(files[name])} bytes, should be {size}")
         if hashlib.sha256(files[name]).hexdigest() != digest:
             raise DamagedCheckpoint(f"{folder / name}: its sha256 is not the one in manifest.json")
-    tensors = {Path(n).stem: load(b) for n, b in files.items() if n.endswith(".safetensors")}
-    return json.loads(files["facts.json"]), tensors, Vocab.from_dict(json.loads(files["vocab.json"]))
+    try:
+        tensors = {Path(n).stem: load(b) for n, b in files.items() if n.endswith(".safetensors")}
+        return parse(files["facts.json"], FACTS), tensors, Vocab.from_dict(parse(files["vocab.json"]))
+    except (ValueError, SafetensorError) as error:
+        raise DamagedCheckpoint(f"{folder}: {error}") from error
 
 
 def load_newest(
@@ -145,9 +157,10 @@ def load_newest(
 
 def evaluated_model(facts: dict, tensors: Tensors, vocab: Vocab) -> CharLM:
     """The model of a checkpoint, with averaged weights if it has them. Draws random numbers of torch."""
-    model = CharLM(from_dict(facts["config"]).model, len(vocab))
-    weights = tensors["model"] | tensors.get("average", {})
-    load_weights(model, weights, f"the checkpoint of step {facts['step']}")
+    weights, where = tensors["model"] | tensors.get("average", {}), f"the checkpoint of step {facts['step']}"
+    shapes = {name: tuple(w.shape) for name, w in weights.items()}
+    model = empty_model(CharLM, from_dict(facts["config"]).model, len(vocab), shapes, where)
+    load_weights(model, weights, where)
     return model
 
 

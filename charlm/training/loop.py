@@ -14,6 +14,7 @@ from torch import Tensor
 
 from charlm.config.fields import Config
 from charlm.evaluation.evaluate import LN2, evaluate
+from charlm.files import replace
 from charlm.model.char_lm import CharLM
 from charlm.model.device import keep_freed_memory, peak_memory
 from charlm.model.pretrained import read_best
@@ -193,7 +194,7 @@ def draw_sample(run: Run, setup: Setup, model: CharLM, name: str | None = None) 
         text = _sample(run, setup, model)
         path = run.dir / "samples" / f"{name or f'step-{step:08d}'}.txt"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        replace(path, text, synced=False)
         run.logger.summary({"sample": text}) if name else run.logger.figures(step, {"sample": text})
         run.say(f"--- sample, {name or f'step {step}'} ---\n{visible(text)}\n---")
     return text

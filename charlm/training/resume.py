@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict
+from pathlib import Path
 from socket import gethostname
 
 import torch
@@ -119,6 +120,9 @@ def resume_or_start(run: Run, setup: Setup) -> State:
         run.say(f"counting n-grams in {len(setup.corpus['train']):,} symbols")
         setup.model.ngrams.count(setup.corpus["train"])
     if run.main:
+        left_overs = (*run.dir.glob(".*.partial"), *run.dir.glob("[ms]*/.*.partial"))
+        for left_over in filter(Path.is_file, left_overs):
+            left_over.unlink()  # by a process that was killed
         replace(run.dir / "config.yaml", to_yaml(run.config))
         record_corpus(run.config, setup.corpus)
     run.begin(setup)

@@ -18,9 +18,10 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from charlm.checked import read
 from charlm.config.fields import Config
 from charlm.errors import CharlmError
-from charlm.files import replace
+from charlm.files import refuse_links, replace
 from charlm.model.char_lm import Carry, CharLM
 from charlm.sharing.model_card import model_card
 from charlm.training.checkpoint import steps_of
@@ -122,15 +123,15 @@ class Run:
 
     def __enter__(self) -> Run:
         try:
-            self.dir.mkdir(parents=True, exist_ok=True)
-            if self.main:
-                self._lock.acquire(timeout=0)
+            with self.watchdog.unless_error():
+                self.dir.mkdir(parents=True, exist_ok=True)
+                if self.main:
+                    refuse_links(self.dir, ".lock", "checkpoints", "model", "samples", "wandb")
+                    self._lock.acquire(timeout=0)
         except Timeout:
-            self.watchdog.stop(done=False)
             problem = "another process is training there; name another run_dir"
             raise CharlmError(f"{self.dir}: {problem}") from None
         except OSError as error:
-            self.watchdog.stop(done=False)
             raise CharlmError(f"run_dir={str(self.dir)!r}: cannot be written ({error.strerror})") from error
         return self
 
@@ -223,7 +224,7 @@ class Run:
         message = f"{problem}; {self._resumable()}"
         path = self.dir / "status.json"
         with suppress(OSError, ValueError):  # an earlier status has the step of the checkpoint
-            content = json.loads(path.read_text(encoding="utf-8")) | {"status": "failed", "error": message}
+            content = read(path) | {"status": "failed", "error": message}
             with nullcontext() if hasattr(self, "watchdog") else self._lock.acquire(timeout=0):
                 replace(path, json.dumps(content) + "\n")
         return message

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, overload
 
 import torch
 
+from charlm.checked import read
 from charlm.config.fields import Config
 from charlm.config.parse import read_run_config
 from charlm.corpus.prepared import Corpus, prepare
@@ -30,6 +31,10 @@ from charlm.training.checkpoint import evaluated_model, load_newest
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+PLACES = ("data_files", "dir", "validation", "test")  # fields of data that corpus.json of a run holds
+RECORD = {"paths": dict} | dict.fromkeys(("folder", "from_run", "sha256"), str)
 
 
 class Sampling(TypedDict, total=False):
@@ -147,7 +152,7 @@ def _record(run_dir: str | Path, config: Config) -> dict:
     """corpus.json of a run that reads the same text; {} if there is none."""
     path, own = Path(run_dir) / "corpus.json", read_run_config(Path(run_dir))
     same = fingerprinted(own.data) == fingerprinted(config.data) and own.vocab == config.vocab
-    return json.loads(path.read_text(encoding="utf-8")) if same and path.exists() else {}
+    return read(path, RECORD) if same and path.exists() else {}
 
 
 def recorded_corpus(run_dir: str | Path, config: Config) -> Corpus | None:
@@ -165,7 +170,7 @@ def corpus_of(run_dir: str | Path, config: Config) -> Corpus:
     """The recorded corpus of a run, or the one that its config names in the folder where it was started."""
     if found := recorded_corpus(run_dir, config):
         return found
-    paths = _record(run_dir, config).get("paths", {})
+    paths = {k: v for k, v in _record(run_dir, config).get("paths", {}).items() if k in PLACES}
     return prepare(replace(config, data=replace(config.data, **paths)))
 
 
@@ -183,8 +188,12 @@ def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
     The counts of n-grams stay those of the new model's text.
     Raises CharlmError when sizes differ, naming them, or no symbol is common.
     """
-    source, source_vocab, _ = load(where, "cpu", "fp32")
-    own, theirs, option = vars(model.config), vars(source.config), f"train.init_from={where}"
+    option = f"train.init_from={where}"
+    try:
+        source, source_vocab, _ = load(where, "cpu", "fp32")
+    except CharlmError as error:
+        raise CharlmError(f"{option}: cannot start from it: {error}") from error
+    own, theirs = vars(model.config), vars(source.config)
     differ = [f"model.{k} is {own[k]!r}, there {theirs[k]!r}" for k in _SHAPE if own[k] != theirs[k]]
     if differ:
         raise CharlmError(f"{option}: does not fit: {', '.join(differ)}; use those values")
