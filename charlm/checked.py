@@ -12,6 +12,7 @@ import re
 import reprlib
 import stat
 from collections.abc import Sequence
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
@@ -26,12 +27,7 @@ MOST_VALUES = 100_000  # of a YAML file, each counted as often as aliases repeat
 Count = Annotated[int, (lambda x: 0 <= x < 1 << 53, "must be 0 or more, and below 2^53")]
 FIGURES = dict.fromkeys(("nats_per_character", "bpc", "bpb", "perplexity"), float)  # of an evaluation
 FIGURES |= dict.fromkeys(("characters", "bytes", "lanes", "context"), Count)
-SOME_FIGURES = {f"{name}?": kind for name, kind in FIGURES.items()} | {"bpc": float}
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is NaN, infinite, or a number that is small enough for sums."""
-    return isinstance(value, Real) and not isinstance(value, bool) and not 1e38 < abs(value) < math.inf
+SOME_FIGURES = {f"{name}?": kind for name, kind in FIGURES.items()} | {"bpc": float, "bpb": float}
 
 
 def choice_advice(value: str, choices: Sequence[str]) -> str:
@@ -42,7 +38,7 @@ def choice_advice(value: str, choices: Sequence[str]) -> str:
 
 def mismatch(value: Any, kind: Any) -> str:
     """Why a value is not of a type, in words; '' if it is. Whole numbers are floats, and tuples are lists."""
-    origin, parts, inner, fits = get_origin(kind) or type(kind), get_args(kind), (), False
+    origin, parts, inner, fits = get_origin(kind) or type(kind), get_args(kind), {}, False
     if origin is Annotated:
         failed = (advice for allows, advice in kind.__metadata__ if not allows(value))
         return mismatch(value, parts[0]) or next(failed, "")
@@ -54,18 +50,17 @@ def mismatch(value: Any, kind: Any) -> str:
     if origin is Literal:
         return "" if value in parts else choice_advice(str(value), parts)
     if origin in (list, tuple) and isinstance(value, list | tuple):
-        kinds = parts * len(value) if origin is list else parts
-        if fits := len(kinds) == len(value):
-            inner = zip(range(1, len(value) + 1), value, kinds, strict=True)
+        inner = dict(enumerate(parts * len(value) if origin is list else parts))
+        fits = len(inner) == len(value)
     elif origin is dict and isinstance(value, dict):
-        keys = dict.fromkeys(value, parts[1]) if parts else kind
-        if missing := [key for key in keys if str(key)[-1:] != "?" and key not in value]:
+        inner = dict.fromkeys(value, parts[1]) if parts else {k.rstrip("?"): part for k, part in kind.items()}
+        fits = all(isinstance(key, str) for key in value)
+        if missing := [key for key in inner if key not in value and f"{key}?" not in kind]:
             return f"{missing[0]} is missing"
-        fits = not parts or all(isinstance(key, parts[0]) for key in value)
-        named = {key if parts else key.rstrip("?"): part for key, part in keys.items()}
-        inner = ((key, value[key], part) for key, part in named.items() if key in value)
-    elif kind in (int, float):
-        fits = is_number(value) and isinstance(value, Integral if kind is int else Real)
+        inner = {key: part for key, part in inner.items() if key in value}
+    elif kind in (int, float):  # beyond 1e38 sums may overflow
+        fits = isinstance(value, Integral if kind is int else Real) and not 1e38 < abs(value) < math.inf
+        fits = fits and not isinstance(value, bool)
     elif kind is str:
         fits = isinstance(value, str) and (value.isascii() or not re.search("[\ud800-\udfff]", value))
     else:
@@ -73,7 +68,8 @@ def mismatch(value: Any, kind: Any) -> str:
     if not fits:
         expected = getattr(kind, "__name__", kind) if isinstance(kind, type | str | int) else origin.__name__
         return f"{reprlib.repr(value)} is not {expected}"
-    return next((f"{key}: {found}" for key, item, part in inner if (found := mismatch(item, part))), "")
+    found = ((key, mismatch(value[key], part)) for key, part in inner.items())
+    return next((f"{key}: {problem}" for key, problem in found if problem), "")
 
 
 def size_of(path: str | Path) -> int:
@@ -126,6 +122,4 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def load_yaml(text: str) -> Any:
-    """The plain values of a YAML text. Raises ValueError for more than MOST_VALUES, and what yaml raises."""
-    return yaml.load(text, _Loader)
+load_yaml = partial(yaml.load, Loader=_Loader)  # text → plain values; ValueError for more than MOST_VALUES

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -142,6 +143,8 @@ def copy_of_pipe(path: str, inode: int):
         raise CharlmError(f"{path}: several processes cannot read a pipe; name a file")
     copy = NamedTemporaryFile(prefix="charlm-")  # noqa: SIM115 - closed with the process
     with open(path, "rb") as pipe:
+        if not (stat.S_ISFIFO(os.fstat(pipe.fileno()).st_mode) or pipe.isatty()):
+            raise CharlmError(f"{path}: is a device, which may have no end; name a file or a pipe")
         copyfileobj(pipe, copy, 1 << 20)
     copy.flush()
     return copy

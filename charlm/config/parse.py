@@ -5,7 +5,7 @@ import difflib
 import re
 import reprlib
 from collections.abc import Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import yaml
 from charlm.checked import choice_advice, load_yaml, read
 from charlm.config.checks import LENGTH, preset, without_retired
 from charlm.config.fields import Config
-from charlm.errors import CharlmError, UsageError
+from charlm.errors import CharlmError, UsageError, redact
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -155,6 +155,12 @@ _Dumper.add_representer(str, _Dumper.quote)
 def to_yaml(config: Config) -> str:
     """The whole config as YAML that load_config reads back to an equal Config."""
     return yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def public(config: Config) -> Config:
+    """The same without passwords and signatures in the URLs of its text, for files that others may read."""
+    names = ("source", "data_files", "validation", "test")
+    return replace(config, data=replace(config.data, **{n: redact(getattr(config.data, n)) for n in names}))
 
 
 def _current(tree: Any) -> Any:

@@ -35,7 +35,7 @@ from charlm.corpus.count_encode import Text, in_order
 from charlm.corpus.layout import LAYOUT_FILE, IdWriter, Layout, join, lay_out, pieces_written
 from charlm.corpus.prepared import Corpus, IdFile
 from charlm.corpus.sources import FORMAT, SPLITS, Unreadable, describe
-from charlm.errors import CharlmError
+from charlm.errors import CharlmError, redact
 from charlm.files import Journal, refuse_links, replace, sync_folder
 
 
@@ -235,7 +235,9 @@ class Build:
         fallback = sum(int(h[spelled].sum()) for h in histograms.values())
         return {
             "fingerprint": self.fingerprint,
-            "source": {k: v for k, v in sources.fingerprinted(config.data).items() if v not in (None, "")},
+            "source": redact(
+                {k: v for k, v in sources.fingerprinted(config.data).items() if v not in (None, "")}
+            ),
             "vocab": asdict(config.vocab) | {"size": len(vocab)},
             "origins": sources.origins(config.data),
             "duplicates": sum(text.source.duplicates for text in self.texts),

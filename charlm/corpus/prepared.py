@@ -30,7 +30,7 @@ from charlm.checked import SOME_FIGURES, Count, read
 from charlm.config.fields import Config
 from charlm.corpus.sources import FORMAT, SPLITS, files_of, fingerprint, former_fingerprint
 from charlm.corpus.vocabulary import Vocab, name_of
-from charlm.errors import CharlmError
+from charlm.errors import CharlmError, redact
 
 
 def baseline_title(name: str, figures: dict) -> str:
@@ -40,17 +40,16 @@ def baseline_title(name: str, figures: dict) -> str:
 
 
 Code = Annotated[Count, (lambda code: code < 0x110000, "is no code point")]
-BASELINE = dict.fromkeys(("order?", "train_symbols?", "held_out_bytes?"), Count)
-BASELINE |= SOME_FIGURES | {"bpb": float}
+BASELINE = SOME_FIGURES | dict.fromkeys(("order?", "train_symbols?", "held_out_bytes?"), Count)
 SIZE = dict.fromkeys(("symbols", "characters", "bytes", "documents?"), Count) | {"sha256": str}
 INFO = FORMAT | {  # the content of corpus.json
     "splits": {"train": SIZE, "validation?": SIZE, "test?": SIZE},
     "floors": dict[str, BASELINE],
-    **dict.fromkeys(("documents", "characters", "bytes", "left_out_characters"), Count),
-    **dict.fromkeys(("duplicates?", "skipped?", "decomposed?"), Count),
+    **dict.fromkeys(("documents", "characters", "bytes", "left_out_characters", "skipped?"), Count),
     **dict.fromkeys(("fallback_rate", "coverage", "seconds"), float),
     **dict.fromkeys(("most_frequent", "first_left_out"), list[tuple[Code, Count]]),
-    **{"passes": dict[str, float], "kept?": dict[str, Count], "origins?": dict[str, str], "fingerprint": str},
+    **{"passes": dict[str, float], "kept?": dict[str, Count], "duplicates?": Count, "decomposed?": Count},
+    **{"origins?": dict[str, str], "fingerprint": str},
 }
 
 
@@ -206,7 +205,7 @@ def folder_of(config: Config) -> Path:
         files = data.data_files
         while not isinstance(files, str):
             files = next(iter(files.values() if isinstance(files, dict) else files))
-        name = Path(files.split("::")[-1]).stem
+        name = Path(redact(files).split("::")[-1]).stem
     name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "text"
     name = name.encode()[:100].decode(errors="ignore")  # most disks allow 255 bytes
     return Path(data.dir) / f"{name}-{found}"

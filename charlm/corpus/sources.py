@@ -17,7 +17,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from charlm.config.fields import BUILDERS, WITHOUT_EFFECT, Config, DataConfig
-from charlm.errors import CharlmError
+from charlm.errors import CharlmError, redact
 from charlm.files import copy_of_pipe, digests, files_below, head_of, names_in_zip, refuse_dump
 
 SPLITS = ("train", "validation", "test")
@@ -121,7 +121,7 @@ def origins(data: DataConfig) -> dict[str, str]:
     for part, name in zip(SPLITS, (data.split, data.validation, data.test), strict=True):
         if files := found.get(name):
             kinds = " and ".join(sorted({file.format for file in files}))
-            named = f"{len(files):,} files" if len(files) > 1 else os.path.basename(files[0].path)
+            named = f"{len(files):,} files" if len(files) > 1 else os.path.basename(redact(files[0].path))
             parts[part] = f"{named} ({kinds})"
         elif isinstance(name, str) and data.source != "literal":
             parts[part] = f"split {name}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 from hashlib import sha256
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,19 +64,17 @@ def load_model(cls: type[CharLM], name: str | Path, device: str | torch.device =
         except Exception as error:
             message = " ".join(str(error).split())  # in one line
             raise CharlmError(f"{name}: neither a folder nor a model on the Hub ({message})") from error
-    about, path = read(folder / "config.json", ABOUT), folder / "model.safetensors"
-    config = read(folder / "config.json", make=lambda _: ModelConfig(**without_retired(about["model"])))
+    kinds = {"make": lambda about: (ModelConfig(**without_retired(about["model"])), about)}
+    (config, about), path = read(folder / "config.json", ABOUT, **kinds), folder / "model.safetensors"
     try:
         if sha256_of(path) != about["weights_sha256"]:
             raise ValueError("its sha256 is not the one in config.json")
         with safe_open(path, "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        model = empty_model(cls, config, about["vocab_size"], shapes, path)
-        weights = load_file(path)
-    except CharlmError:
-        raise
+        weights = load_file(path)  # mapped, not yet in memory
     except Exception as error:
         raise CharlmError(f"{path}: cannot be read: {error}; train or download it again") from error
+    model = empty_model(cls, config, about["vocab_size"], shapes, path)
     load_weights(model, weights, path)
     vocab = model.vocab = Vocab.load(folder)
     if len(vocab) != model.vocab_size:
@@ -98,13 +96,12 @@ def empty_model(
 ) -> CharLM:
     """A fresh model for weights of these shapes. Raises CharlmError when the shapes of its parameters are
     others, before it takes memory for them. Draws random numbers of torch."""
-    largest = 2 * max((1, *chain(*shapes.values())))
-    sizes = [config.hidden_size, config.embedding_size, config.ngrams, config.ngrams and config.ngram_lines]
-    if config.num_layers > len(shapes) or max(*sizes, vocab_size) > largest:
-        differ = (
-            f"{config.num_layers:,} layer(s) and sizes up to {max(*sizes, vocab_size):,} are not in the file"
+    held, sizes = sum(map(math.prod, shapes.values())), vars(config)
+    named = ("hidden_size", "embedding_size", "ngrams", *["ngram_lines"] * bool(config.ngrams))
+    if config.num_layers > len(shapes) or any(sizes[name] > held for name in named):
+        raise CharlmError(
+            f"{where}: the weights do not fit the model: they are {held:,} numbers, for {config}"
         )
-        raise CharlmError(f"{where}: the weights do not fit the model: {differ}")
     with torch.device("meta"):
         _compare(cls(config, vocab_size), shapes, where)
     return cls(config, vocab_size)

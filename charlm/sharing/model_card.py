@@ -10,6 +10,7 @@ import yaml
 
 from charlm import __version__
 from charlm.config.fields import BUILDERS, Config
+from charlm.config.parse import public
 from charlm.corpus.prepared import baseline_title
 from charlm.corpus.sources import fingerprinted, is_path
 from charlm.corpus.vocabulary import Vocab
@@ -32,6 +33,7 @@ def model_card(
     """
     import jinja2  # here: training imports this file and writes its first card much later
 
+    config = config and public(config)
     shown = _shown(config) if config else {}
     options = {"trim_blocks": True, "keep_trailing_newline": True, "undefined": jinja2.StrictUndefined}
     template = jinja2.Template(Path(__file__).with_suffix(".md").read_text(encoding="utf-8"), **options)

@@ -23,8 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from charlm.checked import FIGURES, Count, parse, read, size_of
-from charlm.config.checks import Positive
+from charlm.checked import Count, parse, read, size_of
 from charlm.config.parse import from_dict
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError, CharlmWarning
@@ -34,11 +33,6 @@ from charlm.model.pretrained import empty_model, load_weights
 
 FORMAT = {"format": "charlm checkpoint", "version": 2}
 ENTRY = {"bytes": Count, "sha256": str}  # of a file in manifest.json
-FACTS = {  # the content of facts.json
-    **{"step": Count, "steps?": (Count, None), "evaluated": int, "position": tuple[Count, Count]},
-    **{"best": (FIGURES | {"step": Count}, None), "config": dict, "run_id": str, "text_sha256": str},
-    **{"ranks": Count, "lanes_at_once?": Positive, "scaler": (dict, None)},
-}
 NEEDED = {"facts.json", "vocab.json", "model.safetensors"}
 Tensors = dict[str, dict[str, Tensor]]  # file, without .safetensors → name → tensor
 
@@ -122,7 +116,11 @@ def load_checkpoint(folder: str | Path) -> tuple[dict, Tensors, Vocab]:
             raise DamagedCheckpoint(f"{folder / name}: its sha256 is not the one in manifest.json")
     try:
         tensors = {Path(n).stem: load(b) for n, b in files.items() if n.endswith(".safetensors")}
-        return parse(files["facts.json"], FACTS), tensors, Vocab.from_dict(parse(files["vocab.json"]))
+        return (
+            parse(files["facts.json"], {"step": Count}),
+            tensors,
+            Vocab.from_dict(parse(files["vocab.json"])),
+        )
     except (ValueError, SafetensorError) as error:
         raise DamagedCheckpoint(f"{folder}: {error}") from error
 
@@ -159,7 +157,7 @@ def evaluated_model(facts: dict, tensors: Tensors, vocab: Vocab) -> CharLM:
     """The model of a checkpoint, with averaged weights if it has them. Draws random numbers of torch."""
     weights, where = tensors["model"] | tensors.get("average", {}), f"the checkpoint of step {facts['step']}"
     shapes = {name: tuple(w.shape) for name, w in weights.items()}
-    model = empty_model(CharLM, from_dict(facts["config"]).model, len(vocab), shapes, where)
+    model = empty_model(CharLM, from_dict(facts.get("config")).model, len(vocab), shapes, where)
     load_weights(model, weights, where)
     return model
 

@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from charlm.checked import LARGEST, Count, mismatch, parse
 from charlm.config.fields import Config
-from charlm.config.parse import flatten
+from charlm.config.parse import flatten, public
 from charlm.errors import CharlmError
 from charlm.files import replace
+from charlm.terminal import visible
 
 
 def _leave_others() -> None:
@@ -130,11 +131,12 @@ class Logger:
         online, run_dir = self.mode == "online", self.config.run_dir
         options = {"id": run_id, "mode": self.mode, "dir": run_dir, "name": Path(run_dir).name}
         timeouts = {"init_timeout": 90 if online else 600, "finish_timeout": self.timeout}
+        fields = flatten(public(self.config))
         options["settings"] = wandb.Settings(console="off", silent=True, **timeouts)
         if online:  # an offline run holds all, and replaces what was synced before
             options["resume"] = "allow"
         try:
-            self.accelerator.init_trackers(self.config.log.project, flatten(self.config), {"wandb": options})
+            self.accelerator.init_trackers(self.config.log.project, fields, {"wandb": options})
         except Exception as error:  # of wandb, pydantic, the network
             problem = f"does not start ({' '.join(str(error).split())})"
             if self.config.log.wandb != "auto":
@@ -153,7 +155,7 @@ class Logger:
         """A line for people, above the bar."""
         if not self.quiet:
             try:
-                tqdm.write(text, file=sys.stdout)
+                tqdm.write(visible(text), file=sys.stdout)
                 sys.stdout.flush()
             except BrokenPipeError:  # the reader has ended (`| head`), training has not
                 self.quiet = True

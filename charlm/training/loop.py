@@ -18,7 +18,6 @@ from charlm.files import replace
 from charlm.model.char_lm import CharLM
 from charlm.model.device import keep_freed_memory, peak_memory
 from charlm.model.pretrained import read_best
-from charlm.terminal import visible
 from charlm.training.optimizer import learning_rate, set_learning_rate
 from charlm.training.resume import resume_or_start, save_checkpoint, secure_best, state_of
 from charlm.training.run import Clock, Run, State, Summary
@@ -196,7 +195,7 @@ def draw_sample(run: Run, setup: Setup, model: CharLM, name: str | None = None) 
         path.parent.mkdir(exist_ok=True)
         replace(path, text, synced=False)
         run.logger.summary({"sample": text}) if name else run.logger.figures(step, {"sample": text})
-        run.say(f"--- sample, {name or f'step {step}'} ---\n{visible(text)}\n---")
+        run.say(f"--- sample, {name or f'step {step}'} ---\n{text}\n---")
     return text
 
 

@@ -16,11 +16,11 @@ import torch
 
 from charlm.checked import read
 from charlm.config.fields import Config
-from charlm.config.parse import read_run_config
+from charlm.config.parse import public, read_run_config
 from charlm.corpus.prepared import Corpus, prepare
 from charlm.corpus.sources import fingerprinted, is_path
 from charlm.corpus.vocabulary import Vocab, name_of
-from charlm.errors import CharlmError, CharlmWarning
+from charlm.errors import CharlmError, CharlmWarning, redact
 from charlm.evaluation.evaluate import Score, score
 from charlm.files import absolute
 from charlm.files import replace as replace_file
@@ -143,15 +143,15 @@ def record_corpus(config: Config, corpus: Corpus) -> None:
         "folder": folder,
         "from_run": os.path.relpath(folder, config.run_dir),
         "sha256": corpus.splits["train"]["sha256"],
-        "paths": {name: absolute(getattr(data, name)) for name in ("data_files", "dir", *held_out)},
+        "paths": {name: redact(absolute(getattr(data, name))) for name in ("data_files", "dir", *held_out)},
     }
     replace_file(Path(config.run_dir) / "corpus.json", json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def _record(run_dir: str | Path, config: Config) -> dict:
     """corpus.json of a run that reads the same text; {} if there is none."""
-    path, own = Path(run_dir) / "corpus.json", read_run_config(Path(run_dir))
-    same = fingerprinted(own.data) == fingerprinted(config.data) and own.vocab == config.vocab
+    path, own = Path(run_dir) / "corpus.json", public(read_run_config(Path(run_dir)))
+    same = fingerprinted(own.data) == fingerprinted(public(config).data) and own.vocab == config.vocab
     return read(path, RECORD) if same and path.exists() else {}
 
 
@@ -166,11 +166,19 @@ def recorded_corpus(run_dir: str | Path, config: Config) -> Corpus | None:
     return None
 
 
-def corpus_of(run_dir: str | Path, config: Config) -> Corpus:
-    """The recorded corpus of a run, or the one that its config names in the folder where it was started."""
+def corpus_of(run_dir: str | Path, config: Config, trust: bool = False) -> Corpus:
+    """The recorded corpus of a run, or with trust the one that its config names in the folder where it was
+    started. Raises CharlmError without: the config of a stranger may name any file and folder."""
     if found := recorded_corpus(run_dir, config):
         return found
-    paths = {k: v for k, v in _record(run_dir, config).get("paths", {}).items() if k in PLACES}
+    if not trust:
+        ways = f"To prepare the text that its config.yaml names, if you trust that: charlm evaluate {run_dir}"
+        raise CharlmError(f"{run_dir}: its corpus is not on this disk. {ways} --trust; or give --text FILE")
+    paths = {
+        k: v
+        for k, v in _record(run_dir, config).get("paths", {}).items()
+        if k in PLACES and "***" not in str(v)
+    }
     return prepare(replace(config, data=replace(config.data, **paths)))
 
 
