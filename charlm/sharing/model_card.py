@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from charlm.corpus.prepared import baseline_title
 from charlm.corpus.sources import fingerprinted, is_path
 from charlm.corpus.vocabulary import Vocab
 from charlm.model.char_lm import CharLM
+from charlm.terminal import visible
 
 
 def model_card(
@@ -36,6 +38,7 @@ def model_card(
     config = config and public(config)
     shown = _shown(config) if config else {}
     options = {"trim_blocks": True, "keep_trailing_newline": True, "undefined": jinja2.StrictUndefined}
+    options["finalize"] = lambda value: _plain(value) if type(value) is str else value
     template = jinja2.Template(Path(__file__).with_suffix(".md").read_text(encoding="utf-8"), **options)
     return template.render(
         title=Path(config.run_dir).name if config else "Character-level model",
@@ -46,7 +49,9 @@ def model_card(
         config=config,
         local_sources=("stdlib", "literal", *BUILDERS),
         shown=shown,
-        listing=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True),
+        listing=jinja2.utils.markupsafe.Markup(
+            visible(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)).replace("```", "'''")
+        ),
         text=text,
         figures={split: scores for split, scores in (figures or {}).items() if scores},
         baselines={baseline_title(k, v): v for k, v in ((text or {}).get("floors") or {}).items()},
@@ -54,6 +59,11 @@ def model_card(
         steps=steps,
         versions=f"charlm {__version__} with PyTorch {torch.__version__}",
     )
+
+
+def _plain(text: str) -> str:
+    """A name as text of one line: it can be no heading, markup or image."""
+    return re.sub(r"([\[\]`<])", r"\\\1", re.sub(r"\s*[\r\n]\s*", " ", visible(text)))
 
 
 def _shown(config: Config) -> dict:

@@ -133,7 +133,7 @@ def test_a_model_of_the_hub_that_was_fetched_before_starts_a_run_without_network
     other = small(tmp_path / "other", train={"init_from": "someone/else"})
     ran = forked("train", "--config", config_file(other))
     assert ran.returncode == 1 and "Traceback" not in ran.stderr
-    assert "charlm: error: someone/else: neither a folder nor a model on the Hub"
+    told = "train.init_from=someone/else: cannot start from it: someone/else: neither a folder nor a model"
     assert told in ran.stderr
 
 
