@@ -27,7 +27,7 @@ MOST_VALUES = 100_000  # of a YAML file, each counted as often as aliases repeat
 Count = Annotated[int, (lambda x: 0 <= x < 1 << 53, "must be 0 or more, and below 2^53")]
 FIGURES = dict.fromkeys(("nats_per_character", "bpc", "bpb", "perplexity"), float)  # of an evaluation
 FIGURES |= dict.fromkeys(("characters", "bytes", "lanes", "context"), Count)
-SOME_FIGURES = {f"{name}?": kind for name, kind in FIGURES.items()} | {"bpc": float, "bpb": float}
+SOME_FIGURES = {f"{name}?": kind for name, kind in FIGURES.items()} | {"bpc": float}
 
 
 def choice_advice(value: str, choices: Sequence[str]) -> str:
@@ -55,7 +55,7 @@ def mismatch(value: Any, kind: Any) -> str:
     elif origin is dict and isinstance(value, dict):
         inner = dict.fromkeys(value, parts[1]) if parts else {k.rstrip("?"): part for k, part in kind.items()}
         fits = all(isinstance(key, str) for key in value)
-        if missing := [key for key in inner if key not in value and f"{key}?" not in kind]:
+        if missing := [key for key in ((), kind)[not parts] if key[-1] != "?" and key not in value]:
             return f"{missing[0]} is missing"
         inner = {key: part for key, part in inner.items() if key in value}
     elif kind in (int, float):  # beyond 1e38 sums may overflow

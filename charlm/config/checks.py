@@ -56,8 +56,8 @@ def require(ok: Any, key: str, value: Any, advice: str) -> None:
 
 def preset(size: str | None) -> dict[str, dict[str, Any]]:
     """Section → field → value that a model.size stands for; empty for null and for unknown sizes."""
-    path = Path(__file__).with_name("sizes") / f"{size}.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    sizes = {path.stem: path for path in Path(__file__).with_name("sizes").glob("*.yaml")}
+    return yaml.safe_load(sizes[size].read_text(encoding="utf-8")) if str(size) in sizes else {}
 
 
 def without_retired(model: dict) -> dict:

@@ -108,10 +108,11 @@ def load_checkpoint(folder: str | Path) -> tuple[dict, Tensors, Vocab]:
     for name, (size, digest) in listed.items():
         try:
             if (found := size_of(folder / name)) != size:
-                raise DamagedCheckpoint(f"{folder / name}: {found} bytes, should be {size}")
+                raise ValueError(f"{found} bytes, should be {size}")
             files[name] = (folder / name).read_bytes()
-        except OSError as error:
-            raise DamagedCheckpoint(f"{folder / name}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise DamagedCheckpoint(f"{folder / name}: {reason}") from error
         if hashlib.sha256(files[name]).hexdigest() != digest:
             raise DamagedCheckpoint(f"{folder / name}: its sha256 is not the one in manifest.json")
     try:
