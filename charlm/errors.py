@@ -3,15 +3,23 @@
 import re
 
 
-def redact(value):
-    """A text, or those in a list or mapping, without passwords and queries (signatures) of URLs."""
+def each(value, change):
+    """The same with every text of a value such as data.data_files, in lists and mappings too, changed."""
     if isinstance(value, dict):
-        return {key: redact(item) for key, item in value.items()}
+        return {key: each(item, change) for key, item in value.items()}
     if isinstance(value, list):
-        return [redact(item) for item in value]
-    if not isinstance(value, str) or "://" not in value:
-        return value
-    return re.sub(r"(://[^\s?'\"]+\?)[^\s'\"]+", r"\1***", re.sub(r"(?<=://)[^/\s@]+(?=@)", "***", value))
+        return [each(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def redact(value):
+    """The texts of a value without passwords and queries (signatures) of URLs."""
+
+    def change(text: str) -> str:
+        text = re.sub(r"(?<=://)[^/\s@]+(?=@)", "***", text)
+        return re.sub(r"(://[^\s?'\"]+\?)[^\s'\"]+", r"\1***", text)
+
+    return each(value, change)
 
 
 class CharlmError(ValueError):

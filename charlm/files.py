@@ -116,15 +116,11 @@ def files_below(folder: str) -> list[str]:
     return sorted(filter(os.path.isfile, paths))
 
 
-def absolute(paths):
-    """The value of data.data_files or data.dir with its local paths from the root of the disk."""
-    if isinstance(paths, dict):
-        return {split: absolute(named) for split, named in paths.items()}
-    if isinstance(paths, list):
-        return [absolute(path) for path in paths]
-    member, mark, place = (paths or "-").rpartition("::")
+def absolute(path: str) -> str:
+    """A path, if it is a local one or within an archive at one, from the root of the disk."""
+    member, mark, place = (path or "-").rpartition("::")
     local = "://" not in place and place != "-"
-    return member + mark + os.path.abspath(os.path.expanduser(place)) if local else paths
+    return member + mark + os.path.abspath(os.path.expanduser(place)) if local else path
 
 
 def head_of(path: str) -> bytes:

@@ -36,7 +36,7 @@ from charlm.corpus.layout import LAYOUT_FILE, IdWriter, Layout, join, lay_out, p
 from charlm.corpus.prepared import Corpus, IdFile
 from charlm.corpus.sources import FORMAT, SPLITS, Unreadable, describe
 from charlm.errors import CharlmError, redact
-from charlm.files import Journal, refuse_links, replace, sync_folder
+from charlm.files import Journal, replace, sync_folder
 
 
 class Build:
@@ -69,8 +69,6 @@ class Build:
         plan = [[p.reader.name, p.first, p.rows, p.size, p.document, p.cut] for _, p in self.pieces]
         digest = sha256(json.dumps(plan).encode()).hexdigest()
         path = self.partial / "plan.txt"
-        if self.partial.exists():
-            refuse_links(self.partial)
         found = path.read_text() if path.exists() else None
         if found == digest:
             return

@@ -40,9 +40,7 @@ def baseline_title(name: str, figures: dict) -> str:
 
 
 Code = Annotated[Count, (lambda code: code < 0x110000, "is no code point")]
-BASELINE = (
-    SOME_FIGURES | {"bpb": float} | dict.fromkeys(("order?", "train_symbols?", "held_out_bytes?"), Count)
-)
+BASELINE = SOME_FIGURES | {"bpb": float, "order?": Count, "train_symbols?": Count, "held_out_bytes?": Count}
 SIZE = dict.fromkeys(("symbols", "characters", "bytes", "documents?"), Count) | {"sha256": str}
 INFO = FORMAT | {  # the content of corpus.json
     "splits": {"train": SIZE, "validation?": SIZE, "test?": SIZE},

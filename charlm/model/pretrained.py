@@ -99,9 +99,7 @@ def empty_model(
     held, sizes = sum(map(math.prod, shapes.values())), vars(config)
     named = ("hidden_size", "embedding_size", "ngrams", *["ngram_lines"] * bool(config.ngrams))
     if config.num_layers > len(shapes) or any(sizes[name] > held for name in named):
-        raise CharlmError(
-            f"{where}: the weights do not fit the model: they are {held:,} numbers, for {config}"
-        )
+        raise CharlmError(f"{where}: the weights do not fit the model: {held:,} numbers for {config}")
     with torch.device("meta"):
         _compare(cls(config, vocab_size), shapes, where)
     return cls(config, vocab_size)

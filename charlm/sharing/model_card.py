@@ -15,6 +15,7 @@ from charlm.config.parse import public
 from charlm.corpus.prepared import baseline_title
 from charlm.corpus.sources import fingerprinted, is_path
 from charlm.corpus.vocabulary import Vocab
+from charlm.errors import each
 from charlm.model.char_lm import CharLM
 from charlm.terminal import visible
 
@@ -39,6 +40,7 @@ def model_card(
     shown = _shown(config) if config else {}
     options = {"trim_blocks": True, "keep_trailing_newline": True, "undefined": jinja2.StrictUndefined}
     options["finalize"] = lambda value: _plain(value) if type(value) is str else value
+    listing = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
     template = jinja2.Template(Path(__file__).with_suffix(".md").read_text(encoding="utf-8"), **options)
     return template.render(
         title=Path(config.run_dir).name if config else "Character-level model",
@@ -49,9 +51,7 @@ def model_card(
         config=config,
         local_sources=("stdlib", "literal", *BUILDERS),
         shown=shown,
-        listing=jinja2.utils.markupsafe.Markup(
-            visible(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)).replace("```", "'''")
-        ),
+        listing=jinja2.utils.markupsafe.Markup(visible(listing).replace("```", "'''")),
         text=text,
         figures={split: scores for split, scores in (figures or {}).items() if scores},
         baselines={baseline_title(k, v): v for k, v in ((text or {}).get("floors") or {}).items()},
@@ -71,10 +71,10 @@ def _shown(config: Config) -> dict:
     shown = {n: asdict(getattr(config, n)) for n in ("data", "vocab", "model", "optim", "train", "evaluate")}
     shown["data"] = fingerprinted(config.data)
     if config.data.source in BUILDERS:
-        shown["data"]["data_files"] = _names(config.data.data_files)
+        shown["data"]["data_files"] = each(config.data.data_files, _name)
     shown["data"]["text"] = config.data.text[:200]
     paths = [name for name in ("validation", "test") if is_path(shown["data"][name], config.data)]
-    shown["data"] |= {name: _names(shown["data"][name]) for name in paths}
+    shown["data"] |= {name: each(shown["data"][name], _name) for name in paths}
     if config.train.minutes or config.train.epochs:
         del shown["train"]["steps"]  # its default, which has no effect
     shown["optim"]["betas"] = list(shown["optim"]["betas"])
@@ -84,10 +84,6 @@ def _shown(config: Config) -> dict:
     return shown
 
 
-def _names(files):
-    """data.data_files without their folders."""
-    if isinstance(files, dict):
-        return {split: _names(paths) for split, paths in files.items()}
-    if isinstance(files, list):
-        return [_names(path) for path in files]
-    return "::".join(part if "://" in part else Path(part).name for part in files.split("::"))
+def _name(file: str) -> str:
+    """A path of data.data_files without its folders."""
+    return "::".join(part if "://" in part else Path(part).name for part in file.split("::"))

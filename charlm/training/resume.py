@@ -118,6 +118,8 @@ def resume_or_start(run: Run, setup: Setup) -> State:
         try:
             _restore(run, setup, facts, tensors)
         except (LookupError, TypeError, RuntimeError) as error:
+            if "memory" in str(error):
+                raise
             problem = f"its checkpoint is not of such a run ({' '.join(str(error).split())[:200]})"
             raise CharlmError(f"{run.dir}: {problem}; name another run_dir") from error
         _fit_slices(run, setup, facts)

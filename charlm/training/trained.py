@@ -20,7 +20,7 @@ from charlm.config.parse import public, read_run_config
 from charlm.corpus.prepared import Corpus, prepare
 from charlm.corpus.sources import fingerprinted, is_path
 from charlm.corpus.vocabulary import Vocab, name_of
-from charlm.errors import CharlmError, CharlmWarning, redact
+from charlm.errors import CharlmError, CharlmWarning, each, redact
 from charlm.evaluation.evaluate import Score, score
 from charlm.files import absolute
 from charlm.files import replace as replace_file
@@ -143,7 +143,9 @@ def record_corpus(config: Config, corpus: Corpus) -> None:
         "folder": folder,
         "from_run": os.path.relpath(folder, config.run_dir),
         "sha256": corpus.splits["train"]["sha256"],
-        "paths": {name: redact(absolute(getattr(data, name))) for name in ("data_files", "dir", *held_out)},
+        "paths": {
+            name: redact(each(getattr(data, name), absolute)) for name in ("data_files", "dir", *held_out)
+        },
     }
     replace_file(Path(config.run_dir) / "corpus.json", json.dumps(content, indent=2, ensure_ascii=False))
 
