@@ -7,23 +7,26 @@ import gzip
 import json
 import os
 import re
+import stat
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path, PurePath
+from secrets import token_hex
 from shutil import copyfileobj
 from tempfile import TemporaryDirectory
 from zipfile import is_zipfile
 
 import xxhash
 
+from charlm.checked import Count, read
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.locks import locked
 
@@ -32,8 +35,9 @@ KEPT = 64 << 20  # bytes of files from which digests are kept
 
 
 def write_synced(path: str | Path, content: bytes | str, synced: bool = True) -> None:
-    """Write a file and, unless synced=False, wait until it is on the disk."""
-    with open(path, "wb") as file:
+    """Write a new file and, unless synced=False, wait until it is on the disk. Raises FileExistsError where
+    there is one, or a link."""
+    with open(path, "xb") as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
         file.flush()
         if synced:
@@ -43,9 +47,10 @@ def write_synced(path: str | Path, content: bytes | str, synced: bool = True) ->
 def replace(path: str | Path, content: bytes | str, synced: bool = True) -> None:
     """Write a temporary file in the same folder and rename it: readers see the old file or the new one.
 
-    With synced=False it does not wait for the disk, and a crash of the machine may leave the file empty.
+    With synced=False it does not wait for the disk, and a crash of the machine may leave the file empty. The
+    temporary name is random: nobody can have put a link to another file there.
     """
-    partial = Path(path).with_name(f".{Path(path).name}.partial")
+    partial = Path(path).with_name(f".{Path(path).name[:50]}.{token_hex(8)}.partial")
     try:
         write_synced(partial, content, synced)
         os.replace(partial, path)
@@ -56,9 +61,22 @@ def replace(path: str | Path, content: bytes | str, synced: bool = True) -> None
         sync_folder(Path(path).parent)
 
 
+def refuse_links(folder: str | Path, *names: str) -> None:
+    """Raise CharlmError for a symbolic link among these entries of a folder (without names: all), or below
+    one: what is written, deleted or sent through it may be anybody's. wandb has links of its own."""
+    for path in (Path(folder, name) for name in names or os.listdir(folder)):
+        below = path.rglob("*") if path.name != "wandb" else ()
+        if link := next((found for found in (path, *below) if found.is_symlink()), None):
+            advice = "put a copy in its place; only the folder as a whole may be one"
+            raise CharlmError(f"{link}: is a symbolic link, which charlm does not write through; {advice}")
+
+
 def sync_folder(path: str | Path) -> None:
-    """Wait until the entries of a folder are on the disk, if its file system can do that."""
-    handle = os.open(path, os.O_RDONLY)
+    """Wait until the entries of a folder are on the disk, if its file system and system can do that."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folder
+        return
     try:
         os.fsync(handle)
     except OSError as error:
@@ -87,7 +105,9 @@ def digests(paths: list[str], folder: str) -> list[str]:
             return [*chain.from_iterable(pool.map(lambda group: [*map(digest, group)], groups))]
         kept, writable = Path(folder) / ".digests.json", os.access(folder, os.W_OK)
         with locked(kept.with_suffix(".lock")) if writable else nullcontext():  # one process computes them
-            known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+            known = {}
+            with suppress(CharlmError):  # damaged or missing, it is written again
+                known = read(kept, dict[str, tuple[Count, int, int, str]])
             new = [path for path, stat in stats.items() if known.get(path, [])[:3] != stat]
             for path, hashed in zip(new, pool.map(digest, new), strict=True):
                 known[path] = [*stats[path], hashed]
@@ -105,15 +125,11 @@ def files_below(folder: str) -> list[str]:
     return sorted(filter(os.path.isfile, paths))
 
 
-def absolute(paths):
-    """The value of data.data_files or data.dir with its local paths from the root of the disk."""
-    if isinstance(paths, dict):
-        return {split: absolute(named) for split, named in paths.items()}
-    if isinstance(paths, list):
-        return [absolute(path) for path in paths]
-    member, mark, place = (paths or "-").rpartition("::")
+def absolute(path: str) -> str:
+    """A path, if it is a local one or within an archive at one, from the root of the disk."""
+    member, mark, place = (path or "-").rpartition("::")
     local = "://" not in place and place != "-"
-    return member + mark + os.path.abspath(os.path.expanduser(place)) if local else paths
+    return member + mark + os.path.abspath(os.path.expanduser(place)) if local else path
 
 
 def head_of(path: str) -> bytes:
@@ -134,6 +150,8 @@ def copy_of_pipe(path: str, inode: int) -> tuple[str, TemporaryDirectory]:
     copy = Path(folder.name + os.path.abspath(path))
     copy.parent.mkdir(parents=True)
     with open(path, "rb") as pipe, open(copy, "wb") as file:
+        if not (stat.S_ISFIFO(os.fstat(pipe.fileno()).st_mode) or pipe.isatty()):
+            raise CharlmError(f"{path}: is a device, which may have no end; name a file or a pipe")
         copyfileobj(pipe, file, 1 << 20)
     return str(copy), folder
 

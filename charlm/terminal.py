@@ -12,8 +12,16 @@ COLORS = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "cyan": 36}
 
 
 def visible(text: str) -> str:
-    """Replace control characters, except newline and tab, by escapes: a terminal would execute them."""
-    return text.translate({i: f"\\x{i:02x}" for i in (*range(9), *range(11, 32), *range(127, 160))})
+    """Replace by escapes what a terminal would execute: control characters except newline and tab, and those
+    that reverse the order of what is shown. JSON stays the same JSON."""
+    beyond = (*range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    escapes = {i: f"\\x{i:02x}" for i in (*range(9), *range(11, 32))} | {i: f"\\u{i:04x}" for i in beyond}
+    return text.translate(escapes)
+
+
+def say(text: str, **options) -> None:
+    """Print text that may hold names, settings and messages of others. options: of print."""
+    print(visible(text), **options)
 
 
 def shows_bars() -> bool:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from charlm import __version__
 from charlm.errors import CharlmError, CharlmWarning, UsageError
+from charlm.terminal import say, visible
 
 if TYPE_CHECKING:
     from charlm.config.fields import Config
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if interrupts:  # while numpy or torch is imported, Ctrl-C can end as any exception
             _exit(130, "charlm: stopped by Ctrl-C")
         if debug:
-            traceback.print_exception(error)
+            say("".join(traceback.format_exception(error)), file=sys.stderr, end="")
         if isinstance(error, CharlmError):
             code, message = 2 if isinstance(error, UsageError) else 1, f"charlm: error: {error}"
         else:
@@ -116,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         if signal.getsignal(signal.SIGINT) is interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-    _exit(code, message)
+    _exit(code, visible(message).replace("\n", " "))
 
 
 def _function(command: str):
@@ -150,7 +151,8 @@ def _exit(code: int, message: str) -> None:
 def _format_warning(message, category, *args, **kwargs) -> str:
     """charlm's own warnings as one line, without their place in its source."""
     own = issubclass(category, CharlmWarning)
-    return f"charlm: warning: {message}\n" if own else _python_format(message, category, *args, **kwargs)
+    shown = visible(str(message))
+    return f"charlm: warning: {shown}\n" if own else _python_format(shown, category, *args, **kwargs)
 
 
 TERMS = (

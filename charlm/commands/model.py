@@ -13,7 +13,7 @@ from pathlib import Path
 
 from charlm.commands.cli import FIGURES, TERMS, Parser
 from charlm.errors import CharlmError, UsageError
-from charlm.terminal import visible
+from charlm.terminal import say, visible
 
 MOST = 8_000_000  # bytes of a text that report reads: far more than a page shows
 SCORES = "{nats_per_character:.4f} nats/char, {bpc:.4f} bpc, {bpb:.4f} bpb, perplexity {perplexity:.6g}"
@@ -57,18 +57,6 @@ def _given(args: argparse.Namespace, *names: str, prefix: str = "") -> dict:
     return {name: value for name in names if (value := getattr(args, prefix + name)) is not None}
 
 
-def _read_text(path: str, most: int = -1) -> bytes:
-    """The bytes of --text FILE, at most so many. Raises CharlmError for an empty or unreadable file."""
-    try:
-        with open(path, "rb") as file:
-            text = file.read(most)
-    except OSError as error:
-        raise CharlmError(f"--text {path}: {error.strerror}") from error
-    if not text:
-        raise CharlmError(f"--text {path}: the file is empty")
-    return text
-
-
 def evaluate(argv: list[str]) -> None:
     """Score held-out text."""
     parser = _run_parser("evaluate", f"{TERMS} {FIGURES}.")
@@ -76,6 +64,8 @@ def evaluate(argv: list[str]) -> None:
     source.add_argument("--split", help="split of the run's corpus (default: test)")
     about = "text files, compressed or not, archives, globs or folders, instead of a split"
     source.add_argument("--text", metavar="PATH", nargs="+", help=about)
+    about = "prepare the text that config.yaml of RUN names, which may be any file, in the folder it names"
+    parser.add_argument("--trust", action="store_true", help=about)
     parser.add_argument("--lanes", type=int, help="lanes read in parallel; 1 is the exact single pass")
     parser.add_argument("--context", type=int, help="characters that warm up the carry of a lane")
     parser.add_argument("--max_characters", type=int, help="score only this many symbols, from the start")
@@ -117,7 +107,7 @@ def evaluate(argv: list[str]) -> None:
         if args.jsonl:
             print(json.dumps(texts[-1]), flush=True)
         elif len(files) > 1 and not args.json:
-            print(evaluate.row(texts[-1], heading=len(texts) == 1), flush=True)
+            say(evaluate.row(texts[-1], heading=len(texts) == 1), flush=True)
     if args.jsonl:
         return
     figures, result = texts[0], texts[0]
@@ -125,8 +115,8 @@ def evaluate(argv: list[str]) -> None:
         figures = {"text": "total"} | evaluate.total_of(texts)
         result = {"texts": texts, "total": figures}
         if not args.json:
-            print(evaluate.row(figures) + "\n")
-    print(json.dumps(result) if args.json else _figures_text(figures["text"], figures))
+            say(evaluate.row(figures) + "\n")
+    say(json.dumps(result) if args.json else _figures_text(figures["text"], figures))
 
 
 def _files(paths: list[str]) -> list[tuple[str, str]]:
@@ -164,7 +154,8 @@ def _split(args: argparse.Namespace, vocab, config):
     from charlm.training.trained import corpus_of
 
     run = Path(config.run_dir if args.config else args.run)
-    corpus = corpus_of(run.parent if run.name == "model" else run, config)
+    trust = args.trust or args.config is not None
+    corpus = corpus_of(run.parent if run.name == "model" else run, config, trust)
     if corpus.vocab != vocab:
         raise CharlmError(
             f"{corpus.folder}: its vocabulary ({len(corpus.vocab)} symbols) does not fit the model "
@@ -225,7 +216,7 @@ def sample(argv: list[str]) -> None:
     for i, text in enumerate(trained.generate(num_samples=args.num_samples, **given)):
         seed = options.seed + i
         if args.json:
-            print(json.dumps({"prompt": options.prompt, "text": text, "seed": seed}, ensure_ascii=False))
+            say(json.dumps({"prompt": options.prompt, "text": text, "seed": seed}, ensure_ascii=False))
         else:
             print(f"--- sample {i + 1}, seed {seed} ---\n{shown(options.prompt + text)}")
 
@@ -236,7 +227,10 @@ def report(argv: list[str]) -> None:
     parser.add_argument("--output", metavar="FILE", help="where to write it (default: RUN/report.html)")
     parser.add_argument("--text", metavar="FILE", help="text for the model to read, instead of held-out text")
     args = parser.parse_args(argv)
-    text = None if args.text is None else _read_text(args.text, MOST)
+    text = None
+    if args.text is not None:
+        with open(_files([args.text])[0][1], "rb") as file:
+            text = file.read(MOST)
     if text is not None and len(text) == MOST:  # it may end within a character
         text = re.sub(rb"[\xc0-\xff][\x80-\xbf]{,3}\Z", b"", text)
     run, _ = _run_of(args)
@@ -244,8 +238,8 @@ def report(argv: list[str]) -> None:
 
     path, missing = write_page(run, args.output, text, args.device)
     for line in missing:
-        print(f"not on the page: {line}")
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+        say(f"not on the page: {line}")
+    say(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
 
 
 def push(argv: list[str]) -> None:
@@ -267,13 +261,13 @@ def push(argv: list[str]) -> None:
     folder = ready(args.run, args.name, args.license, args.language)
     dry = "--dry_run" if args.dry_run else "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
     private = ", private" if args.private else ""
-    print(f"{'would send' if dry else 'sending'} {folder} to {args.name}{private}:")
+    say(f"{'would send' if dry else 'sending'} {folder} to {args.name}{private}:")
     for file in (CARD, *FILES):
-        print(f"  {(folder / file).stat().st_size:>13,} bytes  {file}")
+        say(f"  {(folder / file).stat().st_size:>13,} bytes  {file}")
     if dry:
-        print(f"nothing was sent ({dry}); the card to read before sending: {folder / CARD}")
+        say(f"nothing was sent ({dry}); the card to read before sending: {folder / CARD}")
     else:
-        print(upload(folder, args.name, args.private, args.message), flush=True)
+        say(upload(folder, args.name, args.private, args.message), flush=True)
 
 
 def export(argv: list[str]) -> None:
@@ -289,7 +283,7 @@ def export(argv: list[str]) -> None:
 
     model, vocab, _ = load(args.run, "cpu", "fp32")
     difference = onnx.export(model, vocab, args.file)
-    print(
+    say(
         f"{args.file}: {args.file.stat().st_size:,} bytes, {len(vocab)} symbols; "
         f"onnxruntime agrees with the model within {difference:.1g}"
     )

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from charlm.commands.cli import FIGURES, TERMS, Parser, parse_with_config
 from charlm.errors import CharlmError
-from charlm.terminal import is_live
+from charlm.terminal import is_live, say
 from charlm.training.signals import Stop
 
 TEXT = "Files and folders of text may come first: charlm {} my.txt, or folder/, or - (stdin)."
@@ -39,7 +39,7 @@ def train(argv: list[str]) -> None:
             signals.pop_all()  # keep the handlers: slurm ends the other processes, which still report
             raise
     if args.json and os.environ.get("RANK", "0") == "0":
-        print(json.dumps(asdict(summary), default=str, ensure_ascii=False))
+        say(json.dumps(asdict(summary), default=str, ensure_ascii=False))
 
 
 def prepare(argv: list[str]) -> None:
@@ -57,19 +57,19 @@ def prepare(argv: list[str]) -> None:
         shard, _, shards = args.shard.partition("/")
         if not (shard.isdecimal() and shards.isdecimal() and int(shard) < int(shards)):
             raise CharlmError(f"--shard {args.shard}: give a number from 0 and a total, such as --shard 0/4")
-        print(prepared.prepare_shard(config, int(shard), int(shards)))
+        say(prepared.prepare_shard(config, int(shard), int(shards)))
     elif args.merge is not None:
         if not args.merge.isdecimal() or int(args.merge) < 1:
             raise CharlmError(f"--merge {args.merge}: give the number of shards, such as --merge 4")
         corpus = prepared.merge(config, int(args.merge))
         again = f"every --shard I/{args.merge} again, then --merge {args.merge}"
-        print(corpus.report() if corpus else f"the vocabulary is chosen. To encode the text, run {again}")
+        say(corpus.report() if corpus else f"the vocabulary is chosen. To encode the text, run {again}")
     elif args.verify:
-        print(f"{prepared.verify(config).folder}: as it was made, and as its text is now")
+        say(f"{prepared.verify(config).folder}: as it was made, and as its text is now")
     else:
         corpus = prepared.prepare(config)
         figures = {"folder": str(corpus.folder)} | corpus.info
-        print(json.dumps(figures) if args.json else corpus.report())
+        say(json.dumps(figures) if args.json else corpus.report())
 
 
 def watch(argv: list[str]) -> None:
@@ -87,7 +87,7 @@ def watch(argv: list[str]) -> None:
     live = is_live() and not args.once and not args.json
     run.refresh(must_exist=not live)
     if args.json:
-        print(json.dumps(run.figures(), ensure_ascii=False))
+        say(json.dumps(run.figures(), ensure_ascii=False))
     else:
         show(run, live)
 

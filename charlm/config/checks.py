@@ -3,15 +3,15 @@
 import codecs
 import difflib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from pathlib import Path, PurePath
+from typing import Annotated, Any, get_args, get_type_hints
 
 import yaml
 
+from charlm.checked import mismatch
 from charlm.errors import CharlmError
 
 BUILDERS = ("files", "text", "json", "csv", "parquet", "arrow")  # values of data.source that read files
@@ -67,16 +67,10 @@ def require(ok: Any, key: str, value: Any, advice: str) -> None:
         raise CharlmError(f"{key}={value!r}: {advice}")
 
 
-def choice_advice(value: str, choices: Sequence[str]) -> str:
-    """How to fix a value that is none of the choices."""
-    near = difflib.get_close_matches(value, choices, 1, 0.5)
-    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}"
-
-
 def preset(size: str | None) -> dict[str, dict[str, Any]]:
     """Section → field → value that a model.size stands for; empty for null and for unknown sizes."""
-    path = Path(__file__).with_name("sizes") / f"{size}.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    sizes = {path.stem: path for path in Path(__file__).with_name("sizes").glob("*.yaml")}
+    return yaml.safe_load(sizes[size].read_text(encoding="utf-8")) if str(size) in sizes else {}
 
 
 def without_retired(model: dict) -> dict:
@@ -112,18 +106,11 @@ class Section:
 
     def __post_init__(self):
         for name, hint in _type_hints(type(self), include_extras=True).items():
-            value, kinds = getattr(self, name), get_args(hint)
-            if value is None:
-                self.require(type(None) in kinds, name, "must not be null")
-                continue
-            for kind in (hint, *kinds):
-                if kind in (Normalize, Trackers, Changes) and isinstance(value, str):
-                    value = [word.strip() for word in value.split(",") if word.strip()]
-                    setattr(self, name, value)
-                if get_origin(kind) is Literal:
-                    self.require(value in get_args(kind), name, choice_advice(str(value), get_args(kind)))
-                for allows, advice in getattr(kind, "__metadata__", ()):
-                    self.require(allows(value), name, advice)
+            words = getattr(self, name)
+            if isinstance(words, str) and {hint, *get_args(hint)} & {Normalize, Trackers, Changes}:
+                setattr(self, name, [word.strip() for word in words.split(",") if word.strip()])
+            advice = mismatch(getattr(self, name), hint)
+            self.require(not advice, name, advice)
 
 
 def local_text(data) -> dict[str, Any]:
@@ -143,7 +130,8 @@ def local_text(data) -> dict[str, Any]:
 def check_together(config) -> None:
     """Refuse values of a Config that do not fit together, with the presets filled in."""
     data, vocab, train = config.data, config.vocab, config.train
-    require(config.run_dir, "run_dir", config.run_dir, "name a folder")
+    named = isinstance(config.run_dir, str | PurePath) and config.run_dir
+    require(named, "run_dir", config.run_dir, "name a folder")
     held_out = sum(x for x in (data.validation, data.test) if not isinstance(x, str))
     require(held_out < 1, "data.validation + data.test", held_out, "nothing is left to train on")
     data.require(not data.text or data.source == "literal", "text", "is for data.source=literal")

@@ -5,17 +5,19 @@ import difflib
 import json
 import os
 import re
+import reprlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from charlm.config.checks import LENGTH, choice_advice, preset, without_retired
+from charlm.checked import choice_advice, load_yaml, read
+from charlm.config.checks import LENGTH, preset, without_retired
 from charlm.config.fields import Config
-from charlm.errors import CharlmError, UsageError
+from charlm.errors import CharlmError, UsageError, redact
 
 FIRST = (  # fields that people change first
     *("run_dir", "data.data_files", "data.text_column", "model.size", "model.cell", "train.minutes"),
@@ -49,7 +51,8 @@ def _check_keys(tree: Any, default: Any, where: str, prefix: str = "") -> None:
     """Refuse what is not a mapping from names of fields to values. Values become what they mean."""
     if not isinstance(tree, dict):
         part = f"section {prefix[:-1]}" if prefix else "a config"
-        raise CharlmError(f"{where}: {part} must be a mapping, not the {type(tree).__name__} {tree!r}")
+        found = f"the {type(tree).__name__} {reprlib.repr(tree)}"
+        raise CharlmError(f"{where}: {part} must be a mapping, not {found}")
     for name, value in tree.items():
         if name not in vars(default):
             raise CharlmError(f"{where}: unknown key {prefix}{name}{_nearest(f'{prefix}{name}')}")
@@ -93,11 +96,7 @@ def _read_yaml(name: str | Path) -> dict[str, Any]:
         near = difflib.get_close_matches(Path(name).stem, shipped, 1, 0.6)
         hint = f"did you mean {near[0]}?" if near else f"shipped with charlm: {', '.join(shipped)}"
         raise CharlmError(f"--config {name}: no such file; {hint}")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CharlmError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
-    tree = _current(tree)
+    tree = _current(read(path, object, "cannot be read as YAML", load_yaml))
     _check_keys({} if tree is None else tree, Config(), str(path))
     return {section: value for section, value in (tree or {}).items() if value is not None}
 
@@ -226,6 +225,12 @@ def to_yaml(config: Config) -> str:
     return yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def public(config: Config) -> Config:
+    """The same without passwords and signatures in the URLs of its text, for files that others may read."""
+    names = ("source", "data_files", "validation", "test")
+    return replace(config, data=replace(config.data, **{n: redact(getattr(config.data, n)) for n in names}))
+
+
 def _current(tree: Any) -> Any:
     """The values of a config without the fields that older versions had."""
     if isinstance(tree, dict) and isinstance(tree.get("model"), dict):
@@ -235,16 +240,14 @@ def _current(tree: Any) -> Any:
 
 def from_dict(tree: dict[str, Any]) -> Config:
     """Config from nested plain values, as stored in a run directory; unknown keys are refused."""
-    tree = _current(tree)
+    tree = _current({} if tree is None else tree)
     _check_keys(tree, Config(), "config")
+    tree = {name: value for name, value in tree.items() if value is not None}
     kinds = {f.name: f.default_factory for f in fields(Config) if f.name != "run_dir"}
-    return Config(**tree | {name: kinds[name](**(tree[name] or {})) for name in kinds if name in tree})
+    return Config(**tree | {name: kinds[name](**tree[name]) for name in kinds if name in tree})
 
 
 def read_run_config(run_dir: Path) -> Config:
     """The config.yaml of a run directory; the default config where there is none."""
     path = run_dir / "config.yaml"
-    try:
-        return from_dict(_read_yaml(path)) if path.exists() else Config()
-    except TypeError as error:
-        raise CharlmError(f"{path}: cannot be read: {error}") from error
+    return read(path, (dict, None), loads=load_yaml, make=from_dict) if path.exists() else Config()

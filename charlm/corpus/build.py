@@ -36,7 +36,7 @@ from charlm.corpus.layout import LAYOUT_FILE, IdWriter, Layout, lay_out, pieces_
 from charlm.corpus.prepared import IdFile
 from charlm.corpus.sources import FORMAT, SPLITS, Unreadable, describe
 from charlm.corpus.vocabulary import Vocab
-from charlm.errors import CharlmError
+from charlm.errors import CharlmError, redact
 from charlm.files import Journal, replace, sync_folder
 
 
@@ -204,7 +204,7 @@ class Build:
             path.unlink()
         os.rename(self.partial, self.folder)
         sync_folder(self.folder.parent)
-        for pattern in ("counts-*.log", "encoded-*.json", "layout*.npz", "plan.txt"):
+        for pattern in ("counts-*.log", "encoded-*.json", "layout*.npz", "plan.txt", ".*.partial"):
             for path in self.folder.glob(pattern):
                 path.unlink()
 
@@ -244,7 +244,9 @@ class Build:
         fallback = sum(int(h[spelled].sum()) for h in histograms.values())
         return {
             "fingerprint": self.fingerprint,
-            "source": {k: v for k, v in sources.fingerprinted(config.data).items() if v not in (None, "")},
+            "source": redact(
+                {k: v for k, v in sources.fingerprinted(config.data).items() if v not in (None, "")}
+            ),
             "vocab": asdict(config.vocab) | {"size": len(vocab)},
             "origins": sources.origins(config.data),
             "duplicates": sum(text.source.duplicates for text in self.texts),

@@ -9,7 +9,6 @@ The folder exists only when it is complete. build.py makes it, and is imported o
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -24,10 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
+from charlm.checked import read
 from charlm.config.fields import Config
-from charlm.corpus.sources import FORMAT, describe, files_of, fingerprint, former_fingerprint
+from charlm.corpus.sources import INFO, SPLITS, describe, files_of, fingerprint, former_fingerprint
 from charlm.corpus.vocabulary import Vocab, name_of
-from charlm.errors import CharlmError
+from charlm.errors import CharlmError, redact
 from charlm.locks import NO_LOCKS, locked
 from charlm.terminal import titled
 
@@ -47,13 +47,9 @@ class Corpus:
     def __init__(self, folder: str | Path):
         """Raises CharlmError when the folder is not a complete prepared corpus."""
         self.folder = self.ids_folder = Path(folder)
-        try:
-            self.info = json.loads((self.folder / "corpus.json").read_text(encoding="utf-8"))
-            if {k: self.info[k] for k in FORMAT} != FORMAT:
-                raise ValueError("another version of charlm prepared it; delete it to prepare again")
-            self.splits = self.info["splits"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CharlmError(f"{self.folder}: not a prepared corpus of this version: {error}") from error
+        problem = "not a prepared corpus of this version (delete its folder to prepare it again)"
+        self.info = read(self.folder / "corpus.json", INFO, problem)
+        self.splits = {split: size for split, size in self.info["splits"].items() if split in SPLITS}
         self.vocab = Vocab.load(self.folder)
         for split in self.splits:
             self[split]
@@ -156,9 +152,9 @@ class Corpus:
         steps = []
         for name, seconds in info["passes"].items():
             timed = name in ("count", "encode") and info["bytes"] > 1e7
-            speed = f" ({info['bytes'] / 1e6 / seconds:,.0f} MB/s)" if timed else ""
+            speed = f" ({info['bytes'] / 1e6 / seconds:,.0f} MB/s)" if timed and seconds > 0 else ""
             steps.append(f"{'baselines' if name == 'floors' else name} {seconds:.1f} s{speed}")
-        steps[0] = f"in {info['seconds']:.1f} s: {steps[0]}"
+        steps[:1] = [f"in {info['seconds']:.1f} s: {''.join(steps[:1])}"]
         text = "\n".join([*lines, titled("prepared", steps)])
         return re.sub(r"(?<![\d,.])1 (document|row|character|byte|symbol)s\b", r"1 \1", text)
 
@@ -199,7 +195,7 @@ def folder_of(config: Config) -> Path:
         files = data.data_files
         while not isinstance(files, str):
             files = next(iter(files.values() if isinstance(files, dict) else files))
-        name = Path(files.split("::")[-1]).stem
+        name = Path(redact(files).split("::")[-1]).stem
     name = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "text"
     name = name.encode()[:100].decode(errors="ignore")  # most disks allow 255 bytes
     return Path(data.dir) / f"{name}-{found}"

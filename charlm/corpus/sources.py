@@ -14,15 +14,29 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 from zipfile import ZipFile, is_zipfile
 
+from charlm.checked import SOME_FIGURES, Count
 from charlm.config.fields import BUILDERS, WITHOUT_EFFECT, Config, DataConfig
-from charlm.errors import CharlmError, CharlmWarning
+from charlm.errors import CharlmError, CharlmWarning, redact
 from charlm.files import copy_of_pipe, digests, files_below, head_of, refuse_dump
 
 SPLITS = ("train", "validation", "test")
 FORMAT = {"format": "charlm corpus", "version": 2}
+Code = Annotated[Count, (lambda code: code < 0x110000, "is no code point")]
+BASELINE = SOME_FIGURES | {"bpb": float, "repeated?": float}
+BASELINE |= dict.fromkeys(("order?", "train_symbols?", "held_out_bytes?"), Count)
+SIZE = dict.fromkeys(("symbols", "characters", "bytes", "documents?"), Count) | {"sha256": str}
+INFO = FORMAT | {  # the content of corpus.json
+    "splits": {"train": SIZE, "validation?": SIZE, "test?": SIZE},
+    "floors": dict[str, BASELINE],
+    **dict.fromkeys(("documents", "characters", "bytes", "left_out_characters", "skipped?", "empty?"), Count),
+    **dict.fromkeys(("fallback_rate", "coverage", "seconds"), float),
+    **dict.fromkeys(("most_frequent", "first_left_out"), list[tuple[Code, Count]]),
+    **{"passes": dict[str, float], "kept?": dict[str, Count], "duplicates?": Count, "decomposed?": Count},
+    **{"origins?": dict[str, str], "fingerprint": str},
+}
 
 SUFFIXES = {  # of files, before that of a compression
     "text": (".txt", ".md"),
@@ -122,7 +136,7 @@ def origins(data: DataConfig) -> dict[str, str]:
     for part, name in zip(SPLITS, (data.split, data.validation, data.test), strict=True):
         if files := found.get(name):
             kinds = " and ".join(sorted({file.format for file in files}))
-            named = f"{len(files):,} files" if len(files) > 1 else os.path.basename(files[0].path)
+            named = f"{len(files):,} files" if len(files) > 1 else os.path.basename(redact(files[0].path))
             parts[part] = f"{named} ({kinds})"
         elif isinstance(name, str) and data.source != "literal":
             parts[part] = f"split {name}"

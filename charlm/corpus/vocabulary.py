@@ -19,9 +19,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from charlm.checked import Count, mismatch, read
+from charlm.config.checks import Normalize
 from charlm.config.fields import VocabConfig
 from charlm.errors import CharlmError
 from charlm.files import replace
@@ -32,6 +35,9 @@ MAX_SIZE = 0xFFFF  # ids are stored in 16 bits, and one value is UNKNOWN
 FORMAT = {"format": "charlm vocabulary", "version": 1}
 FIELDS = ("unknown", "end_of_document", "byte_symbols", "characters")  # of Vocab, in vocab.json
 OPTIONAL = ("normalize", "unseen", "first")  # there only where they hold something
+SHAPE = FORMAT | {"size": Count, "unknown": Literal["bytes", "error"], "end_of_document": bool}
+SHAPE |= {"byte_symbols": list[int], "characters": list[str], "normalize?": (Normalize, None)}
+SHAPE |= dict.fromkeys(("unseen?", "first?"), list[Count])
 
 # The bytes of UTF-8 beyond ASCII: continuation 80–BF, lead C2–F4 (The Unicode Standard, table 3-7).
 _BEYOND_ASCII = (*range(0x80, 0xC0), *range(0xC2, 0xF5))
@@ -266,12 +272,12 @@ class Vocab:
     @classmethod
     def from_dict(cls, tree: dict) -> Vocab:
         """The inverse of to_dict. Raises CharlmError for another format or version."""
-        if not isinstance(tree, dict) or {k: tree.get(k) for k in FORMAT} != FORMAT:
-            raise CharlmError(f"not a {FORMAT['format']} of version {FORMAT['version']}")
-        optional = {name: tree[name] for name in OPTIONAL if name in tree}
-        vocab = cls(**{name: tree[name] for name in FIELDS}, **optional)
-        if len(vocab) != tree["size"]:
-            raise CharlmError(f"the vocabulary has size {tree['size']} but lists {len(vocab)} symbols")
+        if found := mismatch(tree, SHAPE):
+            raise CharlmError(f"not a {FORMAT['format']} of version {FORMAT['version']}: {found}")
+        vocab = cls(**{name: tree[name] for name in (*FIELDS, *OPTIONAL) if name in tree})
+        if len(vocab) != tree["size"] or max((*vocab.unseen, *vocab.first), default=0) >= len(vocab):
+            problem = f"lists {len(vocab)} symbols, or ids beyond them"
+            raise CharlmError(f"the vocabulary has size {tree['size']} but {problem}")
         return vocab
 
     def save(self, path: str | Path) -> None:
@@ -282,7 +288,4 @@ class Vocab:
     def load(cls, path: str | Path) -> Vocab:
         """Read a vocab.json, or the one in a folder. Raises CharlmError if it is missing or damaged."""
         path = Path(path) / "vocab.json" if Path(path).is_dir() else Path(path)
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CharlmError(f"{path}: cannot be read as a vocabulary: {error}") from error
+        return read(path, problem="cannot be read as a vocabulary", make=cls.from_dict)

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.backends.cudnn import rnn
 from torch.func import functional_call
 
-from charlm.config.checks import choice_advice
+from charlm.checked import choice_advice
 from charlm.config.fields import ModelConfig
 from charlm.errors import CharlmError
 from charlm.model.layers import bernoulli_mask, cast

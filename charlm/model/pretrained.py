@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from charlm.config.checks import without_retired
+from charlm.checked import FIGURES, Count, read, size_of
+from charlm.config.checks import Positive, without_retired
 from charlm.config.fields import ModelConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
 
 FORMAT = {"format": "charlm model", "version": 1}
 FILES = ("config.json", "model.safetensors", "vocab.json")
+ABOUT = FORMAT | {  # config.json
+    **{"vocab_size": Positive, "model": dict[str, object], "weights_sha256": str},
+    **{"step?": (Count, None), "validation?": (FIGURES, None)},
+}
 
 
 def save_model(model: CharLM, folder: str | Path, vocab: Vocab, **about) -> None:
@@ -44,7 +52,8 @@ def load_model(cls: type[CharLM], name: str | Path, device: str | torch.device =
     """Load a folder that save_pretrained wrote (a run's model/), or a model id on the Hugging Face Hub.
 
     Its vocabulary is model.vocab. The model is in evaluation mode. hub: options of snapshot_download.
-    Raises CharlmError for files that are missing, damaged or do not fit each other.
+    Raises CharlmError for files that are missing, damaged or do not fit each other, and for weights that
+    are not finite. Sizes in config.json are compared with the weights before memory is taken for them.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -55,16 +64,17 @@ def load_model(cls: type[CharLM], name: str | Path, device: str | torch.device =
         except Exception as error:
             message = " ".join(str(error).split())  # in one line
             raise CharlmError(f"{name}: neither a folder nor a model on the Hub ({message})") from error
-    path = folder / "config.json"
+    kinds = {"make": lambda about: (ModelConfig(**without_retired(about["model"])), about)}
+    (config, about), path = read(folder / "config.json", ABOUT, **kinds), folder / "model.safetensors"
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        if {k: about.get(k) for k in FORMAT} != FORMAT:
-            raise CharlmError("not a model of this version of charlm")
-        model = cls(ModelConfig(**without_retired(about["model"])), about["vocab_size"])
-        path = folder / "model.safetensors"
-        weights = load_file(path)
+        if sha256_of(path) != about["weights_sha256"]:
+            raise ValueError("its sha256 is not the one in config.json")
+        with safe_open(path, "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        weights = load_file(path)  # mapped, not yet in memory
     except Exception as error:
         raise CharlmError(f"{path}: cannot be read: {error}; train or download it again") from error
+    model = empty_model(cls, config, about["vocab_size"], shapes, path)
     load_weights(model, weights, path)
     vocab = model.vocab = Vocab.load(folder)
     if len(vocab) != model.vocab_size:
@@ -81,27 +91,53 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in model.named_parameters()}
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str | Path) -> None:
-    """Copy weights into the parameters of the same names. Raises CharlmError, naming the differences, when
-    names or shapes differ."""
+def empty_model(
+    cls: type[CharLM], config: ModelConfig, vocab_size: int, shapes: dict[str, tuple], where: str | Path
+) -> CharLM:
+    """A fresh model for weights of these shapes. Raises CharlmError when the shapes of its parameters are
+    others, before it takes memory for them. Draws random numbers of torch."""
+    held, sizes = sum(map(math.prod, shapes.values())), vars(config)
+    named = ("hidden_size", "embedding_size", "ngrams", *["ngram_lines"] * bool(config.ngrams))
+    if config.num_layers > len(shapes) or any(sizes[name] > held for name in named):
+        raise CharlmError(f"{where}: the weights do not fit the model: {held:,} numbers for {config}")
+    with torch.device("meta"):
+        _compare(cls(config, vocab_size), shapes, where)
+    return cls(config, vocab_size)
+
+
+def _compare(model: nn.Module, theirs: dict[str, tuple], where: str | Path) -> None:
     own = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    theirs = {name: tuple(w.shape) for name, w in weights.items()}
     if own != theirs:
         names = [n for n in sorted(own.keys() | theirs.keys()) if own.get(n) != theirs.get(n)]
         differ = "; ".join(f"{n}: the model has {own.get(n)}, the file {theirs.get(n)}" for n in names[:4])
         raise CharlmError(f"{where}: the weights do not fit the model: {differ}")
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str | Path) -> None:
+    """Copy weights into the parameters of the same names. Raises CharlmError, naming the differences, when
+    names or shapes differ, and for weights that are not finite."""
+    _compare(model, {name: tuple(w.shape) for name, w in weights.items()}, where)
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(weights[name])
+            if not p.isfinite().all():
+                problem = f"{name} is not finite (NaN or infinite)"
+                raise CharlmError(f"{where}: {problem}: the training diverged, or the file is damaged")
 
 
 def read_best(run_dir: Path, vocab: Vocab) -> dict | None:
     """Step and validation figures of the weights in model/; None where a file is missing or damaged."""
     folder = run_dir / "model"
     try:
-        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        digest = sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        whole = digest == about["weights_sha256"] and Vocab.load(folder) == vocab
+        about = read(folder / "config.json", ABOUT | {"step": Count, "validation": (FIGURES, None)})
+        whole = sha256_of(folder / "model.safetensors") == about["weights_sha256"]
+        whole = whole and Vocab.load(folder) == vocab
         return {"step": about["step"], "validation": about["validation"]} if whole else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # or a CharlmError
+    except (FileNotFoundError, ValueError):  # or a CharlmError; another OSError does not show a damage
         return None
+
+
+def sha256_of(path: Path) -> str:
+    """Raises OSError, and ValueError for an empty file, and for what is none."""
+    size_of(path)
+    return sha256(np.memmap(path, mode="r")).hexdigest()

@@ -19,6 +19,7 @@ from charlm.corpus.prepared import folder_of
 from charlm.errors import CharlmError
 from charlm.model.cells import cell_of
 from charlm.model.device import keep_freed_memory, peak_memory
+from charlm.terminal import say
 from charlm.training.checkpoint import load_newest, steps_of
 from charlm.training.logger import wandb_mode
 from charlm.training.loop import train_step
@@ -51,7 +52,7 @@ class Doctor:
         if self.main or (not ok and self.accelerator.is_local_main_process):
             self.findings.append({"name": name, "ok": ok, "text": text})
             if not self.as_json:
-                print(f"{'ok ' if ok else 'BAD'}  {name:<10} {text}", flush=True)
+                say(f"{'ok ' if ok else 'BAD'}  {name:<10} {text}", flush=True)
         if not ok:
             self.failed.append(name)
 
@@ -74,10 +75,10 @@ class Doctor:
         self.failed = list(dict.fromkeys(gather_object(self.failed)))
         self.findings = gather_object(self.findings)
         if self.main and self.as_json:
-            print(json.dumps({"ready": not self.failed, "processes": self.world, "findings": self.findings}))
+            say(json.dumps({"ready": not self.failed, "processes": self.world, "findings": self.findings}))
         elif self.main:
             result = f"needs attention: {', '.join(self.failed)}" if self.failed else "ready to train"
-            print(f"{self.world} process(es): {result}")
+            say(f"{self.world} process(es): {result}")
         return not self.failed
 
     def devices(self) -> None:

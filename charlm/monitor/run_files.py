@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import statistics
@@ -10,14 +9,19 @@ import time
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import yaml
-
+from charlm.checked import SOME_FIGURES, Count, load_yaml, read
 from charlm.errors import CharlmError
 from charlm.training.logger import read_records
 
 ENDED = ("done", "interrupted", "failed")
+STATUS = {
+    "status": Literal["running", "done", "interrupted", "failed"],
+    **{"step?": Count, "steps?": (Count, None), "reason?": str, "error?": str},
+    **{"best?": (SOME_FIGURES | {"step": Count}, None), "test?": (SOME_FIGURES, None)},
+}
+TRAIN = {"train": {"minutes?": (float, None), "epochs?": (float, None), "steps?": Count}}
 FILES = ("status.json", "metrics.jsonl", "config.yaml", ".lock", "checkpoints")  # one of them makes it a run
 
 
@@ -42,41 +46,29 @@ class History:
             raise CharlmError(f"{self.dir}: is not a run directory{runs_near(self.dir)}")
         if must_exist and not self.dir.exists():
             raise CharlmError(f"{self.dir}: no such run directory{runs_near(self.dir)}")
-        self.status = self._load("status.json", json.loads)  # first: no record before "done" is missed
-        self.read_metrics()
-        self.steps = self.status.get("steps")
-        if not self.steps:  # an older run, or one whose train.minutes is not measured yet
-            train = self._load("config.yaml", lambda s: yaml.safe_load(s)["train"])
+        status, config = self.dir / "status.json", self.dir / "config.yaml"
+        self.status = read(status, STATUS) if status.exists() else {}
+        self.read_metrics()  # after the status: no record before "done" is missed
+        self.steps = self.status.get("steps") or 0
+        if not self.steps and config.exists():  # older, or its train.minutes are not measured yet
+            train = read(config, TRAIN, loads=load_yaml)["train"]
             self.steps = 0 if train.get("minutes") or train.get("epochs") else train.get("steps", 0)
-
-    def _load(self, name: str, parse) -> dict:
-        path = self.dir / name
-        try:
-            content = parse(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
-            raise CharlmError(f"{path}: cannot be read: {error}") from error
-        if not isinstance(content, dict):
-            raise CharlmError(f"{path}: cannot be read: it is not a mapping")
-        return content
 
     def read_metrics(self) -> None:
         """Read the lines added to metrics.jsonl, or all of a new file, which a resumed run writes."""
         path = self.dir / "metrics.jsonl"
-        if not path.exists():
+        if not path.is_file():
             return
         with open(path, "rb") as file:
             stat = os.fstat(file.fileno())
             if stat.st_ino != self._inode or stat.st_size < self._offset:
                 self.records, self._inode, self._offset = [], stat.st_ino, 0
             file.seek(self._offset)
-            lines = [line for line in file if line.endswith(b"\n")]  # the last one may be half written
-        self._offset += sum(map(len, lines))
-        for record in read_records(lines):
-            while self.records and self.records[-1]["step"] > record["step"]:  # repeated by a requeued job
-                self.records.pop()
-            self.records.append(record)
+            for record in read_records(file):
+                while self.records and self.records[-1]["step"] > record["step"]:
+                    self.records.pop()  # repeated by a requeued job
+                self.records.append(record)
+            self._offset = file.tell()
 
     @property
     def state(self) -> str:
@@ -96,12 +88,12 @@ class History:
     @property
     def evaluations(self) -> list[dict]:
         """Step and figures of the evaluations on validation, without "validation/" in the names."""
-        records = [r for r in self.records if isinstance(r.get("validation/bpc"), (int, float))]
+        records = [r for r in self.records if "validation/bpc" in r]
         return [{k.removeprefix("validation/"): v for k, v in r.items() if k != "time"} for r in records]
 
-    def points(self, name: str, kind: type | tuple = (int, float)) -> list[tuple[int, Any]]:
-        """(step, value) of one figure, or with kind=str of the samples; values of other types are skipped."""
-        return [(r["step"], r[name]) for r in self.records if isinstance(r.get(name), kind)]
+    def points(self, name: str) -> list[tuple[int, Any]]:
+        """(step, value) of one figure, or of the samples."""
+        return [(r["step"], r[name]) for r in self.records if name in r]
 
     def latest(self, name: str) -> dict:
         """The newest record that has a figure, without its time; {} if there is none."""
@@ -111,7 +103,7 @@ class History:
     def _gaps(self) -> list[tuple[int, float]]:
         """(steps, seconds) between the newest training records."""
         times = [(r["step"], r["time"]) for r in self.records[-50:] if "loss" in r]
-        return [(b - a, t - s) for (a, s), (b, t) in pairwise(times) if b > a]
+        return [(b - a, t - s) for (a, s), (b, t) in pairwise(times) if b > a and t >= s]
 
     def seconds_left(self) -> float | None:
         """Until the last step, at recent speed, without pauses between jobs; None if unknown, 0 if done."""

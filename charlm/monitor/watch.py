@@ -8,6 +8,7 @@ import shutil
 import signal
 import statistics
 import sys
+from collections import defaultdict
 from itertools import groupby, pairwise
 
 from tqdm import tqdm
@@ -101,7 +102,7 @@ def _curve(run: History, columns: int, rows: int) -> list[str]:
 
 def _figures(run: History, columns: int) -> list[str]:
     last, evaluations = run.latest("bpc"), run.evaluations
-    items = TRAINING.format(**last).split("  ") if last else []
+    items = TRAINING.format_map(defaultdict(lambda: math.nan, last)).split("  ") if last else []
     if evaluations:
         scores = {"validation": evaluations[-1], "best": run.best}
         items += [f"{name} {of['bpc']:.3f} at {of['step']:,}" for name, of in scores.items()]

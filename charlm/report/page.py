@@ -14,7 +14,7 @@ import numpy as np
 from charlm import __version__
 from charlm.config.fields import Config
 from charlm.config.parse import read_run_config
-from charlm.corpus.prepared import Corpus, baseline_title, folder_of
+from charlm.corpus.prepared import Corpus, baseline_title
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.evaluation.by_context import by_context
@@ -26,7 +26,7 @@ from charlm.report.probe import cell_data, character_counts, nearest_symbols, pa
 from charlm.sampling.generate import generate
 from charlm.terminal import visible
 from charlm.training.checkpoint import steps_of
-from charlm.training.trained import load, recorded_corpus
+from charlm.training.trained import corpus_of, load
 
 GENERATED = 4000  # symbols that the model generates when there is no text to read
 CONTEXT, CONTEXT_WORK = 30_000, 3e10  # symbols for the loss by context; symbols × parameters of a large model
@@ -82,15 +82,17 @@ def read_run(source: str, device: str | None) -> RunContents:
         run.config = read_run_config(path)
         run.missing.append("Everything that needs a model: no weights yet, neither model/ nor a checkpoint.")
     else:
-        run.model, run.vocab, run.config = load(source, device, "fp32")
+        try:
+            run.model, run.vocab, run.config = load(source, device, "fp32")
+        except CharlmError as error:
+            if not run.history.records:
+                raise
+            run.config = read_run_config(path)
+            run.missing.append(f"Everything that needs a model: {error}.")
     try:
         if run_dir is None or not (run_dir / "config.yaml").exists():
             raise CharlmError("without a config.yaml the corpus cannot be found.")
-        run.corpus = recorded_corpus(run_dir, run.config)
-        if run.corpus is None and not (folder := folder_of(run.config)).is_dir():
-            hint = "Run `charlm prepare` with the config of the run, in the folder in which it was started."
-            raise CharlmError(f"{folder} does not exist. {hint}")
-        run.corpus = run.corpus or Corpus(folder)
+        run.corpus = corpus_of(run_dir, run.config)
     except CharlmError as error:
         run.missing.append(f"Corpus and baselines: {error}")
     return run
@@ -141,7 +143,7 @@ def render(run: RunContents, text_source: str, ids: np.ndarray) -> str:
         "baselines": baselines,
         "plots": training_plots(history, baselines),
         "results": results(history, baselines),
-        "samples": spread_samples(history.points("sample", str)),
+        "samples": spread_samples(history.points("sample")),
         "text_source": text_source,
         "version": __version__,
         "time": time.strftime("%Y-%m-%d %H:%M"),

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from charlm.checked import Count, read
 from charlm.config.parse import read_run_config
 from charlm.errors import CharlmError, UsageError
-from charlm.files import replace
+from charlm.files import refuse_links, replace
 from charlm.model.char_lm import CharLM
-from charlm.model.pretrained import FILES
+from charlm.model.pretrained import ABOUT, FILES
 from charlm.sharing.model_card import model_card
 
 CARD = "README.md"
@@ -43,6 +43,8 @@ def ready(run: str | Path, name: str, license: str | None = None, language: list
         folder /= "model"
         if not (folder / "config.json").exists():
             raise CharlmError(f"{run}: holds no model yet; training writes model/ when it evaluates and ends")
+        refuse_links(run, "model")
+    refuse_links(folder)
     model = CharLM.from_pretrained(folder)  # what cannot be loaded is not sent
     card = folder / CARD
     if card.exists():
@@ -50,10 +52,10 @@ def ready(run: str | Path, name: str, license: str | None = None, language: list
     else:
         has_run = folder.name == "model" and (folder.parent / "config.yaml").exists()
         config = read_run_config(folder.parent) if has_run else None
-        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        about = read(folder / "config.json", ABOUT)
         figures = {"validation": about.get("validation")}
         status = folder.parent / "status.json"
-        ended = json.loads(status.read_text(encoding="utf-8")) if has_run and status.exists() else {}
+        ended = read(status, {"steps?": (Count, None)}) if has_run and status.exists() else {}
         text = model_card(model, model.vocab, config, None, figures, about.get("step"), ended.get("steps"))
     content = ModelCard(text, ignore_metadata_errors=True)
     if license:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import yaml
 
 from charlm import __version__
 from charlm.config.fields import BUILDERS, Config
+from charlm.config.parse import public
 from charlm.corpus.prepared import baseline_title
 from charlm.corpus.sources import fingerprinted, is_path
 from charlm.corpus.vocabulary import Vocab
+from charlm.errors import each
 from charlm.model.char_lm import CharLM
+from charlm.terminal import visible
 
 
 def model_card(
@@ -32,8 +36,11 @@ def model_card(
     """
     import jinja2  # here: training imports this file and writes its first card much later
 
+    config = config and public(config)
     shown = _shown(config) if config else {}
     options = {"trim_blocks": True, "keep_trailing_newline": True, "undefined": jinja2.StrictUndefined}
+    options["finalize"] = lambda value: _plain(value) if type(value) is str else value
+    listing = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
     template = jinja2.Template(Path(__file__).with_suffix(".md").read_text(encoding="utf-8"), **options)
     return template.render(
         title=Path(config.run_dir).name if config else "Character-level model",
@@ -44,7 +51,7 @@ def model_card(
         config=config,
         local_sources=("stdlib", "literal", *BUILDERS),
         shown=shown,
-        listing=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True),
+        listing=jinja2.utils.markupsafe.Markup(visible(listing).replace("```", "'''")),
         text=text,
         figures={split: scores for split, scores in (figures or {}).items() if scores},
         baselines={baseline_title(k, v): v for k, v in ((text or {}).get("floors") or {}).items()},
@@ -54,15 +61,20 @@ def model_card(
     )
 
 
+def _plain(text: str) -> str:
+    """A name as text of one line: it can be no heading, markup or image."""
+    return re.sub(r"([\[\]`<])", r"\\\1", re.sub(r"\s*[\r\n]\s*", " ", visible(text)))
+
+
 def _shown(config: Config) -> dict:
     """The sections of a config that change the result, without paths of this machine."""
     shown = {n: asdict(getattr(config, n)) for n in ("data", "vocab", "model", "optim", "train", "evaluate")}
     shown["data"] = fingerprinted(config.data)
     if config.data.source in BUILDERS:
-        shown["data"]["data_files"] = _names(config.data.data_files)
+        shown["data"]["data_files"] = each(config.data.data_files, _name)
     shown["data"]["text"] = config.data.text[:200]
     paths = [name for name in ("validation", "test") if is_path(shown["data"][name], config.data)]
-    shown["data"] |= {name: _names(shown["data"][name]) for name in paths}
+    shown["data"] |= {name: each(shown["data"][name], _name) for name in paths}
     if config.train.minutes or config.train.epochs:
         del shown["train"]["steps"]  # its default, which has no effect
     shown["optim"]["betas"] = list(shown["optim"]["betas"])
@@ -72,10 +84,6 @@ def _shown(config: Config) -> dict:
     return shown
 
 
-def _names(files):
-    """data.data_files without their folders."""
-    if isinstance(files, dict):
-        return {split: _names(paths) for split, paths in files.items()}
-    if isinstance(files, list):
-        return [_names(path) for path in files]
-    return "::".join(part if "://" in part else Path(part).name for part in files.split("::"))
+def _name(file: str) -> str:
+    """A path of data.data_files without its folders."""
+    return "::".join(part if "://" in part else Path(part).name for part in file.split("::"))

@@ -20,18 +20,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from charlm.checked import Count, parse, read, size_of
 from charlm.config.parse import from_dict
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.files import sync_folder, write_synced
 from charlm.model.char_lm import CharLM
-from charlm.model.pretrained import load_weights
+from charlm.model.pretrained import empty_model, load_weights
 
 FORMAT = {"format": "charlm checkpoint", "version": 2}
 UNSAVED = ".no-checkpoint-yet"  # a file in the run directory, from its start to the first checkpoint
+ENTRY = {"bytes": Count, "sha256": str}  # of a file in manifest.json
 NEEDED = {"facts.json", "vocab.json", "model.safetensors"}
 Tensors = dict[str, dict[str, Tensor]]  # file, without .safetensors → name → tensor
 
@@ -111,28 +114,38 @@ def load_checkpoint(folder: str | Path) -> tuple[dict, Tensors, Vocab]:
     file, DamagedCheckpoint, or OSError where it cannot be read now."""
     folder = Path(folder)
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        supported = FORMAT.items() <= manifest.items()
-        listed = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedCheckpoint(f"{folder / 'manifest.json'}: {error!r}") from error
-    if not supported:
-        raise DamagedCheckpoint(f"{folder}: not a checkpoint of this version of charlm")
+        kind = FORMAT | {"files": dict[str, ENTRY]}
+        manifest = read(folder / "manifest.json", kind, "not a checkpoint of this version of charlm")
+    except CharlmError as error:
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from None
+        raise DamagedCheckpoint(str(error)) from error
+    listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    if elsewhere := [name for name in listed if Path(name).name != name]:
+        raise DamagedCheckpoint(f"{folder / 'manifest.json'}: {elsewhere[0]!r} is not a name in this folder")
     unlisted = ({p.name for p in folder.iterdir()} | NEEDED) - {"manifest.json", *listed}
     if unlisted:
         raise DamagedCheckpoint(f"{folder / 'manifest.json'}: does not list {', '.join(sorted(unlisted))}")
     files = {}
     for name, (size, digest) in listed.items():
         try:
+            if (found := size_of(folder / name)) != size:
+                raise ValueError(f"{found} bytes, should be {size}")
             files[name] = (folder / name).read_bytes()
-        except FileNotFoundError as error:  # another error of the disk does not show a damage
-            raise DamagedCheckpoint(f"{folder / name}: {error.strerror}") from error
-        if len(files[name]) != size:
-            raise DamagedCheckpoint(f"{folder / name}: {len(files[name])} bytes, should be {size}")
+        except (FileNotFoundError, ValueError) as error:  # another error of the disk does not show a damage
+            reason = getattr(error, "strerror", None) or error
+            raise DamagedCheckpoint(f"{folder / name}: {reason}") from error
         if hashlib.sha256(files[name]).hexdigest() != digest:
             raise DamagedCheckpoint(f"{folder / name}: its sha256 is not the one in manifest.json")
-    tensors = {Path(n).stem: load(b) for n, b in files.items() if n.endswith(".safetensors")}
-    return json.loads(files["facts.json"]), tensors, Vocab.from_dict(json.loads(files["vocab.json"]))
+    try:
+        tensors = {Path(n).stem: load(b) for n, b in files.items() if n.endswith(".safetensors")}
+        return (
+            parse(files["facts.json"], {"step": Count}),
+            tensors,
+            Vocab.from_dict(parse(files["vocab.json"])),
+        )
+    except (ValueError, SafetensorError) as error:
+        raise DamagedCheckpoint(f"{folder}: {error}") from error
 
 
 def load_newest(
@@ -165,9 +178,10 @@ def load_newest(
 
 def evaluated_model(facts: dict, tensors: Tensors, vocab: Vocab) -> CharLM:
     """The model of a checkpoint, with averaged weights if it has them. Draws random numbers of torch."""
-    model = CharLM(from_dict(facts["config"]).model, len(vocab))
-    weights = tensors["model"] | tensors.get("average", {})
-    load_weights(model, weights, f"the checkpoint of step {facts['step']}")
+    weights, where = tensors["model"] | tensors.get("average", {}), f"the checkpoint of step {facts['step']}"
+    shapes = {name: tuple(w.shape) for name, w in weights.items()}
+    model = empty_model(CharLM, from_dict(facts.get("config")).model, len(vocab), shapes, where)
+    load_weights(model, weights, where)
     return model
 
 

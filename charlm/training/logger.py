@@ -11,18 +11,20 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlparse
 
 from tqdm.auto import tqdm
 
+from charlm.checked import LARGEST, Count, mismatch, parse
 from charlm.config.fields import Config, LogConfig
-from charlm.config.parse import flatten
+from charlm.config.parse import flatten, public
 from charlm.errors import CharlmError
 from charlm.files import replace
-from charlm.terminal import shows_bars
+from charlm.terminal import shows_bars, visible
 
 
 def _leave_others() -> None:
@@ -32,16 +34,21 @@ def _leave_others() -> None:
     PartialState().destroy_process_group()
 
 
-def read_records(lines: Iterable[bytes]) -> Iterator[dict]:
-    """The records in lines of metrics.jsonl, each with an int "step" and a float "time". Other lines are
-    skipped, and a last line without its newline, which is half written."""
-    for line in lines:
-        try:
-            record = json.loads(line) if line.endswith(b"\n") else None
-            if isinstance(record["step"], int) and float(record["time"]):
-                yield record
-        except (ValueError, KeyError, TypeError):
-            continue
+def read_records(file: BinaryIO) -> Iterator[dict]:
+    """The records in the next lines of metrics.jsonl, with step and time; what is no figure is left out. An
+    incomplete last line, half written, stays to be read."""
+    while line := file.readline(LARGEST):
+        whole, size = line.endswith(b"\n"), len(line)
+        while not line.endswith(b"\n") and (line := file.readline(LARGEST)):  # too long for a record
+            size += len(line)
+        if not line:
+            file.seek(-size, os.SEEK_CUR)
+            return
+        with suppress(ValueError):
+            record = parse(line if whole else b"", {"step": Count, "time": float})
+            if 0 < record["time"] < 1e11:  # seconds since 1970
+                kinds = {"sample": str, "changed": str}
+                yield {k: v for k, v in record.items() if not mismatch(v, kinds.get(k, float))}
 
 
 def wandb_mode(choice: str) -> tuple[str, str]:
@@ -91,8 +98,8 @@ class Logger:
     def open(self, step: int, run_id: str, steps: int | None) -> None:
         """Open at a step of so many: records of later steps, by a process that was killed, are dropped."""
         if self.main:
-            lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-            records = [record for record in read_records(lines) if record["step"] <= step]
+            with open(self.path, "rb") if self.path.exists() else io.BytesIO() as file:
+                records = [record for record in read_records(file) if record["step"] <= step]
             replace(self.path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
             self.file = open(self.path, "a+", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed in close()
             self.say(f"wandb: {self.mode} ({self.why})")
@@ -137,7 +144,7 @@ class Logger:
     def _open_tracker(self, name: str, run_id: str) -> None:
         """Start a tracker through accelerate: one at a time, as one may fail. Only wandb online continues a
         run: what tensorboard has of it is replaced, and others show another run."""
-        log, run_dir, config = self.config.log, Path(self.config.run_dir), flatten(self.config)
+        log, run_dir, config = self.config.log, Path(self.config.run_dir), flatten(public(self.config))
         project, options, title = log.project, {}, f"{run_dir.name}-{run_id}"
         place = f"project {project}, run {title}"
         try:
@@ -185,7 +192,7 @@ class Logger:
         """A line for people, above the bar."""
         if not self.quiet:
             try:
-                tqdm.write(text, file=sys.stdout)
+                tqdm.write(visible(text), file=sys.stdout)
                 sys.stdout.flush()
             except OSError:  # the reader (`| head`) or the terminal has ended, training has not
                 self.quiet = True

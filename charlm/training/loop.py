@@ -17,10 +17,10 @@ from charlm.config.fields import Config
 from charlm.config.parse import load_config
 from charlm.corpus.prepared import folder_of
 from charlm.evaluation.evaluate import LN2, evaluate
+from charlm.files import replace
 from charlm.model.char_lm import CharLM
 from charlm.model.device import keep_freed_memory, own_rng, peak_memory
 from charlm.model.pretrained import read_best
-from charlm.terminal import visible
 from charlm.training.checkpoint import steps_of
 from charlm.training.optimizer import learning_rate, set_learning_rate
 from charlm.training.resume import resume_or_start, save_checkpoint, secure_best, state_of
@@ -239,9 +239,9 @@ def draw_sample(run: Run, setup: Setup, model: CharLM, name: str | None = None) 
         text = _sample(run, setup, model)
         path = run.dir / "samples" / f"{name or f'step-{step:08d}'}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        replace(path, text, synced=False)
         run.logger.summary({"sample": text}) if name else run.logger.figures(step, {"sample": text})
-        run.say(f"--- sample, {name or f'step {step}'} ---\n{visible(text)}\n---")
+        run.say(f"--- sample, {name or f'step {step}'} ---\n{text}\n---")
     return text
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import asdict
+from pathlib import Path
 from socket import gethostname
 
 import torch
 from accelerate.utils import gather_object
 
-from charlm.config.checks import LENGTH, may_change
+from charlm.checked import FIGURES, Count, mismatch
+from charlm.config.checks import LENGTH, Positive, may_change
 from charlm.config.fields import WITHOUT_EFFECT, TrainConfig
-from charlm.config.parse import flatten, from_dict
+from charlm.config.parse import flatten, from_dict, public
 from charlm.corpus.prepared import Corpus
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError, CharlmWarning
@@ -29,6 +31,13 @@ from charlm.training.trained import record, warm_start
 # step computes, the length of the training, and what only reads the training.
 LENGTHS = tuple(f"train.{name}" for name in LENGTH)
 MAY_CHANGE = (*WITHOUT_EFFECT, *LENGTHS, "evaluate.", "sample.", "checkpoint.", "log.")
+
+
+FACTS = {  # what a resume needs of facts.json
+    **{"steps?": (Count, None), "evaluated": int, "position": tuple[Count, Count], "scaler": (dict, None)},
+    **{"best": (FIGURES | {"step": Count}, None), "config": {"train": dict}, "run_id": str},
+    **{"ranks": Positive, "lanes_at_once?": Positive, "text_sha256": str},
+}
 
 
 def save_checkpoint(run: Run, setup: Setup, *, wait: bool = False) -> None:
@@ -84,7 +93,7 @@ def state_of(run: Run, setup: Setup) -> tuple[dict, checkpoint.Tensors]:
         "lanes_at_once": -(-_most_lanes(run) // setup.step.slices),
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
         "text_sha256": setup.corpus.splits["train"]["sha256"],
-        "config": asdict(run.config),
+        "config": asdict(public(run.config)),
     }
     return facts, tensors
 
@@ -110,7 +119,13 @@ def resume_or_start(run: Run, setup: Setup) -> State:
     if loaded is not None:
         facts, tensors, vocab = loaded
         changes = _check_same(run, setup.corpus, facts, vocab)
-        _restore(run, setup, facts, tensors)
+        try:
+            _restore(run, setup, facts, tensors)
+        except (LookupError, TypeError, RuntimeError) as error:
+            if "memory" in str(error):
+                raise
+            problem = f"its checkpoint is not of such a run ({' '.join(str(error).split())[:200]})"
+            raise CharlmError(f"{run.dir}: {problem}; name another run_dir") from error
         _fit_slices(run, setup, facts)
         if setup.steps is None:
             run.state.steps = fixed_steps(run.config.train, facts)
@@ -125,6 +140,9 @@ def resume_or_start(run: Run, setup: Setup) -> State:
     if run.main:
         if loaded is None:
             replace(run.dir / checkpoint.UNSAVED, "")  # before the log
+        left_overs = (*run.dir.glob(".*.partial"), *run.dir.glob("[ms]*/.*.partial"))
+        for left_over in filter(Path.is_file, left_overs):
+            left_over.unlink()  # by a process that was killed
         record(run.config, setup.corpus)
     run.begin(setup)
     if loaded is not None:
@@ -189,7 +207,9 @@ def _fit_slices(run: Run, setup: Setup, facts: dict) -> None:
 
 def _check_same(run: Run, corpus: Corpus, facts: dict, vocab: Vocab) -> str:
     """The changes that train.allow_change allows, in words. Raises CharlmError for any other."""
-    before, now = flatten(from_dict(facts["config"])), flatten(run.config)
+    if found := mismatch(facts, FACTS):
+        raise CharlmError(f"{run.dir}: its checkpoint cannot be resumed: {found}; name another run_dir")
+    before, now = (flatten(public(config)) for config in (from_dict(facts["config"]), run.config))
     differ = [key for key in now if now[key] != before[key] and not key.startswith(MAY_CHANGE)]
     where = f"run_dir={str(run.dir)!r}"
     if {*differ} - {*run.config.train.allow_change}:

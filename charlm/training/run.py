@@ -15,9 +15,10 @@ from threading import Thread
 import torch
 from torch import Tensor
 
+from charlm.checked import read
 from charlm.config.fields import Config
 from charlm.errors import CharlmError
-from charlm.files import replace
+from charlm.files import refuse_links, replace
 from charlm.locks import locked
 from charlm.model.char_lm import Carry, CharLM
 from charlm.sharing.model_card import model_card
@@ -97,6 +98,7 @@ class Run:
                 refuse_lost(self.dir)
                 self.dir.mkdir(parents=True, exist_ok=True)
                 if self.main:
+                    refuse_links(self.dir, ".lock", ".lock.owner", "checkpoints", "model", "samples", "wandb")
                     problem = f"{self.dir}: another process is training there; name another run_dir"
                     self._lock.enter_context(locked(self.dir / ".lock", problem))
             except OSError as error:
@@ -202,7 +204,7 @@ class Run:
         message = f"{problem}; {self._resumable()}"
         path = self.dir / "status.json"
         with suppress(OSError, ValueError):  # an earlier status has the step of the checkpoint
-            content = json.loads(path.read_text(encoding="utf-8")) | {"status": "failed", "error": message}
+            content = read(path) | {"status": "failed", "error": message}
             with nullcontext() if hasattr(self, "watchdog") else locked(self.dir / ".lock", "lost"):
                 replace(path, json.dumps(content) + "\n")
         return message

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from charlm.errors import CharlmError
+from charlm.terminal import say
 
 # Windows has no SIGUSR1 and no SIGHUP, and blocks none.
 SIGNALS = [getattr(signal, f"SIG{n}") for n in ("INT", "TERM", "USR1", "HUP") if hasattr(signal, f"SIG{n}")]
@@ -239,5 +240,5 @@ class Watchdog:
             else:
                 continue
             message = self.lost(f"process {self.rank} on {self.host}: {problem} (train.stall_minutes)")
-            print(f"charlm: error: {message}", file=sys.stderr, flush=True)
+            say(f"charlm: error: {message}", file=sys.stderr, flush=True)
             os._exit(1)

@@ -15,12 +15,13 @@ from typing import NamedTuple, overload
 import numpy as np
 import torch
 
+from charlm.checked import read
 from charlm.config.fields import Config
-from charlm.config.parse import read_run_config, to_yaml
+from charlm.config.parse import public, read_run_config, to_yaml
 from charlm.corpus.prepared import Corpus, prepare
 from charlm.corpus.sources import fingerprinted, is_path
 from charlm.corpus.vocabulary import Vocab, name_of
-from charlm.errors import CharlmError, CharlmWarning
+from charlm.errors import CharlmError, CharlmWarning, each, redact
 from charlm.evaluation.evaluate import Score, scores, states
 from charlm.files import absolute
 from charlm.files import replace as replace_file
@@ -28,6 +29,9 @@ from charlm.model.char_lm import CharLM
 from charlm.model.device import has_gpu, set_precision
 from charlm.sampling.generate import stream_text
 from charlm.training.checkpoint import evaluated_model, load_newest
+
+PLACES = ("data_files", "dir", "validation", "test")  # fields of data that corpus.json of a run holds
+RECORD = {"paths": dict} | dict.fromkeys(("folder", "from_run", "sha256"), str)
 
 
 class Trained(NamedTuple):
@@ -129,23 +133,25 @@ def _opened(run: str | Path) -> Trained:
 def record(config: Config, corpus: Corpus) -> None:
     """Write config.yaml of a run, and corpus.json: where its corpus is, data_files and data.dir as absolute
     paths."""
-    replace_file(Path(config.run_dir) / "config.yaml", to_yaml(config))
+    replace_file(Path(config.run_dir) / "config.yaml", to_yaml(public(config)))
     data, folder = config.data, os.path.abspath(corpus.folder)
     held_out = [name for name in ("validation", "test") if is_path(getattr(data, name), data)]
     content = {
         "folder": folder,
         "from_run": os.path.relpath(folder, config.run_dir),
         "sha256": corpus.splits["train"]["sha256"],
-        "paths": {name: absolute(getattr(data, name)) for name in ("data_files", "dir", *held_out)},
+        "paths": {
+            name: redact(each(getattr(data, name), absolute)) for name in ("data_files", "dir", *held_out)
+        },
     }
     replace_file(Path(config.run_dir) / "corpus.json", json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def _record(run_dir: str | Path, config: Config) -> dict:
     """corpus.json of a run that reads the same text; {} if there is none."""
-    path, own = Path(run_dir) / "corpus.json", read_run_config(Path(run_dir))
-    same = fingerprinted(own.data) == fingerprinted(config.data) and own.vocab == config.vocab
-    return json.loads(path.read_text(encoding="utf-8")) if same and path.exists() else {}
+    path, own = Path(run_dir) / "corpus.json", public(read_run_config(Path(run_dir)))
+    same = fingerprinted(own.data) == fingerprinted(public(config).data) and own.vocab == config.vocab
+    return read(path, RECORD) if same and path.exists() else {}
 
 
 def recorded_corpus(run_dir: str | Path, config: Config) -> Corpus | None:
@@ -159,11 +165,19 @@ def recorded_corpus(run_dir: str | Path, config: Config) -> Corpus | None:
     return None
 
 
-def corpus_of(run_dir: str | Path, config: Config) -> Corpus:
-    """The recorded corpus of a run, or the one that its config names in the folder where it was started."""
+def corpus_of(run_dir: str | Path, config: Config, trust: bool = False) -> Corpus:
+    """The recorded corpus of a run, or with trust the one that its config names in the folder where it was
+    started. Raises CharlmError without: the config of a stranger may name any file and folder."""
     if found := recorded_corpus(run_dir, config):
         return found
-    paths = _record(run_dir, config).get("paths", {})
+    if not trust:
+        ways = f"To prepare the text that its config.yaml names, if you trust that: charlm evaluate {run_dir}"
+        raise CharlmError(f"{run_dir}: its corpus is not on this disk. {ways} --trust; or give --text FILE")
+    paths = {
+        k: v
+        for k, v in _record(run_dir, config).get("paths", {}).items()
+        if k in PLACES and "***" not in str(v)
+    }
     return prepare(replace(config, data=replace(config.data, **paths)))
 
 
@@ -181,8 +195,12 @@ def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
     The counts of n-grams stay those of the new model's text.
     Raises CharlmError when sizes differ, naming them, or no symbol is common.
     """
-    source, source_vocab, _ = load(where, "cpu", "fp32")
-    own, theirs, option = vars(model.config), vars(source.config), f"train.init_from={where}"
+    option = f"train.init_from={where}"
+    try:
+        source, source_vocab, _ = load(where, "cpu", "fp32")
+    except CharlmError as error:
+        raise CharlmError(f"{option}: cannot start from it: {error}") from error
+    own, theirs = vars(model.config), vars(source.config)
     differ = [f"model.{k} is {own[k]!r}, there {theirs[k]!r}" for k in _SHAPE if own[k] != theirs[k]]
     if differ:
         raise CharlmError(f"{option}: does not fit: {', '.join(differ)}; use those values")

@@ -413,7 +413,10 @@ def test_a_text_is_the_first_word_of_train_and_its_run_works_without_it(run, ref
     scores = run("evaluate", "runs/my-text", "--json")
     monkeypatch.chdir(tmp_path)  # relative paths are those of where it was started, also to prepare it again
     shutil.rmtree(here / "data")
-    assert run("evaluate", here / "runs" / "my-text" / "model", "--json") == scores
+    model = here / "runs" / "my-text" / "model"
+    assert "its corpus is not on this disk" in refused("evaluate", model)  # its config may be a stranger's
+    assert not (here / "data").exists()
+    assert run("evaluate", model, "--trust", "--json") == scores
     assert not (tmp_path / "data").exists()
     here.rename(there)
     shutil.rmtree(there / "books")
