@@ -1,7 +1,54 @@
 "use strict";
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
   const tip = document.getElementById("tip");
+  let shown = null, top = 0;  // the element that the tip is about, and where it was on the screen
+  const hideTip = () => {
+    shown?.classList.remove("at");
+    shown = null;
+    tip.hidden = true;
+  };
+  const showTip = (node, ...content) => {
+    hideTip();
+    shown = node;
+    node.classList.add("at");
+    tip.replaceChildren(...content);
+    tip.hidden = false;
+    const place = node.getClientRects()[0], size = tip.getBoundingClientRect();
+    top = place.top;
+    const room = document.documentElement.clientWidth - size.width - 8;
+    tip.style.left = Math.max(8, Math.min(place.left, room)) + "px";
+    const below = place.bottom + 8;
+    tip.style.top = (below + size.height < innerHeight ? below : Math.max(8, place.top - size.height - 8)) + "px";
+  };
+  const follow = () => shown && Math.abs(shown.getClientRects()[0].top - top) > 4 && hideTip();
+  addEventListener("scroll", follow, { passive: true, capture: true });
+  addEventListener("keydown", (e) => e.key === "Escape" && hideTip());
+  addEventListener("click", (e) => e.target.closest(".term, .text") || hideTip());
+
+  // Terms: a pointer or the keyboard shows the words of the glossary, a click or Enter goes there; a finger
+  // only shows them.
+  for (const link of document.querySelectorAll("a.term")) {
+    const [title, text] = document.querySelector(link.hash).children;
+    const show = () => {
+      const [strong, words] = [document.createElement("strong"), document.createElement("div")];
+      [strong.textContent, words.textContent] = [title.textContent, text.textContent];
+      showTip(link, strong, words);
+    };
+    link.addEventListener("pointerenter", (e) => e.pointerType === "mouse" && show());
+    link.addEventListener("pointerleave", (e) => e.pointerType === "mouse" && hideTip());
+    link.addEventListener("focus", () => link.matches(":focus-visible") && show());
+    link.addEventListener("blur", hideTip);
+    link.addEventListener("click", (e) => {
+      if (e.pointerType !== "touch" && e.pointerType !== "pen") return hideTip();
+      e.preventDefault();
+      show();
+    });
+  }
+
+  // The passages of text.
+  const found = document.getElementById("data");
+  if (!found) return;
+  const data = JSON.parse(found.textContent);
   const count = data.ids.length;
   const cells = data.cells.list;
   const values = Uint8Array.from(atob(data.cells.values), (c) => c.charCodeAt(0));
@@ -71,25 +118,8 @@
 
   // Shows a tip for the symbol under the pointer, tapped, or reached by keyboard; `content(i)` fills the tip.
   const explore = (box, spans, content) => {
-    let at = -1, top = 0;
-    const hide = () => {
-      if (at >= 0) spans[at].classList.remove("at");
-      at = -1;
-      tip.hidden = true;
-    };
-    const show = (i) => {
-      if (at >= 0) spans[at].classList.remove("at");
-      at = i;
-      spans[i].classList.add("at");
-      tip.replaceChildren(content(i));
-      tip.hidden = false;
-      const place = spans[i].getClientRects()[0], size = tip.getBoundingClientRect();
-      top = place.top;
-      const room = document.documentElement.clientWidth - size.width - 8;
-      tip.style.left = Math.max(8, Math.min(place.left, room)) + "px";
-      const below = place.bottom + 8;
-      tip.style.top = (below + size.height < innerHeight ? below : Math.max(8, place.top - size.height - 8)) + "px";
-    };
+    let at = 0;
+    const show = (i) => showTip(spans[at = i], content(i));
     const onNextLine = (down) => {
       const from = spans[at].getClientRects()[0];
       let best = at, line = null;
@@ -102,25 +132,20 @@
       }
       return best;
     };
-    let last = 0;
-    box.addEventListener("pointerover", (e) => e.target.dataset.i && show(last = +e.target.dataset.i));
-    box.addEventListener("click", (e) => e.target.dataset.i && show(last = +e.target.dataset.i));
-    box.addEventListener("pointerleave", (e) => e.pointerType === "mouse" && hide());
-    box.addEventListener("focus", () => box.matches(":focus-visible") && show(last));
-    box.addEventListener("blur", hide);
+    box.addEventListener("pointerover", (e) => e.target.dataset.i && show(+e.target.dataset.i));
+    box.addEventListener("click", (e) => e.target.dataset.i && show(+e.target.dataset.i));
+    box.addEventListener("pointerleave", (e) => e.pointerType === "mouse" && hideTip());
+    box.addEventListener("focus", () => box.matches(":focus-visible") && show(at));
+    box.addEventListener("blur", hideTip);
     box.addEventListener("keydown", (e) => {
-      if (e.key === "Escape") return hide();
-      if (at < 0) at = last;
       const next = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: count - 1 }[e.key]
         ?? (e.key === "ArrowUp" || e.key === "ArrowDown" ? onNextLine(e.key === "ArrowDown") : undefined);
       if (next === undefined || e.ctrlKey || e.metaKey || e.altKey) return;
       e.preventDefault();
-      last = Math.max(0, Math.min(count - 1, next));
-      spans[last].scrollIntoView({ block: "nearest", behavior: "instant" });
-      show(last);
+      const reached = Math.max(0, Math.min(count - 1, next));
+      spans[reached].scrollIntoView({ block: "nearest", behavior: "instant" });
+      show(reached);
     });
-    const follow = () => at >= 0 && Math.abs(spans[at].getClientRects()[0].top - top) > 4 && hide();
-    addEventListener("scroll", follow, { passive: true, capture: true });
   };
 
   const surprise = document.getElementById("surprise-text");
