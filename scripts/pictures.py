@@ -20,42 +20,50 @@ from pathlib import Path
 from charlm.report.page import write_page
 
 FOLDER = Path(__file__).with_name("pictures")
-LARGEST = 150_000  # bytes of a picture
 WIDTHS = 390, 768, 1280  # pixels: a phone, a tablet, a computer
 # picture → (width, what is done on the page before, the elements that it shows)
 PARTS = {
     "learning": (
-        900,
+        980,
         """
-const [curve] = document.querySelectorAll("#training figure"), all = [...document.querySelectorAll("#samples figure")];
+const all = [...document.querySelectorAll("#samples figure")];
 const three = [all[0], all[Math.floor(all.length / 2)], all.at(-1)];
-document.querySelector("main").replaceChildren(curve, ...three);
-show(`main { display: grid; grid-template-columns: 440px 1fr; gap: 8px 24px; padding: 12px; max-width: none }
-  svg { width: 100% } svg + *, .plots { border: 0 } main figure:first-child { grid-row: 1 / 4; align-self: center }
-  pre { max-height: 86px; overflow: hidden; white-space: pre; overflow-wrap: normal }`);
+document.querySelector("main").replaceChildren(document.querySelector("#training figure"), ...three);
+show(`main { display: grid; grid-template-columns: 1fr 1fr; gap: 8px 24px; padding: 12px }
+  svg { width: 100% } main figure:first-child { grid-row: 1 / 4; align-self: center }
+  pre { padding: 0 12px; font-size: 12px } pre span { display: -webkit-box; -webkit-line-clamp: 5;
+  -webkit-box-orient: vertical; overflow: hidden; margin: 8px 0 }`);
+for (const pre of document.querySelectorAll("pre")) {
+  const span = document.createElement("span");
+  span.append(...pre.childNodes);
+  pre.append(span);
+}
 return ["main"];
 """,
     ),
     "surprise": (
         760,
         """
-document.querySelector("main").replaceChildren(...document.querySelectorAll("#surprise .legend, #surprise-text"));
+document.querySelector("main")
+  .replaceChildren(...document.querySelectorAll("#surprise .legend, #surprise-text"));
 show("main { padding: 12px } .text { height: 330px }");
-const words = [...document.querySelectorAll("#surprise-text span")], guess = (e) => {
+// a letter in the middle of the picture that was not the first guess
+const guessed = (e) => {
+  const { left, top } = e.getBoundingClientRect();
+  if (left < 250 || top < 180 || !/\\w/.test(e.textContent)) return false;
   e.dispatchEvent(new PointerEvent("pointerover", { bubbles: true, pointerType: "mouse" }));
-  return document.querySelectorAll("#tip li.true").length && / [1-4]\\.\\d+ bits|^[1-4]\\.\\d+ bits/m.test(tip.innerText);
+  return document.querySelector("#tip li.true:not(:first-child)");
 };
-words.slice(110, 400).find(guess);
+[...document.querySelectorAll("#surprise-text span")].find(guessed);
 return ["main", "#tip"];
 """,
     ),
     "cell": (
         760,
         """
-const rows = [...document.querySelectorAll("#cells tbody tr")].filter((e) => /quotes/.test(e.innerText));
-const best = (e) => Math.abs(parseFloat(e.querySelector(".n").innerText.replace("−", "-")));
-(rows.sort((a, b) => best(b) - best(a))[0] ?? document.querySelector("#cells tbody tr")).querySelector("button").click();
+const fact = document.querySelector("#cells button.cell").closest("tr").querySelector("small").textContent;
 document.querySelector("main").replaceChildren(...document.querySelectorAll("#cells .legend, #cell-text"));
+document.querySelector("#match").append(" (" + fact + ")");
 show("main { padding: 12px } .text { height: 330px }");
 return ["main"];
 """,
@@ -103,14 +111,14 @@ def set_screen(browser, width: int, theme: str = "light", media: str = "screen")
 
 
 def photograph(browser, path: Path, elements: list[str], scale: float = 1) -> None:
-    """Write a PNG of 64 colours of the part of the page that holds the elements (CSS selectors)."""
+    """Write a PNG of 256 colours of the part of the page that holds the elements (CSS selectors)."""
     from PIL import Image
 
     clip = browser.execute_script(BOX, elements) | {"scale": scale}
     wanted = {"clip": clip, "captureBeyondViewport": True}
     png = base64.b64decode(browser.execute_cdp_cmd("Page.captureScreenshot", wanted)["data"])
     image = Image.open(io.BytesIO(png)).convert("RGB")
-    image.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def take_pictures(run: str, pages: Path | None = None, folder: Path = FOLDER) -> list[Path]:
@@ -140,7 +148,9 @@ def take_pictures(run: str, pages: Path | None = None, folder: Path = FOLDER) ->
 
 
 def main(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", metavar="RUN", help="a run directory with samples and held-out text")
     parser.add_argument("--pages", metavar="FOLDER", type=Path, help="photograph the whole page, too")
     options = parser.parse_args(words)

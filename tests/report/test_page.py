@@ -4,16 +4,19 @@ import json
 import re
 import shutil
 import sys
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
-from helpers import changed, small
+from helpers import ROOT, changed, small
+from pictures import PARTS, chromium, set_screen, take_pictures
 
 from charlm.commands.cli import main
 from charlm.errors import CharlmError
 from charlm.model.char_lm import CharLM
-from charlm.report.page import write_page
+from charlm.report.page import read_run, render, write_page
 from charlm.training.loop import train
 
 # Quotes and braces for cells to track, a character spelled in bytes, and markup.
@@ -44,15 +47,17 @@ def page(run):
 
 
 class Read(HTMLParser):
-    """The text of a page, its ids, and the data of its script."""
+    """The text of a page, its ids, and the data of its script; every link leads somewhere."""
 
     def __init__(self, page: str | Path):
         super().__init__()
-        self.ids, self.text, self.data, self._inside = [], "", None, ""
+        self.ids, self.links, self.text, self.data, self._inside = [], [], "", None, ""
         self.feed(Path(page).read_text(encoding="utf-8"))
+        assert {*self.links} <= {*self.ids}
 
     def handle_starttag(self, tag, attributes):
         self.ids += [value for name, value in attributes if name == "id"]
+        self.links += [value[1:] for name, value in attributes if name == "href" and value[0] == "#"]
         self._inside = dict(attributes).get("id", tag) if tag in ("script", "style") else ""
 
     def handle_endtag(self, tag):
@@ -75,18 +80,11 @@ def written(where, output, text=None) -> Read:
 
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver")
-    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
-    if not (driver and chromium):
-        pytest.skip("no browser: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    browser.set_page_load_timeout(120)
-    browser.set_script_timeout(120)
+    pytest.importorskip("selenium.webdriver")
+    try:
+        browser = chromium()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
     yield browser
     browser.quit()
 
@@ -94,16 +92,9 @@ def browser():
 @pytest.fixture
 def opened(browser, page):
     """The page at 1280 pixels, light; size(width, theme, media) changes that."""
-
-    def size(width: int, theme: str = "light", media: str = "screen") -> None:
-        shape = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", shape)
-        wish = {"media": media, "features": [{"name": "prefers-color-scheme", "value": theme}]}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", wish)
-
-    size(1280)
+    browser.size = partial(set_screen, browser)
+    browser.size(1280)
     browser.get(page.as_uri())
-    browser.size = size
     return browser
 
 
@@ -122,6 +113,7 @@ def test_the_page_shows_every_section_requests_nothing_and_logs_no_error(opened)
         "context",
         "neighbours",
         "corpus",
+        "terms",
     ]
     assert len(opened.find_elements("css selector", "#training svg")) == 5
     assert [e["message"] for e in opened.get_log("browser")] == []
@@ -200,8 +192,76 @@ def test_the_page_fits_the_screen_and_has_contrast(opened):
     assert len(set(papers)) == 3 and papers[-1] == "rgb(255, 255, 255)"  # print is light in any theme
 
 
+def test_tables_fit_a_phone_without_scrolling(opened):
+    """With the figures of a large corpus, too."""
+    opened.size(390)
+    wide = opened.execute_script("""
+        document.querySelectorAll(".splits .n, .bars .n").forEach((e) => e.textContent = "20,123,456,789");
+        const beyond = (e) => e.getBoundingClientRect().right > innerWidth || e.scrollWidth > e.clientWidth + 1;
+        return [...document.querySelectorAll("main *")]
+          .filter((e) => e.clientWidth && !e.closest("svg, select") && beyond(e))
+          .map((e) => e.outerHTML.slice(0, 90))""")
+    assert len(opened.find_elements("tag name", "table")) >= 5 and wide == []
+
+
+def test_grids_have_no_holes(opened):
+    """For any number of plots and samples, in one column and in two."""
+    for width, columns in ((390, 1), (768, 2), (1280, 2)):
+        opened.size(width)
+        opened.refresh()
+        for _ in range(4):
+            assert set(opened.execute_script(FILLED)) == {f"{columns} columns, 0 over"}
+            opened.execute_script(LESS)
+
+
+FILLED = """
+return [...document.querySelectorAll(".plots, .samples")].map((grid) => {
+  const columns = getComputedStyle(grid).gridTemplateColumns.split(" ").length;
+  const cells = [...grid.children].map((e) => getComputedStyle(e).gridColumnEnd === "-1" ? columns : 1);
+  return `${columns} columns, ${cells.reduce((a, b) => a + b) % columns} over`;
+});
+"""
+LESS = """
+const last = "#training figure:last-child, #samples figure:last-child:not(:only-child)";
+document.querySelectorAll(last).forEach((e) => e.remove());
+"""
+
+
+def test_a_term_is_explained_by_pointer_keyboard_and_finger(opened):
+    from selenium.webdriver import ActionChains, Keys
+    from selenium.webdriver.common.actions import interaction
+    from selenium.webdriver.common.actions.action_builder import ActionBuilder
+    from selenium.webdriver.common.actions.pointer_input import PointerInput
+
+    opened.execute_script("scrollTo(0, 0)")
+    words, about = opened.find_elements(
+        "css selector", "a.term[href='#term-lane'], a.term[href='#term-nat']"
+    )[:2]
+    ActionChains(opened).move_to_element(lanes).perform()
+    assert "read side by side" in tip(opened)
+    ActionChains(opened).move_to_element(opened.find_element("tag name", "h1")).perform()
+    assert not opened.find_element("id", "tip").is_displayed()
+    opened.execute_script("arguments[0].focus({ focusVisible: true })", nats)
+    assert "1 nat is 1.44 bits" in tip(opened)
+    ActionChains(opened).send_keys(Keys.ESCAPE).perform()
+    assert not opened.find_element("id", "tip").is_displayed()
+    ActionChains(opened).send_keys(Keys.ENTER).perform()
+    assert opened.current_url.endswith("#term-nat")
+
+    opened.size(390)
+    opened.get(opened.current_url.split("#")[0])
+    opened.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    finger = ActionBuilder(opened, mouse=PointerInput(interaction.POINTER_TOUCH, "finger"))
+    finger.pointer_action.move_to(opened.find_element("css selector", "a.term")).pointer_down().pointer_up()
+    finger.perform()
+    assert tip(opened) and "#" not in opened.current_url
+    opened.find_element("tag name", "h1").click()
+    assert not opened.find_element("id", "tip").is_displayed()
+    opened.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+
+
 CHECKED = ["p", ".note", "figcaption", "thead th", "tr.baseline td", "nav a", "pre", "select"]
-CHECKED += [".legend", "dt", "small", ".sign", ".byte"]
+CHECKED += [".legend", "dt", "small", ".sign", ".byte", "a.term", ".about li", ".terms dd"]
 # Contrast by WCAG 2 of texts with their background; translucent colours are blended.
 CONTRAST = """
 const style = e => getComputedStyle(e);
@@ -234,6 +294,50 @@ def test_figures_and_baselines_are_in_the_table(page, run):
     assert "Witten-Bell" in read.text and "xz -9e" in read.text
     assert page.stat().st_size < 2_000_000
     assert "Not on this page" not in read.text
+
+
+@pytest.mark.parametrize(
+    "changes, last, floors, shown, hidden",
+    [
+        (
+            {"log": {"every": 20}, "model": {"output_dropout": 0.2}, "optim": {"average": 0.9}},
+            {"epoch": 0.25},
+            {"ngram": {"order": 6, "bpc": 1.8}},
+            [
+                "mean of 20 steps",
+                "dropout is on",
+                "average of the weights",
+                "25 % of its text, once",
+                "5 symbols before",
+            ],
+            ["times, and", "repeats itself", "counts leave out"],
+        ),
+        (
+            {"log": {"every": 1}, "model": {"ngrams": 4}},
+            {"epoch": 7.0},
+            {"ngram": {"order": 8, "bpc": 0.3}},
+            ["7.0 times, and", "counts leave out", "This text repeats itself: 0.30 bits", "7 symbols before"],
+            ["mean of", "dropout", "average of the weights", "of its text, once"],
+        ),
+    ],
+)
+def test_why_the_curves_differ_by_what_the_run_did(run, tmp_path, changes, last, floors, shown, hidden):
+    found = read_run(run.run_dir, "cpu")
+    found.config, found.model = changed(found.config, **changes), None
+    found.history.records = [{**record, **last} for record in found.history.records]
+    found.corpus.info = found.corpus.info | {"floors": floors}
+    (tmp_path / "page.html").write_text(render(found, "", np.empty(0, np.uint8)), encoding="utf-8")
+    text = Read(tmp_path / "page.html").text.replace(" ,", ",")
+    assert [words for words in shown if words not in text] == []
+    assert [words for words in hidden if words in text] == []
+
+
+def test_the_pictures_of_the_readme_are_made_by_one_command_and_small(browser, run, tmp_path):
+    taken = take_pictures(run.run_dir, None, tmp_path)
+    kept = [ROOT / "scripts" / "pictures" / path.name for path in taken]
+    assert [path.stem for path in taken] == [*PARTS] and len(kept) == 3
+    for path in [*taken, *kept]:
+        assert path.read_bytes().startswith(b"\x89PNG") and 5_000 < path.stat().st_size < 150_000
 
 
 def test_a_run_without_weights_yet_has_curves_and_no_model(run, tmp_path):
