@@ -196,8 +196,9 @@ def test_tables_fit_a_phone_without_scrolling(opened):
     """With the figures of a large corpus, too."""
     opened.size(390)
     wide = opened.execute_script("""
-        document.querySelectorAll(".splits .n, .bars .n").forEach((e) => e.textContent = "20,123,456,789");
-        const beyond = (e) => e.getBoundingClientRect().right > innerWidth || e.scrollWidth > e.clientWidth + 1;
+        document.querySelectorAll(".splits td.n, .bars .n").forEach((e) => e.textContent = "20,123,456,789");
+        const right = (e) => e.getBoundingClientRect().right;
+        const beyond = (e) => right(e) > innerWidth || e.scrollWidth > e.clientWidth + 1;
         return [...document.querySelectorAll("main *")]
           .filter((e) => e.clientWidth && !e.closest("svg, select") && beyond(e))
           .map((e) => e.outerHTML.slice(0, 90))""")
@@ -234,9 +235,9 @@ def test_a_term_is_explained_by_pointer_keyboard_and_finger(opened):
     from selenium.webdriver.common.actions.pointer_input import PointerInput
 
     opened.execute_script("scrollTo(0, 0)")
-    words, about = opened.find_elements(
-        "css selector", "a.term[href='#term-lane'], a.term[href='#term-nat']"
-    )[:2]
+    lanes, nats = (
+        opened.find_element("css selector", f"a.term[href='#term-{of}']") for of in ("lane", "nat")
+    )
     ActionChains(opened).move_to_element(lanes).perform()
     assert "read side by side" in tip(opened)
     ActionChains(opened).move_to_element(opened.find_element("tag name", "h1")).perform()
