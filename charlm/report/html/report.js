@@ -23,6 +23,7 @@
   const follow = () => shown && Math.abs(shown.getClientRects()[0].top - top) > 4 && hideTip();
   addEventListener("scroll", follow, { passive: true, capture: true });
   addEventListener("keydown", (e) => e.key === "Escape" && hideTip());
+  // Safari on a phone gives links no focus that they could lose.
   addEventListener("click", (e) => e.target.closest(".term, .text") || hideTip());
 
   // Terms: a pointer or the keyboard shows the words of the glossary, a click or Enter goes there; a finger
