@@ -38,7 +38,8 @@ class Stop:
         self.started = time.monotonic()
         self.max_hours: float | None = None  # counted from the creation of this object
         self.in_loop = self.at_once = False
-        self._exits, self._reason, self._before = exits, None, {}
+        self._reason, self._before = None, {}
+        self._exits = exits and hasattr(signal, "pthread_sigmask")
 
     @property
     def reason(self) -> str | None:
@@ -51,7 +52,8 @@ class Stop:
     def begin_loop(self, max_hours: float | None) -> None:
         """From now on the loop finishes its step, also when so many hours are over."""
         self.max_hours, self.at_once, self.in_loop = max_hours, False, True
-        _mask("SIG_UNBLOCK", SIGNALS)
+        if self._exits:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def leave(self) -> None:
         """From now on raise Left for a signal, also for one that came before."""
@@ -71,8 +73,10 @@ class Stop:
             nohup = {n for n in SIGNALS[3:] if signal.getsignal(n) == signal.SIG_IGN}
             handled = [n for n in SIGNALS if n not in nohup]
             self._before = {number: signal.signal(number, self._handle) for number in handled}
-            _mask("SIG_UNBLOCK", SIGNALS)
-            if self._exits and _mask("SIG_BLOCK", SIGNALS[:1]):  # a thread, for compiled code may keep this
+            if hasattr(signal, "pthread_sigmask"):
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            if self._exits:  # a thread waits for Ctrl-C, because compiled code may keep this one
+                signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS[:1])
                 threading.Thread(target=self._exit, daemon=True).start()
         return self
 
@@ -84,14 +88,8 @@ class Stop:
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        _mask("SIG_UNBLOCK", SIGNALS)
-
-
-def _mask(how: str, numbers: list) -> bool:
-    """Block or unblock signals in this thread; False on a system that cannot do that."""
-    if possible := hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(getattr(signal, how), numbers)
-    return possible
+        if self._exits:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def from_launcher(name: str, default: int) -> int:
