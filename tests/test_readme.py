@@ -92,6 +92,7 @@ HERE = {
     "charlm watch runs/stdlib": Short("--once", "step 2 of 2", ("stdlib", "mine")),
     "charlm doctor --config C": Short(told="ready to train"),
     "charlm evaluate RUN": Short("--json", '"bpc"'),
+    "charlm evaluate RUN --trust": Short("--max_characters 50", " bpc"),
     "charlm evaluate RUN --lanes 1": Short("--json", '"lanes": 1'),
     "charlm evaluate RUN --dynamic": Short("--max_characters 50", "dynamic: "),
     "charlm evaluate RUN --by_context": Short("--max_characters 50", "2 to 3 "),

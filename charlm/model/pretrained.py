@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -20,6 +18,7 @@ from charlm.config.fields import ModelConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.files import replace
+from charlm.model.cells import cell_of
 
 if TYPE_CHECKING:
     from charlm.model.char_lm import CharLM
@@ -64,18 +63,17 @@ def load_model(cls: type[CharLM], name: str | Path, device: str | torch.device =
         except Exception as error:
             message = " ".join(str(error).split())  # in one line
             raise CharlmError(f"{name}: neither a folder nor a model on the Hub ({message})") from error
-    kinds = {"make": lambda about: (ModelConfig(**without_retired(about["model"])), about)}
-    (config, about), path = read(folder / "config.json", ABOUT, **kinds), folder / "model.safetensors"
+    about, path = read(folder / "config.json", ABOUT), folder / "model.safetensors"
+    config = read(folder / "config.json", make=_config)
     try:
-        if sha256_of(path) != about["weights_sha256"]:
-            raise ValueError("its sha256 is not the one in config.json")
-        with safe_open(path, "pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        weights = load_file(path)  # mapped, not yet in memory
+        size_of(path)  # refuses a pipe, which would be waited for
+        weights = load_file(path)
     except Exception as error:
         raise CharlmError(f"{path}: cannot be read: {error}; train or download it again") from error
-    model = empty_model(cls, config, about["vocab_size"], shapes, path)
-    load_weights(model, weights, path)
+    model = model_of(cls, config, about["vocab_size"], weights, path)
+    if sha256_of(path) != about["weights_sha256"]:
+        problem = "its sha256 is not the one in config.json"
+        raise CharlmError(f"{path}: cannot be read: {problem}; train or download it again")
     vocab = model.vocab = Vocab.load(folder)
     if len(vocab) != model.vocab_size:
         raise CharlmError(f"{folder}: vocab.json has {len(vocab)} symbols, the model {model.vocab_size}")
@@ -91,22 +89,31 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().to("cpu", copy=True).contiguous() for name, p in model.named_parameters()}
 
 
-def empty_model(
-    cls: type[CharLM], config: ModelConfig, vocab_size: int, shapes: dict[str, tuple], where: str | Path
+def _config(about: dict) -> ModelConfig:
+    config = ModelConfig(**without_retired(about["model"]))
+    cell_of(config)  # there is such a cell
+    return config
+
+
+def model_of(
+    cls: type[CharLM], config: ModelConfig, vocab_size: int, weights: dict[str, Tensor], where: str | Path
 ) -> CharLM:
-    """A fresh model for weights of these shapes. Raises CharlmError when the shapes of its parameters are
-    others, before it takes memory for them. Draws random numbers of torch."""
-    held, sizes = sum(map(math.prod, shapes.values())), vars(config)
+    """A model with these weights. Raises CharlmError as load_weights does, and takes no memory for sizes that
+    the weights do not have. Draws random numbers of torch."""
+    held, sizes = sum(w.numel() for w in weights.values()), vars(config)
     named = ("hidden_size", "embedding_size", "ngrams", *["ngram_lines"] * bool(config.ngrams))
-    if config.num_layers > len(shapes) or any(sizes[name] > held for name in named):
+    if config.num_layers > len(weights) or any(sizes[name] > held for name in named):
         raise CharlmError(f"{where}: the weights do not fit the model: {held:,} numbers for {config}")
     with torch.device("meta"):
-        _compare(cls(config, vocab_size), shapes, where)
-    return cls(config, vocab_size)
+        _compare(cls(config, vocab_size), weights, where)
+    model = cls(config, vocab_size)
+    load_weights(model, weights, where)
+    return model
 
 
-def _compare(model: nn.Module, theirs: dict[str, tuple], where: str | Path) -> None:
+def _compare(model: nn.Module, weights: dict[str, Tensor], where: str | Path) -> None:
     own = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    theirs = {name: tuple(w.shape) for name, w in weights.items()}
     if own != theirs:
         names = [n for n in sorted(own.keys() | theirs.keys()) if own.get(n) != theirs.get(n)]
         differ = "; ".join(f"{n}: the model has {own.get(n)}, the file {theirs.get(n)}" for n in names[:4])
@@ -116,7 +123,7 @@ def _compare(model: nn.Module, theirs: dict[str, tuple], where: str | Path) -> N
 def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str | Path) -> None:
     """Copy weights into the parameters of the same names. Raises CharlmError, naming the differences, when
     names or shapes differ, and for weights that are not finite."""
-    _compare(model, {name: tuple(w.shape) for name, w in weights.items()}, where)
+    _compare(model, weights, where)
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(weights[name])
@@ -138,6 +145,6 @@ def read_best(run_dir: Path, vocab: Vocab) -> dict | None:
 
 
 def sha256_of(path: Path) -> str:
-    """Raises OSError, and ValueError for an empty file, and for what is none."""
+    """Raises OSError, and ValueError for an empty file."""
     size_of(path)
     return sha256(np.memmap(path, mode="r")).hexdigest()

@@ -30,7 +30,7 @@ from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError, CharlmWarning
 from charlm.files import sync_folder, write_synced
 from charlm.model.char_lm import CharLM
-from charlm.model.pretrained import empty_model, load_weights
+from charlm.model.pretrained import model_of
 
 FORMAT = {"format": "charlm checkpoint", "version": 2}
 UNSAVED = ".no-checkpoint-yet"  # a file in the run directory, from its start to the first checkpoint
@@ -179,10 +179,7 @@ def load_newest(
 def evaluated_model(facts: dict, tensors: Tensors, vocab: Vocab) -> CharLM:
     """The model of a checkpoint, with averaged weights if it has them. Draws random numbers of torch."""
     weights, where = tensors["model"] | tensors.get("average", {}), f"the checkpoint of step {facts['step']}"
-    shapes = {name: tuple(w.shape) for name, w in weights.items()}
-    model = empty_model(CharLM, from_dict(facts.get("config")).model, len(vocab), shapes, where)
-    load_weights(model, weights, where)
-    return model
+    return model_of(CharLM, from_dict(facts.get("config")).model, len(vocab), weights, where)
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
