@@ -18,7 +18,9 @@ from helpers import ROOT
 
 from charlm.commands.cli import main
 
-READMES = [ROOT / name / "README.md" for name in (".", "slurm", "configs", "scripts/bench", "charlm")]
+FOLDERS = (".", "slurm", "configs", "scripts/bench", "charlm")
+FOLDERS += tuple(f"charlm/{name}" for name in ("corpus", "training", "evaluation", "sharing"))
+READMES = [ROOT / name / "README.md" for name in FOLDERS]
 PROGRAMS = (
     *(
         "charlm",
@@ -58,18 +60,30 @@ LONGER = (
 BEST = "charlm train --config shakespeare-best --train.precision bf16"
 EXCERPT = "charlm train --config enwik8-4mb --train.precision bf16"
 SAMPLE = f"{TINY} {FILES} {HELD} --data.streaming false --run_dir runs/sample"
+LOWER = "charlm train --config C --optim.learning_rate 1e-3 --train.allow_change optim.learning_rate"
+TUNED = "charlm train letters.txt --train.init_from runs/stdlib --optim.learning_rate 1e-3"
+SEEDS = "charlm compare runs/seed-1 runs/seed-2 runs/seed-3 --json"
+DRAW = 'charlm sample RUN --prompt "def " --length 500 --temperature 0.7'
 HERE = {
-    "charlm train --help": Short(told="--model.hidden_size"),
-    "charlm hello": Short(
-        "--explain --debug --figure hello.svg", "predicted string: ello, epoch: 10, loss: 2.020"
+    "charlm train --help all": Short(told="--model.hidden_size"),
+    "charlm hello --explain": Short(
+        "--debug --figure hello.svg", "predicted string: ello, epoch: 10, loss: 2.020"
     ),
+    LOWER: Short("--train.steps 2", "changed here: optim.learning_rate"),
+    TUNED: Short(TINY, "done: 2 steps", ("stdlib", "mine")),
+    "charlm compare RUN RUN": Short(told="mine"),
+    "charlm compare runs/one runs/two --figure curves.svg": Short(told="mine", swap=("one runs/two", "mine")),
+    SEEDS: Short(told="mine", swap=("seed-1 runs/seed-2 runs/seed-3", "mine")),
+    "charlm sample --help": Short(told="--stop"),
+    DRAW: Short("--length 5 --prompt the", "the"),
+    "charlm evaluate RUN --text my.txt": Short(told="bpc"),
+    "charlm train --help": Short(told="--model.size"),
     "charlm prepare --config C": Short(told="unigram"),
     "charlm prepare --config C --verify": Short(told="as it was made"),
     "charlm prepare --config C --shard 0/16": Short("--data.dir shards", swap=("0/16", "0/1")),
     "charlm prepare --config C --merge 16": Short("--data.dir shards", "vocabulary is chosen", ("16", "1")),
     "charlm prepare --config wikipedia-en": Short(f"{FILES} {HELD}", "xz -9e"),
     "charlm prepare --config wikipedia-simple": Short(f"{FILES} {HELD}", "xz -9e"),
-    "charlm train --config C": Short(told="done: 2 steps"),
     "charlm train --config stdlib": Short(f"{TINY} --data.max_documents 12", "done: 2 steps"),
     "charlm train --config shakespeare": Short(f"{TINY} {FILES} --sample.prompt the", "done: 2 steps"),
     LONGER: Short(f"{TINY} {FILES} --sample.prompt the --run_dir runs/longer", "done: 2 steps"),
@@ -80,14 +94,13 @@ HERE = {
     "charlm train --config wikipedia-sample": Short(SAMPLE, "done: 2 steps"),
     "charlm train --config text8": Short(f"{TINY} {HELD} --data.data_files FILE", "done: 2 steps"),
     "charlm train my.txt": Short(TINY, "done: 2 steps"),
-    "charlm train books/ --train.steps 3000": Short(f"{TINY} {HELD}", "done: 2 steps"),
+    "charlm train books/ --train.minutes 10": Short(
+        f"{TINY} {HELD}", "done: 2 steps", ("--train.minutes 10", "")
+    ),
     "charlm train pages.jsonl --data.text_column body": Short(f"{TINY} {HELD}", "done: 2 steps"),
     "charlm train reviews.csv --data.text_column review": Short(f"{TINY} {HELD}", "done: 2 steps"),
     "charlm train 'parts/*.parquet'": Short(f"{TINY} {HELD} --run_dir runs/parts", "done: 2 steps"),
     TINY_STORIES: Short(f"{TINY} {HELD} {FILES}", "done: 2 steps"),
-    "charlm completion bash": Short(told="complete -o default"),
-    "charlm completion --help": Short(told="zsh"),
-    "charlm compare RUN RUN …": Short("--json", '"status": "done"', (" …", "")),
     "charlm watch RUN": Short("--json", '"status": "done"'),
     "charlm watch runs/stdlib": Short("--once", "step 2 of 2", ("stdlib", "mine")),
     "charlm doctor --config C": Short(told="ready to train"),
@@ -99,7 +112,6 @@ HERE = {
     "charlm push RUN user/name": Short(told="nothing was sent (HF_HUB_OFFLINE is set)"),
     "charlm push RUN user/name --license mit --language en --dry_run": Short(told="would send"),
     "charlm export RUN model.onnx": Short(told="onnxruntime agrees"),
-    "charlm sample RUN": Short("--length 5 --prompt the", "the"),
     "charlm report RUN": Short(told="report.html"),
 }
 # Cannot be run here: why, and the test that does what can be done, if there is one.
@@ -151,12 +163,14 @@ THERE = {
         "a launcher",
         "training/test_distributed.py::test_the_launcher_of_torch",
     ),
-    "nano slurm/cluster.sh": ("an editor", ""),
     "bash slurm/prepare-array.sh 16 --config C": (
         "a cluster",
         "slurm/test_slurm.py::test_an_array_prepares_what_one_process_does",
     ),
-    "source slurm/cluster.sh": ("a cluster", SMOKE),
+    "nano slurm/cluster.local.sh": (
+        "an editor",
+        "slurm/test_slurm.py::test_as_many_processes_as_gpus_and_lines_of_ones_own",
+    ),
     "sbatch slurm/hello.sh": ("a cluster", SMOKE),
     "srun --gpus=1 charlm doctor --config wikipedia-simple": (
         "a GPU",
@@ -168,15 +182,13 @@ THERE = {
     f"{FOUR} slurm/train.sh --config wikipedia-en": ("a cluster", NODES),
     "WANDB_MODE=online sbatch slurm/train.sh …": ("a cluster and an account", ""),
     "scancel --signal=USR1 JOBID": ("a cluster", REQUEUED),
-    "tail -f charlm-JOBID.out": ("a cluster", REQUEUED),
-    "wandb sync runs/wikipedia-simple/wandb/latest-run": ("an account", REQUEUED),
     "wandb sync runs/NAME/wandb/latest-run": ("an account", REQUEUED),
 }
 # Python of the READMEs runs as it stands, but for these.
 SMALLER = {
     ", steps=500": ", steps=2, max_documents=12, lanes=2, wandb='disabled'",
     "length=200": "length=5",
-    '"runs/stdlib"': '"runs/mine"',
+    "runs/stdlib/": "runs/mine/",
 }
 
 
@@ -280,6 +292,8 @@ def desk(tmp_path_factory):
     for name, words in (("one", "the fox"), ("two", "a dog"), ("three", "the hen and the fox")):
         (desk / "books" / f"{name}.txt").write_text(f"{words} went home " * 40, encoding="utf-8")
     texts = [path.read_text(encoding="utf-8") for path in sorted(desk.glob("books/*.txt"))]
+    (desk / "letters.txt").write_text("the fox and the hen " * 60, encoding="utf-8")
+    (desk / "book.txt").write_text("*** START OF A *** the fox *** END OF A ***", encoding="utf-8")
     (desk / "my.txt").write_text("".join(texts), encoding="utf-8")
     (desk / "pages.jsonl").write_text(
         "".join(json.dumps({"body": t}) + "\n" for t in texts), encoding="utf-8"
@@ -335,7 +349,7 @@ def test_the_python_of_the_readmes_runs(desk, monkeypatch, capsys):
 
 def test_the_trees_name_every_folder_and_only_files_that_are_there():
     folders = {path.parent.name for path in (ROOT / "charlm").glob("*/__init__.py")}
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1]
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## More")[1]
     assert folders <= set(re.findall(r"(\w+)/", tree))
     inside = (ROOT / "charlm" / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:\w+/)+[\w*. …]+\.(?:py|yaml|html))`", inside))

@@ -29,7 +29,7 @@ def rows(run_dirs: Sequence[str], figure: str | None = None) -> list[dict]:
             {"run": of["run"]} | {key: config[key] for key in differ} | {k: of[k] for k in ("status", "step")}
         )
         row |= {f"{name} bpc": (of[name] or {}).get("bpc") for name in ("train", "best", "test")}
-        changes = [f"{step}: {text}" for step, text in run.points("changed", str)]
+        changes = [f"{step}: {text}" for step, text in run.points("changed")]
         found.append(row | {"changed at": "; ".join(changes) or None})
     if figure is not None:
         _draw(runs, figure)
