@@ -1,4 +1,4 @@
-"""Values against their types, and the JSON and YAML of runs and models, which a stranger may have written.
+"""What a stranger may have written: JSON and YAML of runs and models, values against their types, links.
 
 A type is a hint of typing, whose Annotated may hold pairs (test of a value, advice where it fails); a value;
 a tuple of types, one of which must fit; or a dict from keys to types, where a key that ends in ? may be
@@ -8,6 +8,7 @@ missing, and keys that are not named may hold anything.
 import difflib
 import json
 import math
+import os
 import re
 import reprlib
 import stat
@@ -58,11 +59,13 @@ def mismatch(value: Any, kind: Any) -> str:
         if missing := [key for key in ((), kind)[not parts] if key[-1] != "?" and key not in value]:
             return f"{missing[0]} is missing"
         inner = {key: part for key, part in inner.items() if key in value}
-    elif kind in (int, float):  # beyond 1e38 sums may overflow
-        fits = isinstance(value, Integral if kind is int else Real) and not 1e38 < abs(value) < math.inf
+    elif kind in (int, float):  # beyond 1e300 sums may overflow
+        fits = isinstance(value, Integral if kind is int else Real) and not 1e300 < abs(value) < math.inf
         fits = fits and not isinstance(value, bool)
     elif kind is str:
-        fits = isinstance(value, str) and (value.isascii() or not re.search("[\ud800-\udfff]", value))
+        if isinstance(value, str) and not value.isascii() and re.search("[\ud800-\udfff]", value):
+            return f"{value!r} holds half a character (a lone surrogate)"
+        fits = isinstance(value, str)
     else:
         fits = isinstance(value, kind) if isinstance(kind, type) else type(value) is origin and value == kind
     if not fits:
@@ -70,6 +73,16 @@ def mismatch(value: Any, kind: Any) -> str:
         return f"{reprlib.repr(value)} is not {expected}"
     found = ((key, mismatch(value[key], part)) for key, part in inner.items())
     return next((f"{key}: {problem}" for key, problem in found if problem), "")
+
+
+def refuse_links(folder: str | Path, *names: str) -> None:
+    """Raise CharlmError for a symbolic link among these entries of a folder (without names: all), or below
+    one: what is written, deleted or sent through it may be anybody's. wandb has links of its own."""
+    for path in (Path(folder, name) for name in names or os.listdir(folder)):
+        below = path.rglob("*") if path.name != "wandb" else ()
+        if link := next((found for found in (path, *below) if found.is_symlink()), None):
+            advice = "put a copy in its place; only the folder as a whole may be one"
+            raise CharlmError(f"{link}: is a symbolic link, which charlm does not write through; {advice}")
 
 
 def size_of(path: str | Path) -> int:

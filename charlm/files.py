@@ -22,6 +22,7 @@ from pathlib import Path, PurePath
 from secrets import token_hex
 from shutil import copyfileobj
 from tempfile import TemporaryDirectory
+from threading import Lock
 from zipfile import is_zipfile
 
 import xxhash
@@ -31,6 +32,7 @@ from charlm.errors import CharlmError, CharlmWarning
 from charlm.locks import locked
 
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # how its files begin
+_writing = Lock()
 KEPT = 64 << 20  # bytes of files from which digests are kept
 
 
@@ -42,6 +44,15 @@ def write_synced(path: str | Path, content: bytes | str, synced: bool = True) ->
         file.flush()
         if synced:
             os.fsync(file.fileno())
+
+
+def write_at(file, content: memoryview, offset: int) -> int:
+    """Write at a place of an unbuffered file, in any thread; returns the bytes written."""
+    if hasattr(os, "pwrite"):
+        return os.pwrite(file.fileno(), content, offset)
+    with _writing:  # Windows
+        file.seek(offset)
+        return file.write(content)
 
 
 def replace(path: str | Path, content: bytes | str, synced: bool = True) -> None:
@@ -59,16 +70,6 @@ def replace(path: str | Path, content: bytes | str, synced: bool = True) -> None
         raise
     if synced:
         sync_folder(Path(path).parent)
-
-
-def refuse_links(folder: str | Path, *names: str) -> None:
-    """Raise CharlmError for a symbolic link among these entries of a folder (without names: all), or below
-    one: what is written, deleted or sent through it may be anybody's. wandb has links of its own."""
-    for path in (Path(folder, name) for name in names or os.listdir(folder)):
-        below = path.rglob("*") if path.name != "wandb" else ()
-        if link := next((found for found in (path, *below) if found.is_symlink()), None):
-            advice = "put a copy in its place; only the folder as a whole may be one"
-            raise CharlmError(f"{link}: is a symbolic link, which charlm does not write through; {advice}")
 
 
 def sync_folder(path: str | Path) -> None:

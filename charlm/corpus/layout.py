@@ -29,7 +29,7 @@ from charlm.corpus.prepared import IdFile
 from charlm.corpus.sources import SPLITS, describe
 from charlm.corpus.vocabulary import END, Vocab, codes_of, name_of
 from charlm.errors import CharlmError
-from charlm.files import Journal, replace
+from charlm.files import Journal, replace, write_at
 
 SYNC_EVERY = 0.25  # seconds between two points from which a killed build resumes
 SHOWN = 8  # characters that a report names
@@ -235,7 +235,7 @@ class IdWriter(AbstractContextManager):
         offset = self.arrays[split].offset + (position - self.firsts[split]) * ids.itemsize
         rest = memoryview(ids).cast("B")  # not through a mapping, whose dirty pages would count as resident
         while rest:
-            size = os.pwrite(self.files[split].fileno(), rest, offset)
+            size = write_at(self.files[split], rest, offset)
             rest, offset = rest[size:], offset + size
 
     def advance(self, number: int) -> None:

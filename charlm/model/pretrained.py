@@ -6,6 +6,7 @@ import json
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -104,7 +105,8 @@ def model_of(
     named = ("hidden_size", "embedding_size", "ngrams", *["ngram_lines"] * bool(config.ngrams))
     if config.num_layers > len(weights) or any(sizes[name] > held for name in named):
         raise CharlmError(f"{where}: the weights do not fit the model: {held:,} numbers for {config}")
-    with torch.device("meta"):
+    # Without normal_, which on the meta device imports torch's compiler, for seconds.
+    with torch.device("meta"), patch.object(nn.init, "normal_"):
         _compare(cls(config, vocab_size), weights, where)
     model = cls(config, vocab_size)
     load_weights(model, weights, where)

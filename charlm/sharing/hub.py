@@ -8,10 +8,10 @@ from huggingface_hub import HfApi, ModelCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from charlm.checked import Count, read
+from charlm.checked import Count, read, refuse_links
 from charlm.config.parse import read_run_config
 from charlm.errors import CharlmError, UsageError
-from charlm.files import refuse_links, replace
+from charlm.files import replace
 from charlm.model.char_lm import CharLM
 from charlm.model.pretrained import ABOUT, FILES
 from charlm.sharing.model_card import model_card

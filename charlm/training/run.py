@@ -15,10 +15,10 @@ from threading import Thread
 import torch
 from torch import Tensor
 
-from charlm.checked import read
+from charlm.checked import read, refuse_links
 from charlm.config.fields import Config
 from charlm.errors import CharlmError
-from charlm.files import refuse_links, replace
+from charlm.files import replace
 from charlm.locks import locked
 from charlm.model.char_lm import Carry, CharLM
 from charlm.sharing.model_card import model_card

@@ -858,7 +858,7 @@ def test_the_baselines_of_corpus_json_are_those_of_its_arrays(tmp_path):
 
 def test_help(capfd):
     with pytest.raises(SystemExit) as ended:
-        charlm.commands.cli.main(["prepare", "--help"])
+        charlm.commands.cli.main(["prepare", "--help", "all"])
     out = capfd.readouterr().out
     assert not ended.value.code
     for words in ("--shard I/N", "--merge N", "--verify", "--data.streaming", "--data.workers"):
