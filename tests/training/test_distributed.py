@@ -374,6 +374,7 @@ def test_a_step_that_hangs_ends_all(tmp_path):
     assert status(config.run_dir)["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_what_takes_long_beside_steps_is_waited_for(tmp_path):
     """The main process draws a sample for longer than a step may take."""
     config = changed(stalling(tmp_path, steps=4), sample={"every": 3})
@@ -476,6 +477,7 @@ for name in ("one", "two"):
 """
 
 
+@pytest.mark.slow
 def test_one_script_trains_twice(tmp_path):
     script = tmp_path / "twice.py"
     script.write_text(TWICE, encoding="utf-8")
@@ -516,6 +518,7 @@ except Diverged:
 """
 
 
+@pytest.mark.slow
 def test_an_error_that_is_caught_ends_the_watch(tmp_path):
     """For three seconds without a step would end the process."""
     script = tmp_path / "caught.py"

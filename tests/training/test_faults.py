@@ -160,6 +160,7 @@ def test_ctrl_c_during_the_start_always_ends_within_a_second(tmp_path):
         assert time.monotonic() - began < 3  # on a busy machine
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_final_test_leaves_it_to_the_next_start(tmp_path):
     options = {"evaluate": {"every": 0, "lanes": 1, "bptt": 1}, "data": dict(SLOW)}
     config, whole = small(tmp_path / "run", **options), small(tmp_path / "whole", **options)
@@ -504,7 +505,7 @@ def faults(tmp_path, monkeypatch):
     Fork.running.process.communicate()
 
 
-@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK])
+@pytest.mark.parametrize("error", [errno.ENOSYS, pytest.param(errno.ENOLCK, marks=pytest.mark.slow)])
 def test_without_locks_a_run_is_taken_over_from_a_process_of_this_host_that_is_gone(tmp_path, faults, error):
     options = BUSY | {"train": {"steps": 100_000, "bptt": 24}}
     config, variables = small(tmp_path / "run", **options), faults("flock", error)
@@ -550,7 +551,7 @@ def test_a_file_system_that_cannot_sync_folders_is_used_all_the_same(tmp_path, f
     assert steps_of(config.run_dir) == [8, 12]
 
 
-@pytest.mark.parametrize("call", ["mmap", "open"])
+@pytest.mark.parametrize("call", ["mmap", pytest.param("open", marks=pytest.mark.slow)])
 def test_a_file_that_cannot_be_read_now_is_not_called_damaged(tmp_path, faults, call):
     config = small(tmp_path / "run", checkpoint={"every": 4})
     train(config, quiet=True)
