@@ -22,6 +22,7 @@ from helpers import (
 )
 from slurm_cluster import Cluster, missing
 
+from charlm.corpus.prepared import prepare
 from charlm.training.checkpoint import steps_of
 from charlm.training.loop import train
 
@@ -143,16 +144,16 @@ def test_usr1_saves_requeues_and_resumes_until_done(desk, tmp_path):
 def test_signals_from_the_first_moment_on_and_again_and_again_requeue_the_job(desk, tmp_path):
     """While the processes start, while they save, while they end, while the job goes back into the queue."""
     config = small(tmp_path / "run", **LONG)
+    prepare(config)  # else a signal ends the preparation, at step 0
     job = desk.sbatch(*TWO, "slurm/train.sh", "--config", config_file(config))
     env, steps = desk.cluster.env, ("squeue", "-h", "-s", "-j", job, "-o", "%i")
     desk.until(job, lambda: f"{job}.0" in desk.cluster(*steps).split())
 
     def signalled_until_requeued() -> bool:
         subprocess.run(["scancel", "--signal=USR1", job], env=env, capture_output=True)
-        return int(desk.restarts(job)) >= 1
+        return int(desk.restarts(job)) >= 1 and bool(steps_of(config.run_dir))
 
     desk.until(job, signalled_until_requeued)
-    desk.until(job, lambda: steps_of(config.run_dir))
     step = steps_of(config.run_dir)[-1]
     config_file(changed(config, train={"steps": step + 50}))
     log = desk.ended(job)
