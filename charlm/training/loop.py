@@ -55,8 +55,9 @@ def train(
     handled = Stop() if stop is None else nullcontext(stop)
     with handled as stop, Run(config, quiet, stop) as run, keep_freed_memory(run.device), own_rng(run.device):
         try:
-            if not steps_of(run.dir) and (config.model.ngrams or not folder_of(config).is_dir()):
-                stop.leave()  # before or in minutes of counting; otherwise a step is made and saved
+            stop.at_once = not steps_of(run.dir)
+            if stop.at_once and stop.reason and (config.model.ngrams or not folder_of(config).is_dir()):
+                stop.leave()  # before minutes of counting
             setup = set_up(config, run.accelerator, run.say)
             state = resume_or_start(run, setup)
             run.say(f"first step after {time.perf_counter() - started:.1f} s")

@@ -148,6 +148,7 @@ def test_signals_from_the_first_moment_on_and_again_and_again_requeue_the_job(de
     job = desk.sbatch(*TWO, "slurm/train.sh", "--config", config_file(config))
     env, steps = desk.cluster.env, ("squeue", "-h", "-s", "-j", job, "-o", "%i")
     desk.until(job, lambda: f"{job}.0" in desk.cluster(*steps).split())
+    desk.until(job, lambda: logged(config.run_dir) >= 100)  # before the first step a signal leaves at step 0
 
     def signalled_until_requeued() -> bool:
         subprocess.run(["scancel", "--signal=USR1", job], env=env, capture_output=True)
