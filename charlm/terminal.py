@@ -1,6 +1,7 @@
 """Text for a terminal: safe to print, wrapped to its width, in color."""
 
 import os
+import shutil
 import sys
 import textwrap
 import time
@@ -19,14 +20,50 @@ def visible(text: str) -> str:
     return text.translate(escapes)
 
 
-def say(text: str, **options) -> None:
+def shown(text: str, stream, indent: int = 0) -> str:
+    """Text as it is printed on a stream: made visible and, on a terminal, broken between words; a word longer
+    than a line stays whole, as it may be a path. indent: of all lines but the first."""
+    if not stream.isatty():
+        return visible(text)
+    options = {"break_long_words": False, "subsequent_indent": " " * indent}
+    return "\n".join(wrapped(text, shutil.get_terminal_size().columns, **options))
+
+
+def say(text: str, *, indent: int = 0, file=None, **options) -> None:
     """Print text that may hold names, settings and messages of others. options: of print."""
-    print(visible(text), **options)
+    file = file or sys.stdout
+    print(shown(text, file, indent), file=file, **options)
+
+
+def stopped() -> str:
+    """The last line after Ctrl-C, below the bar or the prompt in which a terminal shows ^C."""
+    return "\n" * sys.stderr.isatty() + "charlm: stopped by Ctrl-C"
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Show on a terminal that something is going on, while torch is imported: it takes seconds."""
+    terminal = sys.stderr.isatty()
+    print("loading PyTorch …" * terminal, end="", file=sys.stderr, flush=True)
+    yield
+    print("\r\x1b[K" * terminal, end="", file=sys.stderr, flush=True)
 
 
 def shows_bars() -> bool:
     """Whether stderr is a terminal or a notebook, where a progress bar may move."""
     return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel")
+
+
+def moving_bar(**options):
+    """A bar of tqdm, narrower than the terminal by what ^C takes: in a full line the bar would stay twice."""
+    from tqdm.auto import tqdm
+
+    def size(file) -> tuple[int, None]:
+        return shutil.get_terminal_size().columns - 3, None
+
+    bar = tqdm(ncols=size(None)[0], **options)
+    bar.dynamic_ncols = size  # asked before each drawing
+    return bar
 
 
 def is_live() -> bool:

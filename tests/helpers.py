@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import random
 import re
+import select
 import socket
 import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,6 +110,39 @@ def start_anew(config: Config, **variables: str) -> subprocess.Popen:
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
     words = command("train", "--config", config_file(config))
     return subprocess.Popen(words, env=environment(**variables), **options)
+
+
+class Terminal:
+    """A command on a terminal of its own."""
+
+    def __init__(self, *words, columns=80, cwd=None, **variables):
+        self.main, side = pty.openpty()
+        fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        env = environment(TERM="xterm", COLUMNS=str(columns), LINES="24", **variables)
+        ends = {"stdin": side, "stdout": side, "stderr": side}
+        self.process = subprocess.Popen(command(*words), env=env, cwd=cwd, **ends)
+        os.close(side)
+        self.seen = ""
+
+    def read(self) -> bool:
+        if select.select([self.main], [], [], 0.2)[0]:
+            try:
+                piece = os.read(self.main, 1 << 16)
+            except OSError:  # the other side is closed
+                return False
+            self.seen += piece.decode("utf-8", "replace")
+        return True
+
+    def until(self, text: str, seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            assert self.read() and time.monotonic() < end, self.seen
+
+    def ended(self) -> int:
+        while self.read():
+            pass
+        os.close(self.main)
+        return self.process.wait(60)
 
 
 def launched(launcher: list[str], *words, **options) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from charlm import __version__
 from charlm.errors import CharlmError, CharlmWarning, UsageError
-from charlm.terminal import say, visible
+from charlm.terminal import say, shown, stopped, visible
 
 if TYPE_CHECKING:
     from charlm.config.fields import Config
@@ -100,12 +100,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _function(words[0])(words[1:])
     except KeyboardInterrupt:
-        code, message = 130, "charlm: stopped by Ctrl-C"
+        code = 130
     except BrokenPipeError:  # `charlm sample … | head`
         sys.stderr.close()
     except Exception as error:
         if interrupts:  # while numpy or torch is imported, Ctrl-C can end as any exception
-            _exit(130, "charlm: stopped by Ctrl-C")
+            _exit(130, "")
         if debug:
             say("".join(traceback.format_exception(error)), file=sys.stderr, end="")
         if isinstance(error, CharlmError):
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         if signal.getsignal(signal.SIGINT) is interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-    _exit(code, visible(message).replace("\n", " "))
+    _exit(code, message and shown(message.replace("\n", " "), sys.stderr))
 
 
 def _function(command: str):
@@ -137,8 +137,8 @@ def _exit(code: int, message: str) -> None:
     """
     if code == 130 or os.environ.get("WORLD_SIZE", "1") != "1":
         with suppress(OSError, ValueError):
-            if message:
-                print(message, file=sys.stderr, flush=True)
+            if code:
+                print(stopped() if code == 130 else message, file=sys.stderr, flush=True)
             sys.stdout.flush()
         os._exit(code)
     if code == 1:
@@ -151,8 +151,9 @@ def _exit(code: int, message: str) -> None:
 def _format_warning(message, category, *args, **kwargs) -> str:
     """charlm's own warnings as one line, without their place in its source."""
     own = issubclass(category, CharlmWarning)
-    shown = visible(str(message))
-    return f"charlm: warning: {shown}\n" if own else _python_format(shown, category, *args, **kwargs)
+    if own:
+        return shown(f"charlm: warning: {message}", sys.stderr) + "\n"
+    return _python_format(visible(str(message)), category, *args, **kwargs)
 
 
 TERMS = (

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from charlm.commands.cli import FIGURES, TERMS, Parser
 from charlm.errors import CharlmError, UsageError
-from charlm.terminal import say, visible
+from charlm.terminal import loading, say, visible
 
 MOST = 8_000_000  # bytes of a text that report reads: far more than a page shows
 SCORES = "{nats_per_character:.4f} nats/char, {bpc:.4f} bpc, {bpb:.4f} bpb, perplexity {perplexity:.6g}"
@@ -46,7 +46,8 @@ def _run_of(args: argparse.Namespace) -> tuple:
 def _load(args: argparse.Namespace):
     """Trained: (model, vocabulary, config)."""
     run, config = _run_of(args)
-    from charlm.training.trained import load
+    with loading():
+        from charlm.training.trained import load
 
     precision = config.evaluate.precision if config and args.precision is None else args.precision
     trained = load(run, args.device, precision)
@@ -116,7 +117,7 @@ def evaluate(argv: list[str]) -> None:
         result = {"texts": texts, "total": figures}
         if not args.json:
             say(evaluate.row(figures) + "\n")
-    say(json.dumps(result) if args.json else _figures_text(figures["text"], figures))
+    print(json.dumps(result)) if args.json else say(_figures_text(figures["text"], figures))
 
 
 def _files(paths: list[str]) -> list[tuple[str, str]]:
@@ -216,7 +217,8 @@ def sample(argv: list[str]) -> None:
     for i, text in enumerate(trained.generate(num_samples=args.num_samples, **given)):
         seed = options.seed + i
         if args.json:
-            say(json.dumps({"prompt": options.prompt, "text": text, "seed": seed}, ensure_ascii=False))
+            result = {"prompt": options.prompt, "text": text, "seed": seed}
+            print(visible(json.dumps(result, ensure_ascii=False)))
         else:
             print(f"--- sample {i + 1}, seed {seed} ---\n{shown(options.prompt + text)}")
 
@@ -234,7 +236,8 @@ def report(argv: list[str]) -> None:
     if text is not None and len(text) == MOST:  # it may end within a character
         text = re.sub(rb"[\xc0-\xff][\x80-\xbf]{,3}\Z", b"", text)
     run, _ = _run_of(args)
-    from charlm.report.page import write_page
+    with loading():
+        from charlm.report.page import write_page
 
     path, missing = write_page(run, args.output, text, args.device)
     for line in missing:
@@ -278,8 +281,9 @@ def export(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if not args.file.parent.is_dir():
         raise CharlmError(f"{args.file}: there is no folder {args.file.parent}")
-    from charlm.sharing import onnx
-    from charlm.training.trained import load
+    with loading():
+        from charlm.sharing import onnx
+        from charlm.training.trained import load
 
     model, vocab, _ = load(args.run, "cpu", "fp32")
     difference = onnx.export(model, vocab, args.file)

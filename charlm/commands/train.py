@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from charlm.commands.cli import FIGURES, TERMS, Parser, parse_with_config
 from charlm.errors import CharlmError
-from charlm.terminal import is_live, say
+from charlm.terminal import is_live, loading, say, visible
 from charlm.training.signals import Stop
 
 TEXT = "Files and folders of text may come first: charlm {} my.txt, or folder/, or - (stdin)."
@@ -31,7 +31,8 @@ def train(argv: list[str]) -> None:
         # Before torch is imported: a signal during the seconds that takes is not lost either.
         stop = signals.enter_context(Stop(exits=True))
         args, config = parse_with_config(parser, argv)
-        from charlm.training import loop
+        with loading():
+            from charlm.training import loop
 
         try:
             summary = loop.train(config, stop=stop, quiet=args.json)
@@ -39,7 +40,7 @@ def train(argv: list[str]) -> None:
             signals.pop_all()  # keep the handlers: slurm ends the other processes, which still report
             raise
     if args.json and os.environ.get("RANK", "0") == "0":
-        say(json.dumps(asdict(summary), default=str, ensure_ascii=False))
+        print(visible(json.dumps(asdict(summary), default=str, ensure_ascii=False)))
 
 
 def prepare(argv: list[str]) -> None:
@@ -51,7 +52,8 @@ def prepare(argv: list[str]) -> None:
     mode.add_argument("--verify", action="store_true", help="compare a corpus with its checksums and text")
     mode.add_argument("--json", action="store_true", help="print the report as JSON")
     args, config = parse_with_config(parser, argv)
-    from charlm.corpus import prepared
+    with loading():
+        from charlm.corpus import prepared
 
     if args.shard is not None:
         shard, _, shards = args.shard.partition("/")
@@ -69,7 +71,7 @@ def prepare(argv: list[str]) -> None:
     else:
         corpus = prepared.prepare(config)
         figures = {"folder": str(corpus.folder)} | corpus.info
-        say(json.dumps(figures) if args.json else corpus.report())
+        print(json.dumps(figures)) if args.json else say(corpus.report())
 
 
 def watch(argv: list[str]) -> None:
@@ -87,7 +89,7 @@ def watch(argv: list[str]) -> None:
     live = is_live() and not args.once and not args.json
     run.refresh(must_exist=not live)
     if args.json:
-        say(json.dumps(run.figures(), ensure_ascii=False))
+        print(visible(json.dumps(run.figures(), ensure_ascii=False)))
     else:
         show(run, live)
 
@@ -113,7 +115,8 @@ def doctor(argv: list[str]) -> None:
     args, config = parse_with_config(parser, argv)
     if args.hours is not None and not args.hours > 0:
         raise CharlmError(f"--hours {args.hours:g}: must be above 0")
-    from charlm.monitor.doctor import Doctor
+    with loading():
+        from charlm.monitor.doctor import Doctor
 
     if not Doctor(config, args.hours, args.json).examine():
         sys.exit(1)
@@ -128,6 +131,7 @@ def hello(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.figure is not None and not args.figure.endswith(".svg"):
         raise CharlmError(f"--figure {args.figure}: the drawing is an SVG, name it .svg")
-    from charlm.hello import hello
+    with loading():
+        from charlm.hello import hello
 
     hello.hello(args.explain, args.debug, args.figure)

@@ -20,7 +20,6 @@ from io import StringIO
 from itertools import islice
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from charlm.config.checks import require
 from charlm.config.fields import Config
@@ -31,7 +30,7 @@ from charlm.corpus.sources import SPLITS, describe
 from charlm.corpus.vocabulary import END, Vocab, codes_of
 from charlm.errors import CharlmError
 from charlm.files import UTF16
-from charlm.terminal import shows_bars
+from charlm.terminal import moving_bar, shows_bars
 
 # Arrays for data.shuffle: the ids in the order of the text, instead of train; where documents begin in them.
 ORDERED, DOCUMENTS = "train-ordered", "train-documents"
@@ -193,12 +192,12 @@ def in_order(title: str, work: Callable, use: Callable, sizes: dict[int, int], w
     """use(work(piece)) for each piece: work by so many threads, use in this one, in the order of sizes
     (piece → bytes). Shows a bar on a terminal, in a log a line every half minute."""
     terminal = shows_bars()
-    screen = {"dynamic_ncols": True} if terminal else {"ncols": 79, "mininterval": 30, "file": StringIO()}
+    screen = {} if terminal else {"mininterval": 30, "file": StringIO()}
     logged = time.monotonic()
     pieces, pending = iter(sizes), deque()
     pool = ThreadPoolExecutor(workers)
     try:
-        with tqdm(desc=title, total=sum(sizes.values()), unit="B", unit_scale=True, **screen) as bar:
+        with moving_bar(desc=title, total=sum(sizes.values()), unit="B", unit_scale=True, **screen) as bar:
             while True:
                 for piece in islice(pieces, 2 * workers + 1 - len(pending)):
                     pending.append((sizes[piece], pool.submit(work, piece)))

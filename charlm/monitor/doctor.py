@@ -52,7 +52,7 @@ class Doctor:
         if self.main or (not ok and self.accelerator.is_local_main_process):
             self.findings.append({"name": name, "ok": ok, "text": text})
             if not self.as_json:
-                say(f"{'ok ' if ok else 'BAD'}  {name:<10} {text}", flush=True)
+                say(f"{'ok ' if ok else 'BAD'}  {name:<10} {text}", indent=16, flush=True)
         if not ok:
             self.failed.append(name)
 
@@ -75,7 +75,8 @@ class Doctor:
         self.failed = list(dict.fromkeys(gather_object(self.failed)))
         self.findings = gather_object(self.findings)
         if self.main and self.as_json:
-            say(json.dumps({"ready": not self.failed, "processes": self.world, "findings": self.findings}))
+            result = {"ready": not self.failed, "processes": self.world, "findings": self.findings}
+            print(json.dumps(result))
         elif self.main:
             result = f"needs attention: {', '.join(self.failed)}" if self.failed else "ready to train"
             say(f"{self.world} process(es): {result}")

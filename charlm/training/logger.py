@@ -24,7 +24,7 @@ from charlm.config.fields import Config, LogConfig
 from charlm.config.parse import flatten, public
 from charlm.errors import CharlmError
 from charlm.files import replace
-from charlm.terminal import shows_bars, visible
+from charlm.terminal import moving_bar, shown, shows_bars
 
 
 def _leave_others() -> None:
@@ -109,7 +109,8 @@ class Logger:
             for record in records:
                 self._track(record)
         hidden = self.quiet or not shows_bars()
-        self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=hidden)
+        form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        self.bar = moving_bar(total=steps, initial=step, bar_format=form, disable=hidden)
 
     def _track(self, record: dict, summary: bool = False) -> None:
         """Send a record to the trackers. Record n is step n at wandb: no restart loses or doubles one. An
@@ -192,7 +193,7 @@ class Logger:
         """A line for people, above the bar."""
         if not self.quiet:
             try:
-                tqdm.write(visible(text), file=sys.stdout)
+                tqdm.write(shown(text, sys.stdout), file=sys.stdout)
                 sys.stdout.flush()
             except OSError:  # the reader (`| head`) or the terminal has ended, training has not
                 self.quiet = True
@@ -232,19 +233,23 @@ class Logger:
     def training(self, step: int, values: dict, steps: int | None, pace: float) -> None:
         """The figures of the last steps: a record, and the bar's tail or a line. pace: steps per second."""
         self.figures(step, values)
-        speed = values["characters_per_second"]
-        short = f"loss {values['loss']:.3f}  bpc {values['bpc']:.3f}  {speed / 1000:.1f}k chars/s"
+        speed = tqdm.format_sizeof(values["characters_per_second"])
+        short = f"loss {values['loss']:.3f}  bpc {values['bpc']:.3f}  {speed} chars/s"
         if not self.bar.disable:
             self.bar.set_postfix_str(short)
         else:
             left = f"  {tqdm.format_interval((steps - step) / pace)} left" if steps else ""
             self.say(f"step {step}{f'/{steps}' if steps else ''}  {short}{left}")
 
+    def close_bar(self) -> None:
+        """Leave the bar where it is; what is said from now on stands below it."""
+        if self.bar is not None:
+            self.bar.close()
+
     def close(self, failed: bool = False, at_once: bool = False) -> None:
         """Close the bar, the file and the trackers; wandb's run is marked if the run failed. at_once:
         trackers are left as they are; they get all figures when the run is resumed."""
-        if self.bar is not None:
-            self.bar.close()
+        self.close_bar()
         if self.file is not None:
             self.file.close()
         for tracker in [] if at_once else [*self.trackers]:

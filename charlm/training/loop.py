@@ -261,6 +261,7 @@ def finish(run: Run, setup: Setup) -> Summary:
     if run.config.sample.every:
         summary.sample = draw_sample(run, setup, model, "best")
     run.write_status("done", best=summary.best, test=summary.test)
+    run.logger.close_bar()
     for split, figures in (("validation", summary.best), ("test", summary.test)):
         if figures:
             run.say(SCORES.format(split, **figures))

@@ -233,6 +233,7 @@ class Run:
         if self.state.step == 0:
             self.watchdog.stop(done=False)  # a process that was not asked waits for this one
             saved = "the same command starts again, with what was counted of its text"
+        self.logger.close_bar()
         self.say(f"stopped at step {self.state.step} ({reason}); {saved}")
         return Summary("interrupted", self.state.step, self.dir, self.state.best)
 

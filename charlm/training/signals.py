@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from charlm.errors import CharlmError
-from charlm.terminal import say
+from charlm.terminal import say, stopped
 
 # Windows has no SIGUSR1 and no SIGHUP, and blocks none.
 SIGNALS = [getattr(signal, f"SIG{n}") for n in ("INT", "TERM", "USR1", "HUP") if hasattr(signal, f"SIG{n}")]
@@ -82,7 +82,7 @@ class Stop:
 
     def _exit(self) -> None:
         signal.sigwait(SIGNALS[:1])
-        print("charlm: stopped by Ctrl-C", file=sys.stderr, flush=True)
+        print(stopped(), file=sys.stderr, flush=True)
         os._exit(130)
 
     def __exit__(self, *_) -> None:

@@ -158,7 +158,7 @@ def recorded_corpus(run_dir: str | Path, config: Config) -> Corpus | None:
     """The corpus that a run of this config was trained on, also where its text is gone or the run was copied
     with its data.dir; None where it is not found."""
     if record := _record(run_dir, config):
-        places = Path(run_dir, record["from_run"]), Path(config.data.dir, Path(record["folder"]).name)
+        places = Path(config.data.dir, Path(record["folder"]).name), Path(run_dir, record["from_run"])
         for folder in (*places, Path(record["folder"])):
             if folder.is_dir() and (found := Corpus(folder)).splits["train"]["sha256"] == record["sha256"]:
                 return found

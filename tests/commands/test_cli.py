@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import MIXED, ROOT, changed, charlm, command, config_file, environment, files_of, small
+from helpers import MIXED, ROOT, Terminal, changed, charlm, command, config_file, environment, files_of, small
 
 from charlm import __version__
 from charlm.commands import model as model_commands
@@ -744,3 +744,40 @@ def test_report_reads_the_start_of_a_text_up_to_a_whole_character(run, tmp_path,
     (tmp_path / "text").write_text("aé狐🦊", encoding="utf-8")  # 1, 2, 3 and 4 bytes
     run("report", "runs/any", "--text", tmp_path / "text")
     assert "aé狐🦊".startswith(read[0].decode()) and most - 4 <= len(read[0]) <= most
+
+
+# the terminal
+
+
+def test_a_terminal_of_80_columns_breaks_no_word_and_keeps_the_bar_above_the_last_lines(tmp_path):
+    (tmp_path / "my.txt").write_text(MIXED * 40, encoding="utf-8")
+    values = {"model.hidden_size": 16, "train.batch_size": 4, "train.bptt": 16, "train.steps": 1_000_000}
+    values |= {"sample.every": 0, "log.every": 10}
+    words = ["train", "my.txt", *(f"--{name}={value}" for name, value in values.items())]
+    terminal = Terminal(*words, cwd=tmp_path, HOME=str(tmp_path), WANDB_API_KEY=None, WANDB_MODE=None)
+    terminal.until("bpc  ")
+    assert terminal.seen.startswith("loading PyTorch …\r\x1b[K")
+    terminal.until("chars/s]")
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.ended() == 0
+    lines = re.split(r"[\r\n]+", terminal.seen)
+    bars = [line for line in lines if "%|" in line]
+    assert max(map(len, lines)) <= 80 and max(len(line.rstrip()) for line in bars) <= 80 - len("^C")
+    text = " ".join(terminal.seen.split())
+    assert "no account found; log.wandb=offline records for a later `wandb sync`)" in text
+    last = terminal.seen[terminal.seen.rindex("chars/s]") :]
+    assert re.search(r"stopped at step \d+ \(Ctrl-C\); the checkpoint is written", " ".join(last.split()))
+
+
+def test_ctrl_c_while_it_loads_is_answered_on_a_line_of_its_own(tmp_path):
+    terminal = Terminal("train", "--config", "stdlib", cwd=tmp_path)
+    terminal.until("loading")
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.ended() == 130
+    assert terminal.seen.endswith("\r\ncharlm: stopped by Ctrl-C\r\n")
+
+
+def test_json_stays_whole_on_a_terminal(finished):
+    terminal = Terminal("watch", finished.run_dir, "--json", columns=40)
+    assert terminal.ended() == 0
+    assert json.loads(terminal.seen)["status"] == "done"

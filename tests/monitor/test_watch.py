@@ -2,9 +2,7 @@
 
 import json
 import os
-import pty
 import re
-import select
 import shutil
 import signal
 import subprocess
@@ -14,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import wcwidth
-from helpers import charlm, command, environment, small
+from helpers import Terminal, charlm, environment, small
 
 from charlm.commands.cli import main
 from charlm.monitor.run_files import History
@@ -209,38 +207,6 @@ def test_what_is_not_a_run_is_an_error(finished, tmp_path, capsys, name):
     with pytest.raises(SystemExit) as left:
         main(["watch", str(path)])
     assert left.value.code.startswith(f"charlm: error: {path}: ") and messages[name] in left.value.code
-
-
-class Terminal:
-    """A command on a terminal of its own."""
-
-    def __init__(self, *words, columns=80, cwd=None, **variables):
-        self.main, side = pty.openpty()
-        env = environment(TERM="xterm", COLUMNS=str(columns), LINES="24", **variables)
-        ends = {"stdin": side, "stdout": side, "stderr": side}
-        self.process = subprocess.Popen(command(*words), env=env, cwd=cwd, **ends)
-        os.close(side)
-        self.seen = ""
-
-    def read(self) -> bool:
-        if select.select([self.main], [], [], 0.2)[0]:
-            try:
-                piece = os.read(self.main, 1 << 16)
-            except OSError:  # the other side is closed
-                return False
-            self.seen += piece.decode("utf-8", "replace")
-        return True
-
-    def until(self, text: str, seconds: float = 120) -> None:
-        end = time.monotonic() + seconds
-        while text not in self.seen:
-            assert self.read() and time.monotonic() < end, self.seen
-
-    def ended(self) -> int:
-        while self.read():
-            pass
-        os.close(self.main)
-        return self.process.wait(60)
 
 
 def test_it_waits_follows_and_ends_with_the_run(finished, tmp_path):
