@@ -15,6 +15,9 @@ positions with a border n places back, whose context is shorter.
 
 import lzma
 import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 
@@ -22,7 +25,7 @@ from charlm.corpus.kernels import compiled
 from charlm.corpus.vocabulary import Vocab
 
 # Of a larger training split, this many blocks of this many symbols are counted: evenly spread, because text
-# changes from start to end; long, because the split may be on a network disk. Takes seconds and 200 MB.
+# changes from start to end; long, because the split may be on a network disk. Takes seconds and 300 MB.
 TRAIN_BLOCKS, TRAIN_BLOCK = 512, 1 << 15
 # Of a larger held-out split the start is scored: enough for bpc within some thousandths, and for xz, which
 # starts with nothing learned.
@@ -43,13 +46,15 @@ def unigram(train_counts: np.ndarray, held_out_counts: np.ndarray, vocab: Vocab)
     return _figures(-float(held_out_counts @ np.log(probability)), held_out_counts, vocab)
 
 
-def ngram(train: np.ndarray, held_out: np.ndarray, vocab: Vocab) -> dict[str, int | float | str]:
+def ngram(
+    train: np.ndarray, held_out: np.ndarray, vocab: Vocab, workers: int = 1
+) -> dict[str, int | float | str]:
     """The score of an interpolated n-gram; n rises while the held-out text gains MIN_GAIN.
 
     train, held_out: ids, uint8 or uint16: arrays, or files with slices that are arrays. Returns order (n:
     contexts have n - 1 symbols), smoothing, train_symbols and held_out_symbols (how many were counted and
     scored, see the limits above), repeated (the share of held-out symbols that follow REPEATED symbols which
-    the training text has, too), nats_per_character, bpc, bpb.
+    the training text has, too), nats_per_character, bpc, bpb: the same for any number of workers (threads).
 
     With c(h, w) the count of symbol w after context h, c(h) their sum, T(h) the number of distinct w after h:
 
@@ -64,29 +69,39 @@ def ngram(train: np.ndarray, held_out: np.ndarray, vocab: Vocab) -> dict[str, in
     border = np.array([len(vocab)], np.uint16)
     text = np.concatenate([part for block in [*blocks, held_out] for part in (border, block)])
     start = len(text) - len(held_out)
-    positions = np.arange(len(text), dtype=np.int32)[text != border]
-    bounds = np.array([0, len(positions)])
+    positions = np.flatnonzero(text != border).astype(np.int32)
+    parts = [(positions, text[positions], np.array([0, len(positions)]))]
     p = np.full(len(held_out), 1 / len(vocab))
     order, nats = 0, math.inf
-    while order < MAX_ORDER:
-        if order:
-            positions, bounds = _refine(text, start, positions, bounds, order, len(vocab), len(held_out))
-        _score(text, start, positions, bounds, len(vocab), p)
-        higher = 0.0 - float(np.log(p).sum())  # 0.0 instead of -0.0 for a certainty
-        if nats - higher <= MIN_GAIN * len(held_out):
-            break
-        order, nats = order + 1, higher
-    every = 1 + len(held_out) // 16384  # of a sample of the held-out symbols
-    kept = (positions < start) | ((positions - start) % every == 0)
-    positions, bounds = positions[kept], np.append(0, np.cumsum(kept))[bounds]
-    for back in range(min(order + 1, MAX_ORDER), REPEATED + 2):  # the last drops what training lacks
-        positions, bounds = _refine(text, start, positions, bounds, back, len(vocab), len(held_out))
+    with ThreadPoolExecutor(workers) as pool:
+
+        def refine(back: int) -> list[tuple[np.ndarray, ...]]:
+            split = partial(_refine, text, start, len(vocab), len(held_out), back)
+            return [*pool.map(split, *zip(*parts, strict=True))]
+
+        while order < MAX_ORDER:
+            if order:
+                parts = refine(order)
+            if order == 1:
+                parts = _shared(*parts[0], workers)
+            [*pool.map(partial(_score, start, len(vocab), p), *zip(*parts, strict=True))]
+            higher = 0.0 - float(np.log(p).sum())  # 0.0 instead of -0.0 for a certainty
+            if nats - higher <= MIN_GAIN * len(held_out):
+                break
+            order, nats = order + 1, higher
+        every = 1 + len(held_out) // 16384  # of a sample of the held-out symbols
+        for i, (positions, symbols, bounds) in enumerate(parts):
+            kept = (positions < start) | ((positions - start) % every == 0)
+            parts[i] = positions[kept], symbols[kept], np.append(0, np.cumsum(kept))[bounds]
+        for back in range(min(order + 1, MAX_ORDER), REPEATED + 2):  # the last drops what training lacks
+            parts = refine(back)
+    repeated = sum(int((positions >= start).sum()) for positions, *_ in parts)
     return {
         "order": order,
         "smoothing": "Witten-Bell",
         "train_symbols": sum(map(len, blocks)),
         "held_out_symbols": len(held_out),
-        "repeated": int((positions >= start).sum()) * every / max(len(held_out), 1),
+        "repeated": repeated * every / max(len(held_out), 1),
         **_figures(nats, np.bincount(held_out, minlength=len(vocab)), vocab),
     }
 
@@ -120,32 +135,43 @@ def _blocks(train: np.ndarray) -> list[np.ndarray]:
 
 
 # text: uint16[n], held out from start on. positions: int32[m]; those of group g are positions[bounds[g] :
-# bounds[g + 1]], ascending. bounds: int64[groups + 1]. size: of the vocabulary; also the symbol of a border.
+# bounds[g + 1]], ascending; symbols: uint16[m], of text there, because to look up far apart is slow.
+# bounds: int64[groups + 1]. size: of the vocabulary; also the symbol of a border.
+
+
+def _shared(positions, symbols, bounds, workers):
+    """The groups in parts of about equal size, for so many threads."""
+    cuts = np.searchsorted(bounds, np.linspace(0, len(positions), workers + 1))
+    return [
+        (positions[bounds[a] : bounds[b]], symbols[bounds[a] : bounds[b]], bounds[a : b + 1] - bounds[a])
+        for a, b in pairwise(cuts)
+    ]
 
 
 @compiled
-def _score(text, start, positions, bounds, size, p):
+def _score(start, size, p, positions, symbols, bounds):
     """Update p: float64[n - start], the probability of every held-out symbol, from one order to the next."""
     count = np.zeros(size, np.int64)  # all zero again after every group
     for g in range(len(bounds) - 1):
-        group = positions[bounds[g] : bounds[g + 1]]
         total = distinct = 0
-        for i in group:
+        for k in range(bounds[g], bounds[g + 1]):
+            i, symbol = positions[k], symbols[k]
             if i < start:
                 total += 1
-                distinct += count[text[i]] == 0
-                count[text[i]] += 1
+                distinct += count[symbol] == 0
+                count[symbol] += 1
             elif total:
-                p[i - start] = (count[text[i]] + distinct * p[i - start]) / (total + distinct)
-        for i in group:
-            count[text[i]] = 0
+                p[i - start] = (count[symbol] + distinct * p[i - start]) / (total + distinct)
+        for symbol in symbols[bounds[g] : bounds[g + 1]]:
+            count[symbol] = 0
 
 
 @compiled
-def _refine(text, start, positions, bounds, back, size, most):
+def _refine(text, start, size, most, back, positions, symbols, bounds):
     """Split each group by the symbol `back` places back, into at most `most` groups with held-out text."""
     group_of = np.full(size + 1, -1)  # of a symbol; all -1 again after every group. The border has none.
-    new_positions, new_bounds = np.empty_like(positions), np.zeros(most + 1, np.int64)
+    new_positions, new_symbols = np.empty_like(positions), np.empty_like(symbols)
+    new_bounds, found = np.zeros(most + 1, np.int64), np.empty_like(positions)
     groups = filled = 0
     for g in range(len(bounds) - 1):
         group = positions[bounds[g] : bounds[g + 1]]
@@ -160,17 +186,18 @@ def _refine(text, start, positions, bounds, back, size, most):
             if symbol != size and group_of[symbol] < 0:
                 group_of[symbol] = groups
                 groups += 1
-        for i in group:  # sizes
-            new = group_of[text[i - back]]
+        for k in range(len(group)):  # sizes
+            found[k] = new = group_of[text[group[k] - back]]
             if new >= 0:
                 new_bounds[new + 1] += 1
         for new in range(first, groups):  # sizes → starts
             filled, new_bounds[new + 1] = filled + new_bounds[new + 1], filled
-        for i in group:  # starts → ends, which are the starts of the next
-            new = group_of[text[i - back]]
+        for k in range(len(group)):  # starts → ends, which are the starts of the next
+            new = found[k]
             if new >= 0:
-                new_positions[new_bounds[new + 1]] = i
+                new_positions[new_bounds[new + 1]] = group[k]
+                new_symbols[new_bounds[new + 1]] = symbols[bounds[g] + k]
                 new_bounds[new + 1] += 1
         for i in group[held_out:]:
             group_of[text[i - back]] = -1
-    return new_positions[:filled], new_bounds[: groups + 1]
+    return new_positions[:filled], new_symbols[:filled], new_bounds[: groups + 1]

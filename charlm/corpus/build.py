@@ -236,7 +236,7 @@ class Build:
             train, validation = (IdFile(self.partial / f"{s}.npy") for s in ("train", "validation"))
             # Not in this thread: a signal would interrupt compiled code.
             with self._timed("floors"), ThreadPoolExecutor(2) as pool:
-                ngram = pool.submit(baselines.ngram, train, validation, vocab)
+                ngram = pool.submit(baselines.ngram, train, validation, vocab, self.workers)
                 xz = pool.submit(baselines.xz, validation, vocab)
                 unigram = baselines.unigram(histograms["train"], histograms["validation"], vocab)
                 figures = {"unigram": unigram, "ngram": ngram.result(), "xz": xz.result()}

@@ -148,6 +148,8 @@ def test_the_order_is_the_last_one_that_gains_enough(limits, gain):
         expected += 1
     limits(MIN_GAIN=gain)
     got = baselines.ngram(ids(train, vocab), ids(held_out, vocab), vocab)
+    for workers in (2, 3, 40):
+        assert baselines.ngram(ids(train, vocab), ids(held_out, vocab), vocab, workers) == got
     assert got["order"] == expected
     assert got["nats_per_character"] == pytest.approx(per_symbol[expected], rel=1e-9)
     limits(MAX_ORDER=2)
