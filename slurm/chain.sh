@@ -4,8 +4,8 @@
 #   bash slurm/chain.sh --config wikipedia-en
 #
 # PREPARE_OPTIONS, TRAIN_OPTIONS, EVALUATE_OPTIONS (environment or slurm/cluster.sh): more options for sbatch.
+source slurm/cluster.sh || exit
 set -euo pipefail
-source slurm/cluster.sh
 run_dir=$(charlm train "$@" --print_config | sed -n "s/^run_dir: //p" | tr -d "'\"")
 after=()
 for step in prepare train evaluate; do

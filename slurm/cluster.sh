@@ -1,14 +1,14 @@
 # What differs from cluster to cluster, in one place. Every job sources this file where it starts; source it in
-# the shell you submit from, too (`source slurm/cluster.sh`): sbatch reads the SBATCH_ variables from there.
+# each shell you submit from, too (`source slurm/cluster.sh`): sbatch and srun read account and partition there.
 #
 # Your own lines go into slurm/cluster.local.sh, which git ignores. Such as:
 #
 #   export SBATCH_ACCOUNT=my_project SBATCH_PARTITION=gpu
-#   PREPARE_OPTIONS="--partition=cpu"       # for jobs of slurm/chain.sh that need no GPU
-#   TRAIN_OPTIONS="--nodes=2"               # for the training job of slurm/chain.sh
-#   export NCCL_SOCKET_IFNAME=ib0           # the network between nodes, where NCCL does not find it
+#   PREPARE_OPTIONS="--partition=cpu"                        # for the jobs of chain.sh that need no GPU
+#   TRAIN_OPTIONS="--gpus-per-node=2 --ntasks-per-node=2"    # for the training job of chain.sh
+#   export NCCL_SOCKET_IFNAME=ib0                            # the network between nodes, if NCCL does not find it
 #
-# and one of these, if charlm is not in .venv:
+# and one of these, if charlm is not in .venv of this folder:
 #
 #   module load python/3.12 && source ~/venvs/charlm/bin/activate          # modules
 #   source ~/miniforge3/etc/profile.d/conda.sh && conda activate charlm    # conda
@@ -17,6 +17,12 @@
 
 if [ -f slurm/cluster.local.sh ]; then
   source slurm/cluster.local.sh
-elif [ -f .venv/bin/activate ]; then
+fi
+if [ -f .venv/bin/activate ] && { [ ! -f slurm/cluster.local.sh ] || ! command -v charlm >/dev/null; }; then
   source .venv/bin/activate
+fi
+command -v charlm >/dev/null || echo "slurm/cluster.sh: no charlm in .venv, nor from slurm/cluster.local.sh" >&2
+if [ -z "${SLURM_JOB_ID-}" ]; then # srun, for a step of its own, has other names than sbatch
+  [ -z "${SBATCH_ACCOUNT-}" ] || export SLURM_ACCOUNT=$SBATCH_ACCOUNT
+  [ -z "${SBATCH_PARTITION-}" ] || export SLURM_PARTITION=$SBATCH_PARTITION
 fi

@@ -9,6 +9,6 @@
 #SBATCH --cpus-per-task=4
 #SBATCH --time=04:00:00
 #SBATCH --output=%x-%j.out
-cd "$SLURM_SUBMIT_DIR" && source slurm/cluster.sh || exit
+cd "${SLURM_SUBMIT_DIR:?submit this, do not run it: sbatch slurm/evaluate.sh …}" && source slurm/cluster.sh || exit
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 exec charlm evaluate "$@"

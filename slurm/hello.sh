@@ -13,7 +13,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
-cd "$SLURM_SUBMIT_DIR" || exit
+cd "${SLURM_SUBMIT_DIR:?submit this, do not run it: sbatch slurm/hello.sh}" || exit
 run=runs/$SLURM_JOB_NAME-$SLURM_JOB_ID
 options=(--config hello --run_dir "$run" --data.dir "$run/data")
 lanes=$((${SLURM_GPUS_ON_NODE:-0} ? SLURM_GPUS_ON_NODE * SLURM_NNODES : SLURM_NTASKS)) # as many as processes
@@ -22,7 +22,9 @@ if [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then
   srun --label --gpu-bind=none bash -c '
     source slurm/cluster.sh && python -c "
 import os, socket, torch
-print(socket.gethostname(), \"torch\", torch.__version__, \"sees\", torch.cuda.device_count(), \"GPU(s)\")"' || exit
+from charlm.model.device import has_gpu
+print(socket.gethostname(), \"torch\", torch.__version__, \"sees\", torch.cuda.device_count(), \"GPU(s)\")
+has_gpu()"' || exit
   options+=(--train.max_hours 1e-9) # leaves after its first step
 fi
 bash slurm/train.sh "${options[@]}" || exit

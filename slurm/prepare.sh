@@ -1,5 +1,6 @@
 #!/bin/bash
-# Text → vocabulary and ids on the shared disk. Where a job has network; else run `charlm prepare` where there is.
+# Text → vocabulary and ids on the shared disk. Needs the network on the compute node if the text comes from it;
+# without one, run `charlm prepare` on the login node.
 #
 #   sbatch slurm/prepare.sh --config wikipedia-en
 #
@@ -10,7 +11,7 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --time=04:00:00
 #SBATCH --output=%x-%j.out
-cd "$SLURM_SUBMIT_DIR" && source slurm/cluster.sh || exit
+cd "${SLURM_SUBMIT_DIR:?submit this, do not run it: sbatch slurm/prepare.sh …}" && source slurm/cluster.sh || exit
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
   set -- "$@" --shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
 fi

@@ -14,7 +14,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%A_%a.out
-cd "$SLURM_SUBMIT_DIR" || exit
+cd "${SLURM_SUBMIT_DIR:?submit this, do not run it: sbatch slurm/sweep.sh …}" || exit
 file=${1:?sweep.sh FILE OPTIONS…: a file with a line of options per training}
 shift
 mapfile -t lines < <(grep -vE '^[[:space:]]*(#|$)' "$file")

@@ -4,9 +4,10 @@
 #   sbatch slurm/train.sh --config wikipedia-en
 #   sbatch --nodes=4 --gpus-per-node=8 slurm/train.sh --config wikipedia-en
 #
-# Left of the script are slurm's options, right of it those of `charlm train`. One task is one process: as many
-# per node as the job got GPUs there. Before the time limit slurm sends USR1; the run saves itself, and this
-# script puts the job back into the queue, under the same id and with the same log. A crash is not put back.
+# Options before the script go to slurm, options after it to `charlm train`. The lines below ask for 4 GPUs and 16
+# CPUs per node; for nodes of two GPUs: sbatch --gpus-per-node=2 --ntasks-per-node=2 slurm/train.sh …
+# One task is one process, one per GPU. Five minutes before the time limit slurm sends USR1; the run saves itself,
+# and this script puts the job back into the queue, with the same id and the same log. A crash is not put back.
 #SBATCH --job-name=charlm
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=4
@@ -17,10 +18,10 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
-set -uo pipefail
 trap 'say "asked to end"' TERM # stay, while the processes save
 trap '[ -z "${srun-}" ] || kill -USR1 "$srun"' USR1 # it comes here where sbatch was told --signal=B:USR1@…
-cd "$SLURM_SUBMIT_DIR" && source slurm/cluster.sh || exit
+cd "${SLURM_SUBMIT_DIR:?submit this, do not run it: sbatch slurm/train.sh …}" && source slurm/cluster.sh || exit
+set -uo pipefail # from here on: what activates an environment may not bear it
 
 say() { echo "[train.sh $(date +%T)] $*"; }
 ended() { # status and step, as the run itself tells them
@@ -32,7 +33,7 @@ read -r _ before < <(ended)
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=${WANDB_MODE:-offline} # no internet on compute nodes
-export CHARLM_DEBUG=${CHARLM_DEBUG:-1} # where an error comes from: it may not come again
+export CHARLM_DEBUG=${CHARLM_DEBUG:-unexpected} # the traceback of an error of charlm: it may not come again
 
 tasks=$SLURM_NTASKS cpus=${SLURM_CPUS_PER_TASK:-1} gpus=${SLURM_GPUS_ON_NODE:-0} layout=()
 if [ "$gpus" != 0 ] && [ "$((gpus * SLURM_NNODES))" != "$tasks" ]; then # the script's options are for four
@@ -68,7 +69,14 @@ elif [ "$step" -le "${before:--1}" ]; then
 fi
 # The checkpoint is written: whatever ended the process after that, a second signal say, does not matter.
 # While slurm ends the job itself (scancel, or a preemption without grace), it is for slurm to say what follows.
-scontrol show job -o "$SLURM_JOB_ID" | grep -q ' JobState=RUNNING ' || exit 0
+job=$(scontrol show job -o "$SLURM_JOB_ID")
+[[ $job == *" JobState=RUNNING "* ]] || exit 0
+[[ $job =~ \ EndTime=([0-9][^ ]*) ]] && left=$(($(date -d "${BASH_REMATCH[1]}" +%s) - $(date +%s)))
+if [ "$((step - ${before:-0}))" -lt 10 ] && [ "${left:-1000}" -lt 360 ]; then
+  say "not put back into the queue: $((step - ${before:-0})) steps in this start, for slurm's signal came $left s before"
+  say "the time limit. Give a longer --time, or --signal=USR1@60. The checkpoint of step $step is written."
+  exit 1
+fi
 say "back into the queue"
 scontrol requeue "$SLURM_JOB_ID" || exit
 trap - TERM USR1

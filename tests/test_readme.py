@@ -115,9 +115,9 @@ HERE = {
     "charlm report RUN": Short(told="report.html"),
 }
 # Cannot be run here: why, and the test that does what can be done, if there is one.
-FOUR = "sbatch --nodes=4 --gpus-per-node=8 --cpus-per-task=8 --time=12:00:00"
+GPUS = ("--gpus-per-node=2 --ntasks-per-node=2", "--nodes=4 --gpus-per-node=2 --ntasks-per-node=2")
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install -e"
-LAUNCH = "accelerate launch scripts/train.py --config configs/wikipedia-en.yaml --run_dir runs/wiki"
+LAUNCH = "accelerate launch scripts/train.py --config wikipedia-en --run_dir runs/wiki"
 BENCH_PREPARE = "test_bench.py::test_prepare_gives_a_row_for_every_way"
 BENCH_SAMPLE = "test_bench.py::test_sample_gives_a_row_for_every_size_and_a_table"
 BENCH_EVALUATE = "test_bench.py::test_evaluate_gives_a_row_for_every_size_and_a_table"
@@ -129,6 +129,8 @@ SMOKE = "slurm/test_slurm.py::test_hello_says_that_the_cluster_is_set_up_right"
 BENCH = "python scripts/bench.py"
 ON_CPU = "--ways scripts/bench/ways/wikipedia_cpu.txt --config wikipedia-sample --seconds 600 --clock cpu"
 ON_CPU += " --threads 1 --max_characters 200000"
+LOCAL = "slurm/test_scripts.py::test_ones_own_lines_and_the_environment_of_the_folder_are_both_used"
+SWEEP = "slurm/test_slurm.py::test_a_sweep_trains_every_line_in_a_run_directory_of_its_own"
 NODES = "slurm/test_slurm.py::test_two_nodes_train_as_one_process_does"
 REQUEUED = "slurm/test_slurm.py::test_usr1_saves_requeues_and_resumes_until_done"
 THERE = {
@@ -179,7 +181,14 @@ THERE = {
     "sbatch slurm/train.sh --config wikipedia-simple": ("a cluster", NODES),
     "sbatch slurm/train.sh …": ("a cluster", NODES),
     "sbatch --nodes=4 slurm/train.sh …": ("a cluster", NODES),
-    f"{FOUR} slurm/train.sh --config wikipedia-en": ("a cluster", NODES),
+    "sbatch --gpus-per-node=0 slurm/hello.sh": ("a cluster", SMOKE),
+    "sbatch --nodes=4 --gpus-per-node=8 --cpus-per-task=8 slurm/train.sh --config wikipedia-en": (
+        "a cluster",
+        NODES,
+    ),
+    **{f"sbatch {gpus} slurm/train.sh --config wikipedia-simple": ("a cluster", NODES) for gpus in GPUS},
+    "source slurm/cluster.sh": ("a cluster", LOCAL),
+    "charlm compare runs/charlm-sweep-*": ("a cluster", SWEEP),
     "WANDB_MODE=online sbatch slurm/train.sh …": ("a cluster and an account", ""),
     "scancel --signal=USR1 JOBID": ("a cluster", REQUEUED),
     "wandb sync runs/NAME/wandb/latest-run": ("an account", REQUEUED),

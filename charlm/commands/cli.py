@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a command. Exit codes: 0 done, 1 an error that the user can fix, 2 a usage error, 70 an unexpected
     error, 130 Ctrl-C.
 
-    --debug anywhere on the command line, or CHARLM_DEBUG=1, prints the traceback of an error.
+    --debug anywhere on the command line, or CHARLM_DEBUG=1, prints the traceback of an error;
+    CHARLM_DEBUG=unexpected only that of an unexpected one.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words or os.environ.get("CHARLM_DEBUG", "0") not in ("", "0")
@@ -106,9 +107,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:
         if interrupts:  # while numpy or torch is imported, Ctrl-C can end as any exception
             _exit(130, "")
-        if debug:
+        own = isinstance(error, CharlmError)
+        if debug and not (own and os.environ.get("CHARLM_DEBUG") == "unexpected"):
             say("".join(traceback.format_exception(error)), file=sys.stderr, end="")
-        if isinstance(error, CharlmError):
+        if own:
             code, message = 2 if isinstance(error, UsageError) else 1, f"charlm: error: {error}"
         else:
             first = (str(error).strip().splitlines() or ["without a message"])[0][:300]

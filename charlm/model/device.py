@@ -50,7 +50,7 @@ def has_gpu() -> bool:
     if torch.cuda.is_available() or given == "0":
         return torch.cuda.is_available()
     problem = f"SLURM_GPUS_ON_NODE={given}, but torch {torch.__version__} sees no GPU"
-    advice = "install a build of torch for the node's CUDA driver, or ask slurm for none (--gpus-per-node=0)"
+    advice = "install a build of torch for the node's CUDA driver (slurm/README.md), or ask slurm for none"
     raise CharlmError(f"{problem}; {advice}; ACCELERATE_USE_CPU=true trains on the CPUs nevertheless")
 
 

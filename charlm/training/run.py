@@ -271,7 +271,7 @@ class Run:
         if isinstance(error, IndexError) and re.search(_OUT_OF_RANGE, str(error)):
             found = self._verified and self._verified.exception()
             message = str(found or "an id is outside the vocabulary; `charlm prepare --verify` looks for it")
-        elif isinstance(error, OSError) and error.errno:
+        elif isinstance(error, OSError) and error.errno and not isinstance(error, BrokenPipeError):
             place = error.filename or f"{self.dir}: cannot be written"
             message = f"{place} ({error.strerror}); {self.last_checkpoint()}"
         elif isinstance(error, RuntimeError) and re.search(_MEMORY, str(error)):

@@ -184,7 +184,7 @@ def test_as_many_processes_as_gpus_and_lines_of_ones_own(desk, tmp_path):
     """--ntasks-per-node need not be given; slurm/cluster.local.sh is sourced."""
     (tmp_path / "slurm").unlink()
     shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
-    (tmp_path / "slurm" / "cluster.local.sh").write_text("echo lines of my own")
+    (tmp_path / "slurm" / "cluster.local.sh").write_text("echo lines of my own $NOT_SET\n")
     config = small(tmp_path / "run")
     words = ("--nodes=1", "--gpus-per-node=2", "--ntasks-per-node=1", "--cpus-per-task=3")
     log = desk.ended(desk.sbatch(*words, "slurm/train.sh", "--config", config_file(config)))
@@ -271,6 +271,13 @@ def test_a_run_that_gets_no_further_is_not_requeued_for_ever(desk, tmp_path):
     on_a_cpu = (*ONE, "--gpus-per-node=0")
     log = desk.ended(desk.sbatch(*on_a_cpu, "slurm/train.sh", "--config", config_file(config)), "FAILED")
     assert "it got no further than step 1" in log
+
+
+def test_a_time_limit_that_leaves_no_time_to_train_is_not_met_again_and_again(desk, tmp_path):
+    config = small(tmp_path / "run", train={"max_hours": 1e-9})
+    words = (*ONE, "--gpus-per-node=0", "--time=3", "--signal=USR1@60", "slurm/train.sh")
+    log = desk.ended(desk.sbatch(*words, "--config", config_file(config)), "FAILED")
+    assert "not put back into the queue: 1 steps in this start" in log and "Give a longer --time" in log
 
 
 def test_a_sweep_trains_every_line_in_a_run_directory_of_its_own(desk, tmp_path):
