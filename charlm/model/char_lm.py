@@ -8,8 +8,6 @@ the symbols that the n-grams of the next window begin with.
 Windows are time-first in memory, as the kernels of the recurrent layers read them: [B, T, ·] below is a view.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -81,7 +79,7 @@ class CharLM(nn.Module):
         """Whether a GPU computes all layers in one call."""
         return self.cell.in_one_call and self.config.in_one_call
 
-    def _apply(self, fn, recurse: bool = True) -> CharLM:
+    def _apply(self, fn, recurse: bool = True) -> "CharLM":
         """Move or convert; the weights of one call must then share one buffer."""
         super()._apply(fn, recurse)
         if self.in_one_call:

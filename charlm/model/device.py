@@ -1,7 +1,5 @@
 """What torch leaves to its user: freed memory of a CPU, float32 precision and recorded steps of a GPU."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys

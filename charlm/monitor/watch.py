@@ -1,7 +1,5 @@
 """The picture of a run on a terminal: progress, curve of the loss, figures, latest sample."""
 
-from __future__ import annotations
-
 import math
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Runs side by side: what differs in their configs, their figures, and their curves in one picture."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from collections.abc import Sequence

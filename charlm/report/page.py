@@ -1,7 +1,5 @@
 """charlm report: one self-contained HTML page about a run."""
 
-from __future__ import annotations
-
 import math
 import statistics
 import time

@@ -1,7 +1,5 @@
 """Line plots as SVG. Their colours are CSS variables of the page, so they follow its light or dark theme."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Callable

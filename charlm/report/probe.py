@@ -4,8 +4,6 @@ Shapes: N stretches of text read side by side, T symbols each; V vocabulary; F f
 C = L·H cells, layer by layer. The value of a cell is c in an LSTM, h in a GRU or RNN.
 """
 
-from __future__ import annotations
-
 import base64
 import unicodedata
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The search for cells that track quotes, brackets and line ends follows Karpathy,
 "Visualizing and Understanding Recurrent Networks".
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 # name → description. The facts of MEMORY depend on earlier text, those of LAST on the last character only.

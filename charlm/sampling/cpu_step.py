@@ -8,8 +8,6 @@ Shapes: N lanes, V vocabulary, H hidden, L layers, G·H the gates of a layer in 
 forget, cell, output; GRU: reset, update, new). All arrays are float32, C-contiguous.
 """
 
-from __future__ import annotations
-
 import numba
 import numpy as np
 import torch

@@ -1,7 +1,5 @@
 """Sampling: the prompt warms the carry, then one symbol after another is drawn. N samples, V vocabulary."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Upload to the Hugging Face Hub: the model folder that training wrote, with its card completed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, get_token

@@ -1,7 +1,5 @@
 """The model card: README.md next to the weights, from model_card.md, without paths of this machine."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import asdict
 from pathlib import Path

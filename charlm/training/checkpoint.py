@@ -8,8 +8,6 @@ runs/<name>/checkpoints/step-00001000/
     vocab.json
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -16,8 +16,6 @@ starts again at zero, and the next epoch starts at another offset, so that neith
 repeat. A position is two integers.
 """
 
-from __future__ import annotations
-
 import random
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple

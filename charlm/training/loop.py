@@ -1,7 +1,5 @@
 """Training: truncated back-propagation through time, the carry handed from window to window."""
 
-from __future__ import annotations
-
 import math
 import time
 import timeit

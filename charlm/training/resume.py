@@ -1,7 +1,5 @@
 """The state of a run to a checkpoint and back: on the same number of processes, or on another."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from dataclasses import asdict

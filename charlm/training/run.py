@@ -1,7 +1,5 @@
 """A run: its directory and lock, its state, its log, and how it ends."""
 
-from __future__ import annotations
-
 import json
 import re
 import time
@@ -92,7 +90,7 @@ class Run:
         self.device, self.say = self.accelerator.device, self.logger.say
         self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> "Run":
         with self.watchdog.unless_error():
             try:
                 refuse_lost(self.dir)

@@ -1,8 +1,6 @@
 """What ends a run from outside: signals (SIGTERM, slurm's SIGUSR1, Ctrl-C), the limit of hours, and other
 processes of the run that do not respond."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import signal
@@ -68,7 +66,7 @@ class Stop:
         if self.at_once:
             raise Left
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             nohup = {n for n in SIGNALS[3:] if signal.getsignal(n) == signal.SIG_IGN}
             handled = [n for n in SIGNALS if n not in nohup]

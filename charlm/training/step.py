@@ -3,8 +3,6 @@
 Shapes: B lanes of this process, T window, L layers, H hidden.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

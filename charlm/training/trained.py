@@ -1,7 +1,5 @@
 """What training left, opened: a run directory, its model/ folder, a model on the Hub; or a start from it."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import os
