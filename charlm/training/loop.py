@@ -60,7 +60,6 @@ def train(
             state = resume_or_start(run, setup)
             run.say(f"first step after {time.perf_counter() - started:.1f} s")
             stop.begin_loop(config.train.max_hours)
-            run.in_loop = True
             measure = Measure(run, setup)
             while (state.steps is None or state.step < state.steps) and not out_of_patience(run):
                 norm = train_step(config, setup, state, watch)
@@ -79,7 +78,7 @@ def train(
                     return run.interrupted(reason)
             validate(run, setup)
             save_checkpoint(run, setup, wait=True)
-            stop.in_loop = run.in_loop = False
+            stop.in_loop = False
             stop.leave()  # the next start finishes
             return finish(run, setup)
         except (Left, RuntimeError):  # of several processes, another one may have left

@@ -27,10 +27,8 @@ from charlm.training.trained import record, warm_start
 
 # Fields that may differ between a checkpoint and the config that resumes it: those without effect on what a
 # step computes, the length of the training, and what only reads the training.
-LENGTHS = tuple(f"train.{name}" for name in LENGTH)
-MAY_CHANGE = (*WITHOUT_EFFECT, *LENGTHS, "evaluate.", "sample.", "checkpoint.", "log.")
-
-
+MAY_CHANGE = (*WITHOUT_EFFECT, *(f"train.{name}" for name in LENGTH))
+MAY_CHANGE += ("evaluate.", "sample.", "checkpoint.", "log.")
 FACTS = {  # what a resume needs of facts.json
     **{"steps?": (Count, None), "evaluated": int, "position": tuple[Count, Count], "scaler": (dict, None)},
     **{"best": (FIGURES | {"step": Count}, None), "config": {"train": dict}, "run_id": str},
@@ -51,9 +49,8 @@ def save_checkpoint(run: Run, setup: Setup, *, wait: bool = False) -> None:
             if run.main:
                 if not (run.dir / "config.yaml").exists():  # the folder was removed
                     record(run.config, setup.corpus)
-                content = (facts, tensors, setup.corpus.vocab)
-                keep = run.config.checkpoint.keep
-                run.write_in_background(checkpoint.write_checkpoint, run.dir, *content, keep, run.say, (1, 4))
+                content = (facts, tensors, setup.corpus.vocab, run.config.checkpoint.keep)
+                run.write_in_background(checkpoint.write_checkpoint, run.dir, *content, run.say, (1, 4))
             run.write_status("running")
         if wait:
             run.wait_for_writes()

@@ -96,9 +96,8 @@ def from_launcher(name: str, default: int) -> int:
     try:
         return int(value)
     except ValueError:
-        raise CharlmError(
-            f"{name}={value}: must be a whole number; the launcher of the processes sets it"
-        ) from None
+        advice = "must be a whole number; the launcher of the processes sets it"
+        raise CharlmError(f"{name}={value}: {advice}") from None
 
 
 def _answers(address: str, port: int) -> bool:

@@ -133,14 +133,12 @@ def record(config: Config, corpus: Corpus) -> None:
     paths."""
     replace_file(Path(config.run_dir) / "config.yaml", to_yaml(public(config)))
     data, folder = config.data, os.path.abspath(corpus.folder)
-    held_out = [name for name in ("validation", "test") if is_path(getattr(data, name), data)]
+    names = ["data_files", "dir", *(n for n in ("validation", "test") if is_path(getattr(data, n), data))]
     content = {
         "folder": folder,
         "from_run": os.path.relpath(folder, config.run_dir),
         "sha256": corpus.splits["train"]["sha256"],
-        "paths": {
-            name: redact(each(getattr(data, name), absolute)) for name in ("data_files", "dir", *held_out)
-        },
+        "paths": {name: redact(each(getattr(data, name), absolute)) for name in names},
     }
     replace_file(Path(config.run_dir) / "corpus.json", json.dumps(content, indent=2, ensure_ascii=False))
 
@@ -171,11 +169,8 @@ def corpus_of(run_dir: str | Path, config: Config, trust: bool = False) -> Corpu
     if not trust:
         ways = f"To prepare the text that its config.yaml names, if you trust that: charlm evaluate {run_dir}"
         raise CharlmError(f"{run_dir}: its corpus is not on this disk. {ways} --trust; or give --text FILE")
-    paths = {
-        k: v
-        for k, v in _record(run_dir, config).get("paths", {}).items()
-        if k in PLACES and "***" not in str(v)
-    }
+    places = _record(run_dir, config).get("paths", {})
+    paths = {k: v for k, v in places.items() if k in PLACES and "***" not in str(v)}
     return prepare(replace(config, data=replace(config.data, **paths)))
 
 
@@ -226,13 +221,9 @@ def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
     )
 
 
-def _names(vocab: Vocab, ids: list[int], most: int = 10) -> str:
+def _names(vocab: Vocab, ids: list[int]) -> str:
     """The names of the first few symbols, in brackets."""
-
-    def name(i: int) -> str:
-        if i < len(vocab.characters):
-            return name_of(vocab.characters[i])
-        return "the end of a document" if i == vocab.end else f"byte {vocab.spelling[i].hex()}"
-
-    names = [name(i) for i in ids[:most]] + (["…"] if len(ids) > most else [])
-    return f" ({', '.join(names)})" if names else ""
+    names = [*map(name_of, vocab.characters), *(f"byte {b:02x}" for b in vocab.byte_symbols)]
+    names.append("the end of a document")
+    shown = [names[i] for i in ids[:10]] + ["…"] * (len(ids) > 10)
+    return f" ({', '.join(shown)})" if shown else ""
