@@ -84,8 +84,7 @@ def set_precision(model: nn.Module, precision: str, name: str, say: Callable[[st
     if model.device.type == "cuda":
         model.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         kind = "tf32" if precision == "tf32" else "ieee"  # tf32 is torch's own default for recurrent layers
-        torch.backends.cudnn.rnn.fp32_precision = kind
-        torch.backends.cuda.matmul.fp32_precision = kind
+        torch.backends.cudnn.rnn.fp32_precision = torch.backends.cuda.matmul.fp32_precision = kind
     elif precision != "fp32":
         kind = "CPU" if model.device.type == "cpu" else "GPU"
         say(f"{name}={precision} is for NVIDIA GPUs: this {kind} computes in fp32")

@@ -74,9 +74,8 @@ def context_plot(rows: list[dict]) -> str:
 
     def finish(axes) -> None:
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.set_xlabel("characters since the state was reset")
-        axes.set_ylabel("bits per character")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set(xlabel="characters since the state was reset", ylabel="bits per character")
         axes.legend(loc="upper right")
 
     distances, lines = np.array([row["characters_from"] for row in rows]), {}
@@ -130,8 +129,7 @@ def _label_axes(axes, unit: str) -> None:
     """Steps along x, unit along y."""
     axes.xaxis.set_major_formatter(_short_number)
     axes.xaxis.get_major_locator().set_params(nbins=5)
-    axes.set_xlabel("step")
-    axes.set_ylabel(unit)
+    axes.set(xlabel="step", ylabel=unit)
     axes.margins(x=0.02)
 
 

@@ -85,17 +85,12 @@ def state_of(run: Run, setup: Setup) -> tuple[dict, checkpoint.Tensors]:
         "best": state.best,
         "run_id": state.run_id,
         "ranks": run.world,
-        "lanes_at_once": -(-_most_lanes(run) // setup.step.slices),
+        "lanes_at_once": -(-run.config.train.batch_size // (run.world * setup.step.slices)),  # at most
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
         "text_sha256": setup.corpus.splits["train"]["sha256"],
         "config": asdict(public(run.config)),
     }
     return facts, tensors
-
-
-def _most_lanes(run: Run) -> int:
-    """Lanes of the process that has most."""
-    return -(-run.config.train.batch_size // run.world)
 
 
 def resume_or_start(run: Run, setup: Setup) -> State:
@@ -191,7 +186,7 @@ def _restore(run: Run, setup: Setup, facts: dict, tensors: checkpoint.Tensors) -
 def _fit_slices(run: Run, setup: Setup, facts: dict) -> None:
     """Compute the lanes of a process in more slices where it has more of them than a device held before. Not
     when train.accumulate was changed: then that value counts."""
-    lanes = _most_lanes(run)
+    lanes = -(-run.config.train.batch_size // run.world)  # of the process that has most
     slices = -(-lanes // facts.get("lanes_at_once", lanes))
     if run.config.train.accumulate == facts["config"]["train"]["accumulate"] and slices > setup.step.slices:
         setup.step.slices = slices

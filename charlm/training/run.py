@@ -85,24 +85,29 @@ class Run:
         self.watchdog = Watchdog(config.train.stall_minutes, self._lost, stop)
         # Also while the processes connect: one may fail to.
         self.watchdog.watch(lambda: (self.state.step, not stop.in_loop or self.clock.in_pause))
-        with self.watchdog.unless_error():
+        try:
             self.accelerator = make_accelerator(config, patient=not self.watchdog.alone)
             self.logger = Logger(config, self.accelerator, quiet=quiet)
-        self.device, self.say = self.accelerator.device, self.logger.say
-        self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
+            self.device, self.say = self.accelerator.device, self.logger.say
+            self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
+            self._lock_folder()
+        except BaseException:
+            self.watchdog.stop(done=False)  # it would end a process that goes on to something else
+            raise
+
+    def _lock_folder(self) -> None:
+        try:
+            refuse_lost(self.dir)
+            self.dir.mkdir(parents=True, exist_ok=True)
+            if self.main:
+                refuse_links(self.dir, ".lock", ".lock.owner", "checkpoints", "model", "samples", "wandb")
+                problem = f"{self.dir}: another process is training there; name another run_dir"
+                self._lock.enter_context(locked(self.dir / ".lock", problem))
+        except OSError as error:
+            where = f"run_dir={str(self.dir)!r}"
+            raise CharlmError(f"{where}: cannot be written ({error.strerror})") from error
 
     def __enter__(self) -> "Run":
-        with self.watchdog.unless_error():
-            try:
-                refuse_lost(self.dir)
-                self.dir.mkdir(parents=True, exist_ok=True)
-                if self.main:
-                    refuse_links(self.dir, ".lock", ".lock.owner", "checkpoints", "model", "samples", "wandb")
-                    problem = f"{self.dir}: another process is training there; name another run_dir"
-                    self._lock.enter_context(locked(self.dir / ".lock", problem))
-            except OSError as error:
-                where = f"run_dir={str(self.dir)!r}"
-                raise CharlmError(f"{where}: cannot be written ({error.strerror})") from error
         return self
 
     def begin(self, setup: Setup) -> None:

@@ -8,8 +8,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 
 from charlm.errors import CharlmError
@@ -184,15 +184,6 @@ class Watchdog:
         self._end.set()
         if self._renewing is not None:
             self._renewing.join(2.0)
-
-    @contextmanager
-    def unless_error(self) -> Iterator[None]:
-        """An error within ends the watch, which would end a process that goes on to something else."""
-        try:
-            yield
-        except BaseException:
-            self.stop(done=False)
-            raise
 
     def _renew(self, progress: Callable) -> None:
         """Write the sign of this process and read all. Hangs with the process that holds the store."""

@@ -113,8 +113,7 @@ def _opened(run: str | Path) -> Trained:
     path, name = Path(run), str(run)
     if path.is_dir() and not (path / "config.json").exists():
         if not (path / "model" / "config.json").exists():
-            loaded = load_newest(path)
-            if loaded is None:
+            if (loaded := load_newest(path)) is None:
                 raise CharlmError(f"{run}: holds neither a model/ nor a checkpoint; train it first")
             return Trained(evaluated_model(*loaded), loaded[-1], read_run_config(path))
         path = run = path / "model"
