@@ -124,8 +124,7 @@ class CharLM(nn.Module):
         the gradient of the mean includes that of activation_reg and temporal_reg.
         With depth, only so many layers compute: returns the output of the last, [B, T, H], and their carry.
         """
-        if carry is None:
-            carry = self.zeros(len(ids))
+        carry = carry or self.zeros(len(ids))
         carry, last = carry[: len(self.cell.states)], carry[len(self.cell.states) :]
         x = self.input_dropout(self.input(ids.t()).transpose(0, 1).to(self.compute_dtype))
         drop = self.config.weight_drop if self.training else 0.0

@@ -103,16 +103,13 @@ class Recorded:
     def __init__(self, function: Callable, *given: Tensor, record: bool):
         self.function = function
         self.inputs = [t.clone(memory_format=torch.contiguous_format) for t in given]
-        self.graph = self._record(given[0].device) if record else None
+        self.launch = self._record(given[0].device).replay if record else self._run
 
     def __call__(self, *given: Tensor):
         """What the function returns for these tensors; the next call may overwrite it."""
         for static, value in zip(self.inputs, given, strict=True):
             static.copy_(value)
-        if self.graph is None:
-            self._run()
-        else:
-            self.graph.replay()
+        self.launch()
         return self.outputs
 
     def _run(self) -> None:

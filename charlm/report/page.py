@@ -93,10 +93,8 @@ def read_run(source: str, device: str | None) -> RunContents:
 
 
 def choose_text(run: RunContents, text: bytes | None) -> tuple[str, np.ndarray]:
-    """(source, ids) of the text for the model to read. source: 'given', a split, 'generated'; '': no model.
-
-    ids: uint8[n] or uint16[n]. Raises CharlmError for a given text that cannot be encoded or is too short.
-    """
+    """(source, ids uint8[n] or uint16[n]) of the text for the model to read. source: 'given', a split,
+    'generated'; '': no model. Raises CharlmError for a given text that cannot be encoded or is too short."""
     if run.model is None:
         return "", np.empty(0, np.uint8)
     if text is not None:
@@ -155,10 +153,8 @@ def render(run: RunContents, text_source: str, ids: np.ndarray) -> str:
 
 
 def results(history: History, baselines: dict) -> list[tuple[str, str, dict, str]]:
-    """Rows of the table of results: (name, text, figures, baseline). The model's rows, then the baselines.
-
-    baselines: key of corpus.json → figures.
-    """
+    """Rows of the table of results: (name, text, figures, baseline). The model's rows, then the baselines,
+    as corpus.json has them: key → figures."""
     rows, status, evaluations = [], history.status, history.evaluations
     if evaluations:
         best, last = status.get("best") or history.best, evaluations[-1]

@@ -56,10 +56,7 @@ def series(history: History, name: str, most: int = 600) -> Series:
 
 
 def training_plots(history: History, baselines: dict) -> list[tuple[str, str]]:
-    """(caption, <svg>) of every figure of training that has finite values.
-
-    baselines: key of corpus.json → figures.
-    """
+    """(caption, <svg>) of every figure of training that has finite values. baselines: key → figures."""
     # "6-gram, Witten-Bell" is too long for the margin
     levels = {baseline_title(key, row).split(",")[0]: row["bpc"] for key, row in baselines.items()}
     bpc = _bpc_plot(series(history, "bpc"), series(history, "validation/bpc"), levels)
@@ -85,10 +82,8 @@ def context_plot(rows: list[dict]) -> str:
 
 
 def _plot(title: str, lines: dict[str, Series], marked: list[str], finish: Callable) -> str | None:
-    """An <svg> of one pair of axes, or None when no line has a finite value.
-
-    title: for screen readers. marked: labels of the lines with marked points. finish(axes): sets the rest.
-    """
+    """An <svg> of one pair of axes, or None when no line has a finite value. title: for screen readers.
+    marked: labels of the lines with marked points. finish(axes): sets the rest."""
     if not any(np.isfinite(y).any() for _, y in lines.values()):
         return None
     matplotlib = import_matplotlib()

@@ -41,15 +41,14 @@ def fact_values(text: str) -> np.ndarray:
 
     The text starts with a new line. NUL is the end of a document and resets every fact.
     """
-    values = np.zeros((len(text), len(NAMES)), np.float32)
-    state = _State()
-    for i, character in enumerate(text):
+    values, state = [], _State()
+    for character in text:
         if character == "\0":
             state = _State()
         else:
             state.read(character)
-        values[i] = state.values(character)
-    return values
+        values.append(state.values(character))
+    return np.array(values, np.float32)
 
 
 class _State:

@@ -158,8 +158,7 @@ def load_newest(
             loaded = load_checkpoint(folder_of(run_dir, step))
         except DamagedCheckpoint as error:
             damage = [f"{error}{here}"]
-        damage = gather(damage)
-        if not damage:
+        if not (damage := gather(damage)):
             return loaded
         warnings.warn(f"damaged checkpoint skipped: {damage[0]}", CharlmWarning, stacklevel=2)
     if steps:

@@ -94,10 +94,8 @@ def state_of(run: Run, setup: Setup) -> tuple[dict, checkpoint.Tensors]:
 
 
 def resume_or_start(run: Run, setup: Setup) -> State:
-    """Load the newest undamaged checkpoint of the run directory, if there is one, and open the log.
-
-    Raises CharlmError when the checkpoint is of another config, text or vocabulary, naming what differs.
-    """
+    """Load the newest undamaged checkpoint of the run directory, if there is one, and open the log. Raises
+    CharlmError when the checkpoint is of another config, text or vocabulary, naming what differs."""
     rank = run.accelerator.process_index
     here = f" (as process {rank} on {gethostname()} sees it)" if run.world > 1 else ""
     with warnings.catch_warnings():
@@ -227,8 +225,7 @@ def secure_best(run: Run, setup: Setup) -> None:
     if run.main:
         held = read_best(run.dir, setup.corpus.vocab)
         if held is None or held["step"] != step:
-            safe = _restore_best(run, best)
-            if safe:
+            if safe := _restore_best(run, best):
                 run.write_card(setup)
                 run.say(f"{folder}: written again from the checkpoint of step {step}")
             safe = safe or (held is not None and held["step"] > step)
