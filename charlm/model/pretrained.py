@@ -65,12 +65,14 @@ def load_model(cls: "type[CharLM]", name: str | Path, device: str | torch.device
     about, path = read(folder / "config.json", ABOUT), folder / "model.safetensors"
     config = read(folder / "config.json", make=_config)
     try:
-        if sha256_of(path) != about["weights_sha256"]:
-            raise ValueError("its sha256 is not the one in config.json")
+        size_of(path)  # refuses a pipe, which would be waited for
         weights = load_file(path)
     except Exception as error:
         raise CharlmError(f"{path}: cannot be read: {error}; train or download it again") from error
     model = model_of(cls, config, about["vocab_size"], weights, path)
+    if sha256_of(path) != about["weights_sha256"]:
+        problem = "its sha256 is not the one in config.json"
+        raise CharlmError(f"{path}: cannot be read: {problem}; train or download it again")
     vocab = model.vocab = Vocab.load(folder)
     if len(vocab) != model.vocab_size:
         raise CharlmError(f"{folder}: vocab.json has {len(vocab)} symbols, the model {model.vocab_size}")
