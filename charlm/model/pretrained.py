@@ -1,5 +1,7 @@
 """A model folder: config.json, model.safetensors and vocab.json, written and read."""
 
+from __future__ import annotations
+
 import json
 from hashlib import sha256
 from pathlib import Path
@@ -30,7 +32,7 @@ ABOUT = FORMAT | {  # config.json
 }
 
 
-def save_model(model: "CharLM", folder: str | Path, vocab: Vocab, **about) -> None:
+def save_model(model: CharLM, folder: str | Path, vocab: Vocab, **about) -> None:
     """Write config.json, model.safetensors and vocab.json. about: plain values (figures, for example) that
     config.json holds in addition. Raises CharlmError when the folder cannot be written."""
     folder = Path(folder)
@@ -46,7 +48,7 @@ def save_model(model: "CharLM", folder: str | Path, vocab: Vocab, **about) -> No
         raise CharlmError(f"{folder}: cannot be written ({error.strerror})") from error
 
 
-def load_model(cls: "type[CharLM]", name: str | Path, device: str | torch.device = "cpu", **hub) -> "CharLM":
+def load_model(cls: type[CharLM], name: str | Path, device: str | torch.device = "cpu", **hub) -> CharLM:
     """Load a folder that save_pretrained wrote (a run's model/), or a model id on the Hugging Face Hub.
 
     Its vocabulary is model.vocab. The model is in evaluation mode. hub: options of snapshot_download.
@@ -95,8 +97,8 @@ def _config(about: dict) -> ModelConfig:
 
 
 def model_of(
-    cls: "type[CharLM]", config: ModelConfig, vocab_size: int, weights: dict[str, Tensor], where: str | Path
-) -> "CharLM":
+    cls: type[CharLM], config: ModelConfig, vocab_size: int, weights: dict[str, Tensor], where: str | Path
+) -> CharLM:
     """A model with these weights. Raises CharlmError as load_weights does, and takes no memory for sizes that
     the weights do not have. Draws random numbers of torch."""
     held, sizes = sum(w.numel() for w in weights.values()), vars(config)

@@ -245,8 +245,7 @@ def draw_sample(run: Run, setup: Setup, model: CharLM, name: str | None = None) 
 def finish(run: Run, setup: Setup) -> Summary:
     """Score the best weights on test, draw a sample from them."""
     secure_best(run, setup)
-    if run.state.best is None:
-        validate(run, setup)
+    validate(run, setup)  # again, where the best weights are lost
     if run.state.best is None:
         _write_model(run, setup)
     model = _best_model(run, setup)

@@ -215,9 +215,7 @@ def _check_same(run: Run, corpus: Corpus, facts: dict, vocab: Vocab) -> str:
 
 def secure_best(run: Run, setup: Setup) -> None:
     """Make sure that model/ holds the best weights; where they are lost, the next evaluation chooses again.
-
-    model/ may hold those of a later step, written by a process that was killed: its steps will be repeated.
-    """
+    model/ may hold those of a later step, of a process that was killed: its steps will be repeated."""
     best, safe = run.state.best, True
     if best is None:
         return

@@ -128,8 +128,7 @@ def _opened(run: str | Path) -> Trained:
 
 
 def record(config: Config, corpus: Corpus) -> None:
-    """Write config.yaml of a run, and corpus.json: where its corpus is, data_files and data.dir as absolute
-    paths."""
+    """Write config.yaml of a run, and corpus.json: where its corpus is, and absolute paths of its text."""
     replace_file(Path(config.run_dir) / "config.yaml", to_yaml(public(config)))
     data, folder = config.data, os.path.abspath(corpus.folder)
     names = ["data_files", "dir", *(n for n in ("validation", "test") if is_path(getattr(data, n), data))]
