@@ -56,7 +56,7 @@ def series(history: History, name: str, most: int = 600) -> Series:
 
 
 def training_plots(history: History, baselines: dict) -> list[tuple[str, str]]:
-    """(caption, <svg>) of every figure of training that has finite values. baselines: key → figures."""
+    """(caption, <svg>) of every figure of training that has finite values. baselines: as in corpus.json."""
     # "6-gram, Witten-Bell" is too long for the margin
     levels = {baseline_title(key, row).split(",")[0]: row["bpc"] for key, row in baselines.items()}
     bpc = _bpc_plot(series(history, "bpc"), series(history, "validation/bpc"), levels)
