@@ -13,8 +13,6 @@ characters in one pass from the start of the text, too: the carry differs, not t
 symbols: a character that is spelled in bytes is several.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

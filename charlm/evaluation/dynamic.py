@@ -14,8 +14,6 @@ The mean of g² runs over the windows read so far: the paper takes it over train
 without its corpus does not have.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterator

@@ -148,11 +148,8 @@ def evaluate(
 
 
 def total_of(texts: list[dict]) -> dict:
-    """The figures of several texts together: nats, characters and bytes summed, divided once.
-
-    texts: results of evaluate or evaluate_dynamic. Returns the same keys; the protocol is that of the text
-    with the most lanes.
-    """
+    """The figures of several texts, results of evaluate or evaluate_dynamic, together: nats, characters and
+    bytes summed, divided once. Returns the same keys; the protocol is that of the text with most lanes."""
     most = max(texts, key=lambda of: of["lanes"])
     sums = [sum(of[name] for of in texts) for name in ("symbols", "characters", "bytes")]
 

@@ -4,8 +4,6 @@ Seed 123, vocabulary h e l o, input "hell", target "ello", one-hot input, nn.RNN
 learning rate 0.1. The printed loss is the sum over the window of four characters, as in the lecture notebook.
 """
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

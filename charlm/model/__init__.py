@@ -1,11 +1,9 @@
 """The network: ids of a window and a carry in, a loss or logits and the next carry out.
 
-    char_lm     CharLM: input, recurrent layers, logits
-    cells       recurrent cells, and how each computes a window and a step: a new cell is added there
-    layers      dropout, norm, activation penalty, low-precision weights, cross-entropy in slices
-    ngrams      counted n-grams of the training text, mixed with the network's prediction
-    pretrained  a model folder: config.json, model.safetensors, vocab.json
-    device      float32 precision, CUDA graphs, memory
-
-Imports corpus (the vocabulary).
+char_lm     CharLM: input, recurrent layers, logits
+cells       recurrent cells, and how each computes a window and a step: a new cell is added there
+layers      dropout, norm, activation penalty, low-precision weights, cross-entropy in slices
+ngrams      counted n-grams of the training text, mixed with the network's prediction
+pretrained  a model folder: config.json, model.safetensors, vocab.json
+device      float32 precision, CUDA graphs, memory
 """

@@ -3,8 +3,6 @@
 Shapes: B lanes, T window, E input, H hidden, L layers, G gates. Any float dtype.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

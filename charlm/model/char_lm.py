@@ -8,8 +8,6 @@ the symbols that the n-grams of the next window begin with.
 Windows are time-first in memory, as the kernels of the recurrent layers read them: [B, T, ·] below is a view.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -81,7 +79,7 @@ class CharLM(nn.Module):
         """Whether a GPU computes all layers in one call."""
         return self.cell.in_one_call and self.config.in_one_call
 
-    def _apply(self, fn, recurse: bool = True) -> CharLM:
+    def _apply(self, fn, recurse: bool = True) -> "CharLM":
         """Move or convert; the weights of one call must then share one buffer."""
         super()._apply(fn, recurse)
         if self.in_one_call:
@@ -126,8 +124,7 @@ class CharLM(nn.Module):
         the gradient of the mean includes that of activation_reg and temporal_reg.
         With depth, only so many layers compute: returns the output of the last, [B, T, H], and their carry.
         """
-        if carry is None:
-            carry = self.zeros(len(ids))
+        carry = carry or self.zeros(len(ids))
         carry, last = carry[: len(self.cell.states)], carry[len(self.cell.states) :]
         x = self.input_dropout(self.input(ids.t()).transpose(0, 1).to(self.compute_dtype))
         drop = self.config.weight_drop if self.training else 0.0

@@ -1,7 +1,5 @@
 """What torch leaves to its user: freed memory of a CPU, float32 precision and recorded steps of a GPU."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys
@@ -86,8 +84,7 @@ def set_precision(model: nn.Module, precision: str, name: str, say: Callable[[st
     if model.device.type == "cuda":
         model.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         kind = "tf32" if precision == "tf32" else "ieee"  # tf32 is torch's own default for recurrent layers
-        torch.backends.cudnn.rnn.fp32_precision = kind
-        torch.backends.cuda.matmul.fp32_precision = kind
+        torch.backends.cudnn.rnn.fp32_precision = torch.backends.cuda.matmul.fp32_precision = kind
     elif precision != "fp32":
         kind = "CPU" if model.device.type == "cpu" else "GPU"
         say(f"{name}={precision} is for NVIDIA GPUs: this {kind} computes in fp32")
@@ -106,16 +103,13 @@ class Recorded:
     def __init__(self, function: Callable, *given: Tensor, record: bool):
         self.function = function
         self.inputs = [t.clone(memory_format=torch.contiguous_format) for t in given]
-        self.graph = self._record(given[0].device) if record else None
+        self.launch = self._record(given[0].device).replay if record else self._run
 
     def __call__(self, *given: Tensor):
         """What the function returns for these tensors; the next call may overwrite it."""
         for static, value in zip(self.inputs, given, strict=True):
             static.copy_(value)
-        if self.graph is None:
-            self._run()
-        else:
-            self.graph.replay()
+        self.launch()
         return self.outputs
 
     def _run(self) -> None:

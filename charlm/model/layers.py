@@ -3,8 +3,6 @@
 Shapes: B lanes, T window, V vocabulary, H hidden, N symbols to predict.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -4,8 +4,6 @@ One pass over a text counts in seconds what a network needs hours to learn. Shap
 vocabulary, S slots of a line.
 """
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 

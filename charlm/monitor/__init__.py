@@ -1,8 +1,6 @@
 """A run seen from outside.
 
-    run_files  status.json, metrics.jsonl and config.yaml of a run, also while it trains
-    watch      the picture of a run on a terminal
-    doctor     what a training would get on this machine
-
-Imports training.
+run_files  status.json, metrics.jsonl and config.yaml of a run, also while it trains
+watch      the picture of a run on a terminal
+doctor     what a training would get on this machine
 """

@@ -1,7 +1,5 @@
 """The files of a run, while it trains and afterwards: status.json, metrics.jsonl, config.yaml."""
 
-from __future__ import annotations
-
 import math
 import os
 import statistics

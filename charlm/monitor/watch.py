@@ -1,7 +1,5 @@
 """The picture of a run on a terminal: progress, curve of the loss, figures, latest sample."""
 
-from __future__ import annotations
-
 import math
 import re
 import shutil
@@ -56,9 +54,7 @@ def show(run: History, live: bool) -> None:
 
 def picture(run: History, columns: int, rows: int, braille: bool = True, color: bool = False) -> list[str]:
     """At most `rows` lines of at most `columns`; little room shortens the sample first, then the curve.
-
-    braille: draw the curve with braille characters, else in ASCII. color: add escape sequences.
-    """
+    braille: draw the curve with braille characters, else in ASCII. color: add escape sequences."""
     if run.state == "waiting":
         status = "has not begun yet" if run.dir.exists() else "does not exist yet"
         return wrapped(f"{run.dir} {status}", columns)[:rows]

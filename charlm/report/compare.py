@@ -1,7 +1,5 @@
 """Runs side by side: what differs in their configs, their figures, and their curves in one picture."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from collections.abc import Sequence
@@ -25,9 +23,8 @@ def rows(run_dirs: Sequence[str], figure: str | None = None) -> list[dict]:
     differ = [k for k in configs[0] if k != "run_dir" and any(c[k] != configs[0][k] for c in configs)]
     for run, config in zip(runs, configs, strict=True):
         of = run.figures()
-        row = (
-            {"run": of["run"]} | {key: config[key] for key in differ} | {k: of[k] for k in ("status", "step")}
-        )
+        row = {"run": of["run"]} | {key: config[key] for key in differ}
+        row |= {"status": of["status"], "step": of["step"]}
         row |= {f"{name} bpc": (of[name] or {}).get("bpc") for name in ("train", "best", "test")}
         changes = [f"{step}: {text}" for step, text in run.points("changed")]
         found.append(row | {"changed at": "; ".join(changes) or None})
@@ -61,6 +58,5 @@ def _draw(runs: list[History], path: str) -> None:
     try:
         figure.savefig(path)
     except (OSError, ValueError) as error:  # ValueError: an unknown suffix
-        raise CharlmError(
-            f"--figure {path}: cannot be written ({getattr(error, 'strerror', error)})"
-        ) from error
+        reason = getattr(error, "strerror", error)
+        raise CharlmError(f"--figure {path}: cannot be written ({reason})") from error

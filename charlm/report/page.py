@@ -1,7 +1,5 @@
 """charlm report: one self-contained HTML page about a run."""
 
-from __future__ import annotations
-
 import math
 import statistics
 import time
@@ -18,6 +16,7 @@ from charlm.corpus.prepared import Corpus, baseline_title
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.evaluation.by_context import by_context
+from charlm.evaluation.evaluate import targets_of
 from charlm.files import replace
 from charlm.model.char_lm import CharLM
 from charlm.monitor.run_files import History, read_history
@@ -25,7 +24,6 @@ from charlm.report.plots import context_plot, import_matplotlib, training_plots
 from charlm.report.probe import cell_data, character_counts, nearest_symbols, passage_data, probe_model
 from charlm.sampling.generate import generate
 from charlm.terminal import visible
-from charlm.training.checkpoint import steps_of
 from charlm.training.trained import corpus_of, load
 
 GENERATED = 4000  # symbols that the model generates when there is no text to read
@@ -78,17 +76,13 @@ def read_run(source: str, device: str | None) -> RunContents:
             run.missing.append("Training curves and samples: metrics.jsonl has no figures yet.")
     else:
         run.missing.append("Training curves, results and samples: this is a model without its run directory.")
-    if run.history.records and not (path / "model" / "config.json").exists() and not steps_of(path):
+    try:
+        run.model, run.vocab, run.config = load(source, device, "fp32")
+    except CharlmError as error:
+        if not run.history.records:
+            raise
         run.config = read_run_config(path)
-        run.missing.append("Everything that needs a model: no weights yet, neither model/ nor a checkpoint.")
-    else:
-        try:
-            run.model, run.vocab, run.config = load(source, device, "fp32")
-        except CharlmError as error:
-            if not run.history.records:
-                raise
-            run.config = read_run_config(path)
-            run.missing.append(f"Everything that needs a model: {error}.")
+        run.missing.append(f"Everything that needs a model: {error}.")
     try:
         if run_dir is None or not (run_dir / "config.yaml").exists():
             raise CharlmError("without a config.yaml the corpus cannot be found.")
@@ -99,10 +93,8 @@ def read_run(source: str, device: str | None) -> RunContents:
 
 
 def choose_text(run: RunContents, text: bytes | None) -> tuple[str, np.ndarray]:
-    """(source, ids) of the text for the model to read. source: 'given', a split, 'generated'; '': no model.
-
-    ids: uint8[n] or uint16[n]. Raises CharlmError for a given text that cannot be encoded or is too short.
-    """
+    """(source, ids uint8[n] or uint16[n]) of the text for the model to read. source: 'given', a split,
+    'generated'; '': no model. Raises CharlmError for a given text that cannot be encoded or is too short."""
     if run.model is None:
         return "", np.empty(0, np.uint8)
     if text is not None:
@@ -121,12 +113,11 @@ def choose_text(run: RunContents, text: bytes | None) -> tuple[str, np.ndarray]:
 def _encoded(text: bytes, vocab: Vocab) -> np.ndarray:
     try:
         ids = vocab.encode(text)
+        targets_of(ids)
     except UnicodeDecodeError as error:
         raise CharlmError(f"--text: byte {error.start:,} is not UTF-8 ({error.reason})") from error
     except CharlmError as error:
         raise CharlmError(f"--text: {error}") from error
-    if len(ids) < 2:
-        raise CharlmError(f"--text: {len(ids)} symbol(s) are too short for a report: give 2 or more")
     return ids
 
 
@@ -138,7 +129,6 @@ def render(run: RunContents, text_source: str, ids: np.ndarray) -> str:
     values = {
         "run": run,
         "name": Path(run.source).resolve().name if Path(run.source).is_dir() else run.source,
-        "parameters": run.model.num_parameters if run.model is not None else 0,
         "throughput": statistics.median(speeds) if speeds else None,
         "baselines": baselines,
         "plots": training_plots(history, baselines),
@@ -163,10 +153,8 @@ def render(run: RunContents, text_source: str, ids: np.ndarray) -> str:
 
 
 def results(history: History, baselines: dict) -> list[tuple[str, str, dict, str]]:
-    """Rows of the table of results: (name, text, figures, baseline). The model's rows, then the baselines.
-
-    baselines: key of corpus.json → figures.
-    """
+    """Rows of the table of results: (name, text, figures, baseline). The model's rows, then the baselines,
+    as corpus.json has them: key → figures."""
     rows, status, evaluations = [], history.status, history.evaluations
     if evaluations:
         best, last = status.get("best") or history.best, evaluations[-1]

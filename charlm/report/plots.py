@@ -1,7 +1,5 @@
 """Line plots as SVG. Their colours are CSS variables of the page, so they follow its light or dark theme."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Callable
@@ -58,10 +56,7 @@ def series(history: History, name: str, most: int = 600) -> Series:
 
 
 def training_plots(history: History, baselines: dict) -> list[tuple[str, str]]:
-    """(caption, <svg>) of every figure of training that has finite values.
-
-    baselines: key of corpus.json → figures.
-    """
+    """(caption, <svg>) of every figure of training that has finite values. baselines: as in corpus.json."""
     # "6-gram, Witten-Bell" is too long for the margin
     levels = {baseline_title(key, row).split(",")[0]: row["bpc"] for key, row in baselines.items()}
     bpc = _bpc_plot(series(history, "bpc"), series(history, "validation/bpc"), levels)
@@ -76,9 +71,8 @@ def context_plot(rows: list[dict]) -> str:
 
     def finish(axes) -> None:
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.set_xlabel("characters since the state was reset")
-        axes.set_ylabel("bits per character")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set(xlabel="characters since the state was reset", ylabel="bits per character")
         axes.legend(loc="upper right")
 
     distances, lines = np.array([row["characters_from"] for row in rows]), {}
@@ -88,10 +82,8 @@ def context_plot(rows: list[dict]) -> str:
 
 
 def _plot(title: str, lines: dict[str, Series], marked: list[str], finish: Callable) -> str | None:
-    """An <svg> of one pair of axes, or None when no line has a finite value.
-
-    title: for screen readers. marked: labels of the lines with marked points. finish(axes): sets the rest.
-    """
+    """An <svg> of one pair of axes, or None when no line has a finite value. title: for screen readers.
+    marked: labels of the lines with marked points. finish(axes): sets the rest."""
     if not any(np.isfinite(y).any() for _, y in lines.values()):
         return None
     matplotlib = import_matplotlib()
@@ -132,8 +124,7 @@ def _label_axes(axes, unit: str) -> None:
     """Steps along x, unit along y."""
     axes.xaxis.set_major_formatter(_short_number)
     axes.xaxis.get_major_locator().set_params(nbins=5)
-    axes.set_xlabel("step")
-    axes.set_ylabel(unit)
+    axes.set(xlabel="step", ylabel=unit)
     axes.margins(x=0.02)
 
 

@@ -4,8 +4,6 @@ Shapes: N stretches of text read side by side, T symbols each; V vocabulary; F f
 C = L·H cells, layer by layer. The value of a cell is c in an LSTM, h in a GRU or RNN.
 """
 
-from __future__ import annotations
-
 import base64
 import unicodedata
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from torch.nn import functional
 
 from charlm.corpus.vocabulary import Vocab, name_of
 from charlm.errors import CharlmError
+from charlm.evaluation.evaluate import targets_of
 from charlm.model.char_lm import CharLM
 from charlm.report.text_facts import LAST, MEMORY, NAMES, Correlations, fact_values
 
@@ -67,9 +66,7 @@ def stretches(ids: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """int64[N, T + 1]: stretches spread evenly over a text, each starting at the end of a line or document if
     one is near. ids: of any length from 2. ends: bool[V], the symbols that end lines and documents.
     """
-    if len(ids) < 2:
-        raise CharlmError(f"a text of {len(ids)} symbol(s) is too short for a report: give 2 or more")
-    length = min(PASSAGE, len(ids) - 1)
+    length = min(PASSAGE, targets_of(ids))
     count = max(1, min(STRETCHES, (len(ids) - 1) // length))
     texts = []
     for k in range(count):

@@ -4,8 +4,6 @@ The search for cells that track quotes, brackets and line ends follows Karpathy,
 "Visualizing and Understanding Recurrent Networks".
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 # name → description. The facts of MEMORY depend on earlier text, those of LAST on the last character only.
@@ -43,15 +41,14 @@ def fact_values(text: str) -> np.ndarray:
 
     The text starts with a new line. NUL is the end of a document and resets every fact.
     """
-    values = np.zeros((len(text), len(NAMES)), np.float32)
-    state = _State()
-    for i, character in enumerate(text):
+    values, state = [], _State()
+    for character in text:
         if character == "\0":
             state = _State()
         else:
             state.read(character)
-        values[i] = state.values(character)
-    return values
+        values.append(state.values(character))
+    return np.array(values, np.float32)
 
 
 class _State:

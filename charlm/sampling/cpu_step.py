@@ -8,8 +8,6 @@ Shapes: N lanes, V vocabulary, H hidden, L layers, G·H the gates of a layer in 
 forget, cell, output; GRU: reset, update, new). All arrays are float32, C-contiguous.
 """
 
-from __future__ import annotations
-
 import numba
 import numpy as np
 import torch
@@ -151,9 +149,8 @@ class Stepper:
         self.x, self.y = torch.empty(lanes, gates), torch.empty(lanes, gates)
         self.logits, bits = torch.empty(lanes, model.vocab_size), np.empty(gates, np.int32)
         weights = (self.table, self.w_i, self.b_i, self.w_h, self.b_h, self.w_out, self.b_out)
-        weights = (w.numpy() for w in weights)
         x, y, h, c, out = (t.numpy() for t in (self.x, self.y, self.h, self.c, self.logits))
-        self._alone = (*weights, h[:, 0], c[:, 0], x[0], y[0], bits, out[0])
+        self._alone = (*(w.numpy() for w in weights), h[:, 0], c[:, 0], x[0], y[0], bits, out[0])
         self._layers = [(x, y, h[i], c[i], bits) for i in range(layers)]
 
     def step(self, ids: np.ndarray) -> np.ndarray:

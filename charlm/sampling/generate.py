@@ -1,7 +1,5 @@
 """Sampling: the prompt warms the carry, then one symbol after another is drawn. N samples, V vocabulary."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections.abc import Iterator, Sequence
@@ -168,14 +166,13 @@ class Sampler:
         self._options = (float(config.temperature), top_k, float(top_p))
         self._sorts = top_k < vocab_size or top_p < 1
         self._unsorted = np.tile(range(vocab_size), (num_samples, 1))
-        self._sums, self.ids = np.empty(vocab_size), np.zeros(num_samples, np.int64)
-        self._following, self._states = following, np.zeros(num_samples, np.int64)
+        self.ids, states = np.zeros(num_samples, np.int64), np.zeros(num_samples, np.int64)
+        self._updated = np.empty(vocab_size), following, states, self.ids
 
     def draw(self, logits: np.ndarray) -> np.ndarray:
         """logits float32[N, V] → int64[N], overwritten by the next draw. Raises CharlmError if not finite."""
         # Stable: of equally likely symbols the first counts as likelier.
         order = np.argsort(-logits, axis=1, kind="stable") if self._sorts else self._unsorted
-        scratch = self._sums, self._following, self._states, self.ids
-        if not self._draw(logits, order, *self._options, next(self._uniform), *scratch):
+        if not self._draw(logits, order, *self._options, next(self._uniform), *self._updated):
             raise CharlmError("the model's logits are not finite: take weights from before it diverged")
         return self.ids

@@ -1,7 +1,5 @@
 """Upload to the Hugging Face Hub: the model folder that training wrote, with its card completed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, get_token
@@ -68,9 +66,7 @@ def ready(run: str | Path, name: str, license: str | None = None, language: list
 
 def upload(folder: Path, name: str, private: bool = False, message: str | None = None) -> str:
     """Send the files of a model to the Hub in one commit; returns its URL. Nothing else contacts the Hub.
-
-    Raises CharlmError when there is no token, no right to write, or no network.
-    """
+    Raises CharlmError when there is no token, no right to write, or no network."""
     if get_token() is None:
         raise CharlmError("no token of the Hugging Face Hub: `hf auth login` stores one, or set HF_TOKEN")
     api = HfApi(library_name="charlm")

@@ -1,7 +1,5 @@
 """The model card: README.md next to the weights, from model_card.md, without paths of this machine."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -29,11 +27,8 @@ def model_card(
     step: int | None = None,
     steps: int | None = None,
 ) -> str:
-    """The card of a model as Markdown; what is None is "not stated" in it.
-
-    config: of the run. text: corpus.json. figures: split → the result of evaluate(). step: of the weights.
-    steps: of the run.
-    """
+    """The card of a model as Markdown; what is None is "not stated" in it. config, steps: of the run. text:
+    corpus.json. figures: split → the result of evaluate(). step: of the weights."""
     import jinja2  # here: training imports this file and writes its first card much later
 
     config = config and public(config)

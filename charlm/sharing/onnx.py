@@ -10,8 +10,6 @@
 batch and time are free; a server passes the carry on. The metadata holds vocab.json and the model's config.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import warnings

@@ -8,8 +8,6 @@ runs/<name>/checkpoints/step-00001000/
     vocab.json
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -120,30 +118,25 @@ def load_checkpoint(folder: str | Path) -> tuple[dict, Tensors, Vocab]:
         if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
             raise error.__cause__ from None
         raise DamagedCheckpoint(str(error)) from error
-    listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    listed, files = manifest["files"], {}
     if elsewhere := [name for name in listed if Path(name).name != name]:
         raise DamagedCheckpoint(f"{folder / 'manifest.json'}: {elsewhere[0]!r} is not a name in this folder")
-    unlisted = ({p.name for p in folder.iterdir()} | NEEDED) - {"manifest.json", *listed}
-    if unlisted:
+    if unlisted := ({p.name for p in folder.iterdir()} | NEEDED) - {"manifest.json", *listed}:
         raise DamagedCheckpoint(f"{folder / 'manifest.json'}: does not list {', '.join(sorted(unlisted))}")
-    files = {}
-    for name, (size, digest) in listed.items():
+    for name, entry in listed.items():
         try:
-            if (found := size_of(folder / name)) != size:
-                raise ValueError(f"{found} bytes, should be {size}")
+            if (found := size_of(folder / name)) != entry["bytes"]:
+                raise ValueError(f"{found} bytes, should be {entry['bytes']}")
             files[name] = (folder / name).read_bytes()
         except (FileNotFoundError, ValueError) as error:  # another error of the disk does not show a damage
             reason = getattr(error, "strerror", None) or error
             raise DamagedCheckpoint(f"{folder / name}: {reason}") from error
-        if hashlib.sha256(files[name]).hexdigest() != digest:
+        if hashlib.sha256(files[name]).hexdigest() != entry["sha256"]:
             raise DamagedCheckpoint(f"{folder / name}: its sha256 is not the one in manifest.json")
     try:
         tensors = {Path(n).stem: load(b) for n, b in files.items() if n.endswith(".safetensors")}
-        return (
-            parse(files["facts.json"], {"step": Count}),
-            tensors,
-            Vocab.from_dict(parse(files["vocab.json"])),
-        )
+        facts, vocab = parse(files["facts.json"], {"step": Count}), parse(files["vocab.json"])
+        return facts, tensors, Vocab.from_dict(vocab)
     except (ValueError, SafetensorError) as error:
         raise DamagedCheckpoint(f"{folder}: {error}") from error
 
@@ -165,8 +158,7 @@ def load_newest(
             loaded = load_checkpoint(folder_of(run_dir, step))
         except DamagedCheckpoint as error:
             damage = [f"{error}{here}"]
-        damage = gather(damage)
-        if not damage:
+        if not (damage := gather(damage)):
             return loaded
         warnings.warn(f"damaged checkpoint skipped: {damage[0]}", CharlmWarning, stacklevel=2)
     if steps:

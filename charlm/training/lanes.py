@@ -16,8 +16,6 @@ starts again at zero, and the next epoch starts at another offset, so that neith
 repeat. A position is two integers.
 """
 
-from __future__ import annotations
-
 import random
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -56,11 +54,10 @@ class Lanes:
     ):
         if batch_size < world:
             raise CharlmError(f"train.batch_size={batch_size}: too few lanes for {world} processes")
-        if len(ids) < batch_size * bptt + 1:
-            raise CharlmError(
-                f"the text has {len(ids):,} symbols, but train.batch_size={batch_size} lanes × "
-                f"train.bptt={bptt} need {batch_size * bptt + 1:,}; lower one of them, or read more text"
-            )
+        if len(ids) < (needed := batch_size * bptt + 1):
+            windows = f"train.batch_size={batch_size} lanes × train.bptt={bptt} need {needed:,}"
+            advice = "lower one of them, or read more text"
+            raise CharlmError(f"the text has {len(ids):,} symbols, but {windows}; {advice}")
         self.batch_size, self.bptt, self.seed = batch_size, bptt, seed
         self.device = torch.device(device)
         self.lanes = range(rank * batch_size // world, (rank + 1) * batch_size // world)

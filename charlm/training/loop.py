@@ -1,7 +1,5 @@
 """Training: truncated back-propagation through time, the carry handed from window to window."""
 
-from __future__ import annotations
-
 import math
 import time
 import timeit
@@ -62,7 +60,6 @@ def train(
             state = resume_or_start(run, setup)
             run.say(f"first step after {time.perf_counter() - started:.1f} s")
             stop.begin_loop(config.train.max_hours)
-            run.in_loop = True
             measure = Measure(run, setup)
             while (state.steps is None or state.step < state.steps) and not out_of_patience(run):
                 norm = train_step(config, setup, state, watch)
@@ -81,7 +78,7 @@ def train(
                     return run.interrupted(reason)
             validate(run, setup)
             save_checkpoint(run, setup, wait=True)
-            stop.in_loop = run.in_loop = False
+            stop.in_loop = False
             stop.leave()  # the next start finishes
             return finish(run, setup)
         except (Left, RuntimeError):  # of several processes, another one may have left
@@ -248,8 +245,7 @@ def draw_sample(run: Run, setup: Setup, model: CharLM, name: str | None = None) 
 def finish(run: Run, setup: Setup) -> Summary:
     """Score the best weights on test, draw a sample from them."""
     secure_best(run, setup)
-    if run.state.best is None:
-        validate(run, setup)
+    validate(run, setup)  # again, where the best weights are lost
     if run.state.best is None:
         _write_model(run, setup)
     model = _best_model(run, setup)

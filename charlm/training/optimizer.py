@@ -1,7 +1,5 @@
 """The learning rate at a step (a pure function: nothing to save), the optimizer, the average of weights."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable
@@ -47,7 +45,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": group, "weight_decay": decay} for decay, group in parts.items() if group]
 
 
-def make_optimizer(model: nn.Module, optim: OptimConfig) -> AdamW:
+def make_optimizer(model: nn.Module, optim: OptimConfig) -> "AdamW":
     """The optimizer of a config: AdamW, or Adam, which is AdamW without decay."""
     groups = parameter_groups(model, optim.weight_decay)
     return AdamW(groups, lr=optim.learning_rate, betas=optim.betas, eps=optim.eps)

@@ -1,7 +1,5 @@
 """The state of a run to a checkpoint and back: on the same number of processes, or on another."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from dataclasses import asdict
@@ -29,10 +27,8 @@ from charlm.training.trained import record, warm_start
 
 # Fields that may differ between a checkpoint and the config that resumes it: those without effect on what a
 # step computes, the length of the training, and what only reads the training.
-LENGTHS = tuple(f"train.{name}" for name in LENGTH)
-MAY_CHANGE = (*WITHOUT_EFFECT, *LENGTHS, "evaluate.", "sample.", "checkpoint.", "log.")
-
-
+MAY_CHANGE = (*WITHOUT_EFFECT, *(f"train.{name}" for name in LENGTH))
+MAY_CHANGE += ("evaluate.", "sample.", "checkpoint.", "log.")
 FACTS = {  # what a resume needs of facts.json
     **{"steps?": (Count, None), "evaluated": int, "position": tuple[Count, Count], "scaler": (dict, None)},
     **{"best": (FIGURES | {"step": Count}, None), "config": {"train": dict}, "run_id": str},
@@ -53,9 +49,8 @@ def save_checkpoint(run: Run, setup: Setup, *, wait: bool = False) -> None:
             if run.main:
                 if not (run.dir / "config.yaml").exists():  # the folder was removed
                     record(run.config, setup.corpus)
-                content = (facts, tensors, setup.corpus.vocab)
-                keep = run.config.checkpoint.keep
-                run.write_in_background(checkpoint.write_checkpoint, run.dir, *content, keep, run.say, (1, 4))
+                content = (facts, tensors, setup.corpus.vocab, run.config.checkpoint.keep)
+                run.write_in_background(checkpoint.write_checkpoint, run.dir, *content, run.say, (1, 4))
             run.write_status("running")
         if wait:
             run.wait_for_writes()
@@ -90,7 +85,7 @@ def state_of(run: Run, setup: Setup) -> tuple[dict, checkpoint.Tensors]:
         "best": state.best,
         "run_id": state.run_id,
         "ranks": run.world,
-        "lanes_at_once": -(-_most_lanes(run) // setup.step.slices),
+        "lanes_at_once": -(-run.config.train.batch_size // (run.world * setup.step.slices)),  # at most
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
         "text_sha256": setup.corpus.splits["train"]["sha256"],
         "config": asdict(public(run.config)),
@@ -98,16 +93,9 @@ def state_of(run: Run, setup: Setup) -> tuple[dict, checkpoint.Tensors]:
     return facts, tensors
 
 
-def _most_lanes(run: Run) -> int:
-    """Lanes of the process that has most."""
-    return -(-run.config.train.batch_size // run.world)
-
-
 def resume_or_start(run: Run, setup: Setup) -> State:
-    """Load the newest undamaged checkpoint of the run directory, if there is one, and open the log.
-
-    Raises CharlmError when the checkpoint is of another config, text or vocabulary, naming what differs.
-    """
+    """Load the newest undamaged checkpoint of the run directory, if there is one, and open the log. Raises
+    CharlmError when the checkpoint is of another config, text or vocabulary, naming what differs."""
     rank = run.accelerator.process_index
     here = f" (as process {rank} on {gethostname()} sees it)" if run.world > 1 else ""
     with warnings.catch_warnings():
@@ -196,7 +184,7 @@ def _restore(run: Run, setup: Setup, facts: dict, tensors: checkpoint.Tensors) -
 def _fit_slices(run: Run, setup: Setup, facts: dict) -> None:
     """Compute the lanes of a process in more slices where it has more of them than a device held before. Not
     when train.accumulate was changed: then that value counts."""
-    lanes = _most_lanes(run)
+    lanes = -(-run.config.train.batch_size // run.world)  # of the process that has most
     slices = -(-lanes // facts.get("lanes_at_once", lanes))
     if run.config.train.accumulate == facts["config"]["train"]["accumulate"] and slices > setup.step.slices:
         setup.step.slices = slices
@@ -227,9 +215,7 @@ def _check_same(run: Run, corpus: Corpus, facts: dict, vocab: Vocab) -> str:
 
 def secure_best(run: Run, setup: Setup) -> None:
     """Make sure that model/ holds the best weights; where they are lost, the next evaluation chooses again.
-
-    model/ may hold those of a later step, written by a process that was killed: its steps will be repeated.
-    """
+    model/ may hold those of a later step, of a process that was killed: its steps will be repeated."""
     best, safe = run.state.best, True
     if best is None:
         return
@@ -237,8 +223,7 @@ def secure_best(run: Run, setup: Setup) -> None:
     if run.main:
         held = read_best(run.dir, setup.corpus.vocab)
         if held is None or held["step"] != step:
-            safe = _restore_best(run, best)
-            if safe:
+            if safe := _restore_best(run, best):
                 run.write_card(setup)
                 run.say(f"{folder}: written again from the checkpoint of step {step}")
             safe = safe or (held is not None and held["step"] > step)

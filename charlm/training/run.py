@@ -1,7 +1,5 @@
 """A run: its directory and lock, its state, its log, and how it ends."""
 
-from __future__ import annotations
-
 import json
 import re
 import time
@@ -82,28 +80,34 @@ class Run:
         self._written: Future | None = None  # of the checkpoint that a thread writes
         self._verified: Future | None = None  # of the corpus: the first of these
         self.trend: tuple[float, float] | None = None  # of the loss: recent mean, and the lowest
-        self._begun = self.in_loop = False  # before it has begun, a failure leaves an earlier status
+        self._begun = False  # before it has begun, a failure leaves an earlier status
         self._threads, self._lock = torch.get_num_threads(), ExitStack()
         self.watchdog = Watchdog(config.train.stall_minutes, self._lost, stop)
-        self.watchdog.watch(self._progress)  # also while the processes connect: one may fail to
-        with self.watchdog.unless_error():
+        # Also while the processes connect: one may fail to.
+        self.watchdog.watch(lambda: (self.state.step, not stop.in_loop or self.clock.in_pause))
+        try:
             self.accelerator = make_accelerator(config, patient=not self.watchdog.alone)
             self.logger = Logger(config, self.accelerator, quiet=quiet)
-        self.device, self.say = self.accelerator.device, self.logger.say
-        self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
+            self.device, self.say = self.accelerator.device, self.logger.say
+            self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
+            self._lock_folder()
+        except BaseException:
+            self.watchdog.stop(done=False)  # it would end a process that goes on to something else
+            raise
 
-    def __enter__(self) -> Run:
-        with self.watchdog.unless_error():
-            try:
-                refuse_lost(self.dir)
-                self.dir.mkdir(parents=True, exist_ok=True)
-                if self.main:
-                    refuse_links(self.dir, ".lock", ".lock.owner", "checkpoints", "model", "samples", "wandb")
-                    problem = f"{self.dir}: another process is training there; name another run_dir"
-                    self._lock.enter_context(locked(self.dir / ".lock", problem))
-            except OSError as error:
-                where = f"run_dir={str(self.dir)!r}"
-                raise CharlmError(f"{where}: cannot be written ({error.strerror})") from error
+    def _lock_folder(self) -> None:
+        try:
+            refuse_lost(self.dir)
+            self.dir.mkdir(parents=True, exist_ok=True)
+            if self.main:
+                refuse_links(self.dir, ".lock", ".lock.owner", "checkpoints", "model", "samples", "wandb")
+                problem = f"{self.dir}: another process is training there; name another run_dir"
+                self._lock.enter_context(locked(self.dir / ".lock", problem))
+        except OSError as error:
+            where = f"run_dir={str(self.dir)!r}"
+            raise CharlmError(f"{where}: cannot be written ({error.strerror})") from error
+
+    def __enter__(self) -> "Run":
         return self
 
     def begin(self, setup: Setup) -> None:
@@ -171,12 +175,10 @@ class Run:
             f"optim.warmup_steps, a lower optim.clip{fp16}; train.allow_change names what is changed"
         )
 
-    # in the background: the corpus is verified, then checkpoints are written
-
     def write_in_background(self, write, *args) -> Future:
-        """Call write(*args) in a thread, after the call before it has ended. Training waits for a disk only
-        if that is slower than checkpoints come. An error is raised by agree(), in the next step, and by
-        wait_for_writes()."""
+        """Call write(*args) in a thread, after the call before it has ended: of a checkpoint, or at first the
+        verification of the corpus. Training waits for a disk only if that is slower than checkpoints come. An
+        error is raised by agree(), in the next step, and by wait_for_writes()."""
         self.wait_for_writes()
         self._written = written = Future()
 
@@ -195,9 +197,6 @@ class Run:
         if self._written is not None:
             self._written.result()
 
-    def _progress(self) -> tuple[int, bool]:
-        return self.state.step, not self.in_loop or self.clock.in_pause
-
     def _lost(self, problem: str) -> str:
         """Store that the run failed, in any process, for the main one may be lost. Returns the message.
         While the processes have not met, a lock is that of another run, whose status stays."""
@@ -208,8 +207,6 @@ class Run:
             with nullcontext() if hasattr(self, "watchdog") else locked(self.dir / ".lock", "lost"):
                 replace(path, json.dumps(content) + "\n")
         return message
-
-    # files of the run directory, and its end
 
     def write_card(self, setup: Setup, test: dict | None = None) -> None:
         """Write the model card next to the weights in model/. test: figures."""

@@ -1,7 +1,5 @@
 """Set-up: the corpus, lanes, model, optimizer and step of a config's training, on this process."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from contextlib import suppress

@@ -1,8 +1,6 @@
 """What ends a run from outside: signals (SIGTERM, slurm's SIGUSR1, Ctrl-C), the limit of hours, and other
 processes of the run that do not respond."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import signal
@@ -10,8 +8,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 
 from charlm.errors import CharlmError
@@ -68,7 +66,7 @@ class Stop:
         if self.at_once:
             raise Left
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             nohup = {n for n in SIGNALS[3:] if signal.getsignal(n) == signal.SIG_IGN}
             handled = [n for n in SIGNALS if n not in nohup]
@@ -98,9 +96,8 @@ def from_launcher(name: str, default: int) -> int:
     try:
         return int(value)
     except ValueError:
-        raise CharlmError(
-            f"{name}={value}: must be a whole number; the launcher of the processes sets it"
-        ) from None
+        advice = "must be a whole number; the launcher of the processes sets it"
+        raise CharlmError(f"{name}={value}: {advice}") from None
 
 
 def _answers(address: str, port: int) -> bool:
@@ -187,15 +184,6 @@ class Watchdog:
         self._end.set()
         if self._renewing is not None:
             self._renewing.join(2.0)
-
-    @contextmanager
-    def unless_error(self) -> Iterator[None]:
-        """An error within ends the watch, which would end a process that goes on to something else."""
-        try:
-            yield
-        except BaseException:
-            self.stop(done=False)
-            raise
 
     def _renew(self, progress: Callable) -> None:
         """Write the sign of this process and read all. Hangs with the process that holds the store."""

@@ -3,8 +3,6 @@
 Shapes: B lanes of this process, T window, L layers, H hidden.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,14 +42,12 @@ class Step:
         if self.distributed:  # the same weights for all, also on machines that draw other random numbers
             for p in self.parameters:
                 distributed.broadcast(p.data, 0)
-        self._run: Callable[..., tuple] | None = None
+        self._run: Callable[..., tuple] | None = None if self.recorded else self._gradients
 
     def __call__(self, x: Tensor, y: Tensor, carry: Carry | None) -> tuple[Tensor, Tensor, Carry]:
         carry = carry or self.model.zeros(len(x))
         if self._run is None:
-            self._run = self._gradients
-            if self.recorded:
-                self._run = Recorded(self._run, x, y, *carry, record=x.is_cuda)
+            self._run = Recorded(self._gradients, x, y, *carry, record=x.is_cuda)
         loss, gradients, norm, carry = self._run(x, y, *carry)
         if gradients is not None:
             self._exchange(gradients)

@@ -1,7 +1,5 @@
 """What training left, opened: a run directory, its model/ folder, a model on the Hub; or a start from it."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import os
@@ -115,8 +113,7 @@ def _opened(run: str | Path) -> Trained:
     path, name = Path(run), str(run)
     if path.is_dir() and not (path / "config.json").exists():
         if not (path / "model" / "config.json").exists():
-            loaded = load_newest(path)
-            if loaded is None:
+            if (loaded := load_newest(path)) is None:
                 raise CharlmError(f"{run}: holds neither a model/ nor a checkpoint; train it first")
             return Trained(evaluated_model(*loaded), loaded[-1], read_run_config(path))
         path = run = path / "model"
@@ -131,18 +128,15 @@ def _opened(run: str | Path) -> Trained:
 
 
 def record(config: Config, corpus: Corpus) -> None:
-    """Write config.yaml of a run, and corpus.json: where its corpus is, data_files and data.dir as absolute
-    paths."""
+    """Write config.yaml of a run, and corpus.json: where its corpus is, and absolute paths of its text."""
     replace_file(Path(config.run_dir) / "config.yaml", to_yaml(public(config)))
     data, folder = config.data, os.path.abspath(corpus.folder)
-    held_out = [name for name in ("validation", "test") if is_path(getattr(data, name), data)]
+    names = ["data_files", "dir", *(n for n in ("validation", "test") if is_path(getattr(data, n), data))]
     content = {
         "folder": folder,
         "from_run": os.path.relpath(folder, config.run_dir),
         "sha256": corpus.splits["train"]["sha256"],
-        "paths": {
-            name: redact(each(getattr(data, name), absolute)) for name in ("data_files", "dir", *held_out)
-        },
+        "paths": {name: redact(each(getattr(data, name), absolute)) for name in names},
     }
     replace_file(Path(config.run_dir) / "corpus.json", json.dumps(content, indent=2, ensure_ascii=False))
 
@@ -173,11 +167,8 @@ def corpus_of(run_dir: str | Path, config: Config, trust: bool = False) -> Corpu
     if not trust:
         ways = f"To prepare the text that its config.yaml names, if you trust that: charlm evaluate {run_dir}"
         raise CharlmError(f"{run_dir}: its corpus is not on this disk. {ways} --trust; or give --text FILE")
-    paths = {
-        k: v
-        for k, v in _record(run_dir, config).get("paths", {}).items()
-        if k in PLACES and "***" not in str(v)
-    }
+    places = _record(run_dir, config).get("paths", {})
+    paths = {k: v for k, v in places.items() if k in PLACES and "***" not in str(v)}
     return prepare(replace(config, data=replace(config.data, **paths)))
 
 
@@ -228,13 +219,9 @@ def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
     )
 
 
-def _names(vocab: Vocab, ids: list[int], most: int = 10) -> str:
+def _names(vocab: Vocab, ids: list[int]) -> str:
     """The names of the first few symbols, in brackets."""
-
-    def name(i: int) -> str:
-        if i < len(vocab.characters):
-            return name_of(vocab.characters[i])
-        return "the end of a document" if i == vocab.end else f"byte {vocab.spelling[i].hex()}"
-
-    names = [name(i) for i in ids[:most]] + (["…"] if len(ids) > most else [])
-    return f" ({', '.join(names)})" if names else ""
+    names = [*map(name_of, vocab.characters), *(f"byte {b:02x}" for b in vocab.byte_symbols)]
+    names.append("the end of a document")
+    shown = [names[i] for i in ids[:10]] + ["…"] * (len(ids) > 10)
+    return f" ({', '.join(shown)})" if shown else ""

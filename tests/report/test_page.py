@@ -350,7 +350,7 @@ def test_a_run_without_weights_yet_has_curves_and_no_model(run, tmp_path):
     (begun / "status.json").write_text('{"status": "running", "step": 5}')
     read = written(begun, None)
     assert "still training, step 5 of 30" in read.text
-    assert "no weights yet" in read.text and "training" in read.ids and "cells" not in read.ids
+    assert "neither a model/" in read.text and "training" in read.ids and "cells" not in read.ids
 
 
 def test_a_model_without_a_run_reads_generated_text(run, tmp_path):
@@ -406,7 +406,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, message", [(b"a\xff", "byte 1 is not UTF-8"), (b"a", "too short for a report")]
+    "text, message", [(b"a\xff", "byte 1 is not UTF-8"), (b"a", "--text: a text of 1 symbol")]
 )
 def test_text_that_cannot_be_read_is_refused(run, text, message, tmp_path):
     with pytest.raises(CharlmError, match=message):
