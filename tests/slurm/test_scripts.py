@@ -30,9 +30,7 @@ def test_ones_own_lines_and_the_environment_of_the_folder_are_both_used(shell, t
     here = f"{tmp_path}/.venv/bin/charlm"
     assert (shell(show).stdout, shell(show).stderr) == (f"{here} /\n", "")
     local = tmp_path / "slurm" / "cluster.local.sh"
-    local.write_text(
-        "export SBATCH_ACCOUNT=mine SBATCH_PARTITION=gpu A=$NOT_SET\n"
-    )
+    local.write_text("export SBATCH_ACCOUNT=mine SBATCH_PARTITION=gpu A=$NOT_SET\n")
     assert (shell(show).stdout, shell(show).stderr) == (f"{here} mine/gpu\n", "")
     assert shell(f"SLURM_JOB_ID=1; {show}").stdout == f"{here} /\n"
     local.write_text("mkdir -p own; touch own/charlm; chmod +x own/charlm; PATH=$PWD/own:$PATH\n")
