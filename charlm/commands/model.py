@@ -122,7 +122,7 @@ def evaluate(argv: list[str]) -> None:
 
 def _files(paths: list[str]) -> list[tuple[str, str]]:
     """(name, path) of each file that --text stands for, without empty ones; a path may be that of a copy."""
-    from charlm.corpus.sources import named_files
+    from charlm.corpus.sources import format_of, named_files
     from charlm.files import local_files
 
     try:
@@ -130,6 +130,9 @@ def _files(paths: list[str]) -> list[tuple[str, str]]:
         files = local_files([*named.values()])
     except OSError as error:
         raise CharlmError(f"--text {error.filename}: {error.strerror}") from error
+    if rows := [file.name for file in files if format_of(file.name) not in ("", "text")]:
+        advice = "it would be scored with its marks; give plain text, or train with it as a split (data.test)"
+        raise CharlmError(f"--text {rows[0]}: holds rows, and {advice}")
     if not (filled := [(file.name, file.path) for file in files if os.path.getsize(file.path)]):
         raise CharlmError(f"--text {' '.join(paths)}: the file is empty")
     return [(paths[0], filled[0][1])] if len(paths) == len(files) == 1 else filled

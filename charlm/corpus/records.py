@@ -68,7 +68,7 @@ class Table:
     def _skip(self, place: str, problem: str) -> None:
         """Raise the error of a bad row, unless such rows are left out."""
         if not self.skips:
-            raise CharlmError(f"{place}: {problem}; mend it, or leave such rows out: data.on_bad_line=skip")
+            raise CharlmError(f"{place}: {problem}; mend it, or leave such rows out: --data.on_bad_line skip")
 
 
 class Json(Table):

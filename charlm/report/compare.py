@@ -26,6 +26,7 @@ def rows(run_dirs: Sequence[str], figure: str | None = None) -> list[dict]:
         row = {"run": of["run"]} | {key: config[key] for key in differ}
         row |= {"status": of["status"], "step": of["step"]}
         row |= {f"{name} bpc": (of[name] or {}).get("bpc") for name in ("train", "best", "test")}
+        row["test bpb"] = (of["test"] or {}).get("bpb")
         changes = [f"{step}: {text}" for step, text in run.points("changed")]
         found.append(row | {"changed at": "; ".join(changes) or None})
     if figure is not None:

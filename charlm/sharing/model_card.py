@@ -1,6 +1,7 @@
 """The model card: README.md next to the weights, from model_card.md, without paths of this machine."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,9 +27,10 @@ def model_card(
     figures: dict[str, dict | None] | None = None,
     step: int | None = None,
     steps: int | None = None,
+    changes: Sequence[str] = (),
 ) -> str:
     """The card of a model as Markdown; what is None is "not stated" in it. config, steps: of the run. text:
-    corpus.json. figures: split → the result of evaluate(). step: of the weights."""
+    corpus.json. figures: split → the result of evaluate(). step: of the weights. changes: of the config."""
     import jinja2  # here: training imports this file and writes its first card much later
 
     config = config and public(config)
@@ -52,6 +54,7 @@ def model_card(
         baselines={baseline_title(k, v): v for k, v in ((text or {}).get("floors") or {}).items()},
         step=step,
         steps=steps,
+        changes=changes,
         versions=f"charlm {__version__} with PyTorch {torch.__version__}",
     )
 

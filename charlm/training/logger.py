@@ -94,6 +94,7 @@ class Logger:
         self.records = 0  # so far: the number of the next one, here and at wandb
         self.logged = 0  # records that wandb had when it was opened
         self.last: dict = {}  # the last record
+        self.changes: dict[int, str] = {}  # step → what train.allow_change changed there
 
     def open(self, step: int, run_id: str, steps: int | None) -> None:
         """Open at a step of so many: records of later steps, by a process that was killed, are dropped."""
@@ -130,6 +131,7 @@ class Logger:
                     tracker.log({"step": step, "_timestamp": seconds} | values, step=self.records)
         if not summary:
             self.records, self.last = self.records + 1, record
+            self.changes |= {step: record["changed"]} if "changed" in record else {}
 
     @contextmanager
     def _may_fail(self, tracker) -> Iterator[None]:

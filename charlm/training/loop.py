@@ -132,7 +132,9 @@ class Measure:
         state.steps, pace = gather_object([(steps, pace)])[0]
         run.logger.bar.total = state.steps
         run.logger.figures(state.step, {"steps": state.steps, "seconds_per_step": round(pace, 6)})
-        run.say(f"train.minutes={limit / 60:g}: {1000 * pace:,.1f} ms per step, so {state.steps:,} steps")
+        others = f"{at_end + (state.steps - state.step) * every:.0f} s are for evaluations, samples, saving"
+        pace = f"{1000 * pace:,.1f} ms per step, so {state.steps:,} steps"
+        run.say(f"train.minutes={limit / 60:g}: {pace}; {others}")
         return True
 
     def pauses(self) -> tuple[float, float]:

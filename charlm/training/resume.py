@@ -134,7 +134,8 @@ def resume_or_start(run: Run, setup: Setup) -> State:
         record(run.config, setup.corpus)
     run.begin(setup)
     if loaded is not None:
-        run.say(f"resumed {run.dir} at step {run.state.step}{changes and f'; changed here: {changes}'}")
+        last = ", the last; a larger train.steps trains on" if run.state.step == run.state.steps else ""
+        run.say(f"resumed {run.dir} at step {run.state.step}{last}{changes and f'; changed here: {changes}'}")
         optim, step, was, end = run.config.optim, run.state.step, facts.get("steps"), run.state.steps
         before = learning_rate(step - 1, from_dict(facts["config"]).optim, was)
         if was and end and was < end and (now := learning_rate(step, optim, end)) > 1.01 * before:

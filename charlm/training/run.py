@@ -214,6 +214,7 @@ class Run:
             best = self.state.best
             step = best["step"] if best else self.state.step
             facts = (setup.corpus.info, {"validation": best, "test": test}, step, self.state.steps)
+            facts += ([f"at step {step}: {change}" for step, change in self.logger.changes.items()],)
             text = model_card(setup.model, setup.corpus.vocab, self.config, *facts)
             replace(self.dir / "model" / "README.md", text)
 

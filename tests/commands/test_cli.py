@@ -548,6 +548,9 @@ def test_what_evaluate_cannot_read_is_named(refused, finished, closed, tmp_path)
     bad.write_bytes(b"good \xff bad")
     message = refused("evaluate", finished.run_dir, "--text", bad)
     assert f"{bad}: byte 5 is not UTF-8" in message
+    (tmp_path / "rows.jsonl").write_text('{"text": "the fox"}\n')
+    message = refused("evaluate", finished.run_dir, "--text", tmp_path / "rows.jsonl")
+    assert "rows.jsonl: holds rows" in message and "data.test" in message
     bad.write_text("The X", encoding="utf-8")
     message = refused("evaluate", closed.run_dir, "--text", bad)
     assert str(bad) in message and "'X' (U+0058 LATIN CAPITAL LETTER X) at position 4" in message

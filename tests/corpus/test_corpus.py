@@ -1080,7 +1080,8 @@ def test_a_column_that_is_missing_or_not_text(tmp_path):
     text = f"not a column of {file}"
     refused(tmp_path, config(tmp_path, "json", data_files=file), "data.text_column='text'", text, "body, n")
     numbers = config(tmp_path, "json", data_files=file, text_column="n")
-    refused(tmp_path, numbers, f"{file}: line 1: data.text_column='n' holds no text", "data.on_bad_line=skip")
+    place = f"{file}: line 1: data.text_column='n' holds no text"
+    refused(tmp_path, numbers, place, "--data.on_bad_line skip")
 
 
 def test_a_split_that_is_not_there_lists_the_splits(tmp_path):

@@ -193,7 +193,7 @@ def test_a_bad_row_is_named_or_skipped(tmp_path, kind, row):
     head = [] if kind == "json" else ["n,text"]
     content = "\n".join([*head, good[0], row, good[1]])
     place = f"a: line {len(head) + 2}: {BAD[kind][row]}"
-    with pytest.raises(CharlmError, match=rf"{re.escape(place)}.*data\.on_bad_line=skip"):
+    with pytest.raises(CharlmError, match=rf"{re.escape(place)}.*data\.on_bad_line skip"):
         documents(DataConfig(), kind, content)
     with pytest.raises(CharlmError, match=re.escape(place)):
         documents(DataConfig(), kind, content, 1)

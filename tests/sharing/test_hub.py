@@ -225,3 +225,8 @@ def test_the_folders_of_the_machine_stay_private():
     hub = Config(data=DataConfig(source="me/texts", data_files="en/*.parquet"))
     text = model_card(trained, charlm.Vocab("abcd", unknown="error"), hub)
     assert "datasets:\n- me/texts" in text and "en/*.parquet" in text
+    given = {"validation": "dev.jsonl (json)", "test": "split test"}
+    facts = {"documents": 3, "skipped": 1, "splits": {}, "origins": given}
+    text = model_card(trained, charlm.Vocab("abcd", unknown="error"), hub, facts)
+    assert "| validation from | dev.jsonl (json) |\n| test from | split test |" in text
+    assert "| left out | 1 rows that could not be read |" in text and "held out" not in text

@@ -71,7 +71,7 @@ def test_the_steps_are_measured_logged_and_stored(whole):
     config, said = whole
     found = measurement(config.run_dir)
     steps, at = found["steps"], found["step"]
-    assert re.findall(r"train\.minutes=0\.03: [\d,.]+ ms per step, so ([\d,]+) steps\n", said) == [
+    assert re.findall(r"train\.minutes=0\.03: [\d,.]+ ms per step, so ([\d,]+) steps; ", said) == [
         f"{steps:,}"
     ]
     assert 2 <= at <= min(steps, MEASURED)

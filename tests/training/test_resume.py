@@ -247,6 +247,8 @@ def test_a_change_on_purpose_is_allowed_and_recorded_once(tmp_path, stopped, sec
     assert [r["learning_rate"] for r in records(config.run_dir) if "loss" in r] == rates
     config.train.allow_change, config.train.steps = [], 13  # the new values are those of the run
     assert train(config, quiet=True).step == 13
+    card = (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+    assert f"| changed on the way | at step 6: {told} |" in card
     before = changed(config, **{section: {key: getattr(getattr(stopped, section), key) for key in keys}})
     before.train.allow_change = [f"{section}.{key}" for key in keys]
     assert train(changed(before, train={"steps": 14}), quiet=True).step == 14
@@ -337,7 +339,8 @@ def test_running_a_finished_run_again_says_done_and_changes_nothing(done, capsys
     before, told = files_of(config.run_dir), status(config.run_dir)
     again = train(config)
     said = capsys.readouterr().out
-    assert f"resumed {config.run_dir} at step 12" in said and "done: 12 steps" in said
+    last = f"resumed {config.run_dir} at step 12, the last; a larger train.steps trains on"
+    assert last in said and "done: 12 steps" in said
     assert again == summary and status(config.run_dir) == told
     after = files_of(config.run_dir)
     for name in before:
