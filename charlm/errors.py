@@ -16,7 +16,7 @@ def redact(value):
     """The texts of a value without passwords and queries (signatures) of URLs."""
 
     def change(text: str) -> str:
-        text = re.sub(r"(?<=://)[^/\s@]+(?=@)", "***", text)
+        text = re.sub(r"(?<=://)[^/\s]+(?=@)", "***", text)
         return re.sub(r"(://[^\s?'\"]+\?)[^\s'\"]+", r"\1***", text)
 
     return each(value, change)

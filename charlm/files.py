@@ -23,7 +23,7 @@ from secrets import token_hex
 from shutil import copyfileobj
 from tempfile import TemporaryDirectory
 from threading import Lock
-from zipfile import is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 import xxhash
 
@@ -98,8 +98,7 @@ def digests(paths: list[str], folder: str) -> list[str]:
                 hashed.update(block)
         return hashed.hexdigest()
 
-    stats = {os.path.abspath(path): os.stat(path) for path in paths}
-    stats = {path: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for path, s in stats.items()}
+    stats = {os.path.abspath(p): [(s := os.stat(p)).st_size, s.st_mtime_ns, s.st_ctime_ns] for p in paths}
     with ThreadPoolExecutor() as pool:
         if sum(size for size, _, _ in stats.values()) < KEPT:
             groups = (paths[i : i + 32] for i in range(0, len(paths), 32))
@@ -118,11 +117,13 @@ def digests(paths: list[str], folder: str) -> list[str]:
 
 
 def files_below(folder: str) -> list[str]:
-    """The files of a folder and those below it, sorted, without hidden ones."""
-    paths = []
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != "."]
-        paths += [os.path.join(root, name) for name in names if name[0] != "."]
+    """The files of a folder and those below it, without hidden ones; of a folder with several names, one."""
+    paths, seen = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True):  # a link may lead to a folder above
+        new = {os.path.realpath(root)} - seen
+        seen |= new
+        folders[:] = sorted(name for name in folders if new and name[0] != ".")
+        paths += [os.path.join(root, name) for name in names if new and name[0] != "."]
     return sorted(filter(os.path.isfile, paths))
 
 
@@ -185,8 +186,7 @@ def local_files(paths: list[str], encoding: str = "utf-8") -> list[Local]:
     """Files on this disk, as UTF-8: those of paths, what archives at them hold, and downloads of URLs."""
     import datasets
 
-    download = datasets.DownloadConfig(extract_on_the_fly=True)
-    manager = datasets.DownloadManager("charlm", download_config=download)
+    manager = datasets.DownloadManager("charlm", None, datasets.DownloadConfig(extract_on_the_fly=True))
     places = [path.rpartition("::")[2] for path in paths]
     urls = [*dict.fromkeys(place for place in places if "://" in place)]
     downloaded = dict(zip(urls, manager.download(urls), strict=True))
@@ -203,7 +203,8 @@ def local_files(paths: list[str], encoding: str = "utf-8") -> list[Local]:
         if head.startswith(b"PK\3\4") and not is_zipfile(local):
             raise CharlmError(f"{place}: a zip archive that is damaged or cut off")
         extracted = member + local if member or zstd else manager.extract(local)
-        members = [*map(str, [extracted] if member or zstd else manager.iter_files(extracted))]
+        members = map(str, [extracted] if member or zstd else manager.iter_files(extracted))
+        members = [m for m in members if "::" in m or os.path.isfile(m)]  # a tar archive may hold pipes
         suffixes = {m: PurePath(m.split("::")[0]).suffix.lower()[1:] for m in members}
         texts = [m for m in members if suffixes[m] not in _FOREIGN.split()] or members
         if left := ", ".join(PurePath(m.split("::")[0]).name for m in sorted({*members} - {*texts})):
@@ -226,7 +227,7 @@ def _copied(path: str, name: str, encoding: str, zstd: bool = False) -> Local:
 
     place = path.rpartition("::")[2]
     decoder = codecs.getincrementaldecoder(encoding)() if codecs.lookup(encoding).name != "utf-8" else None
-    stat = os.stat(place)
+    stat, bracketed = os.stat(place), re.match(r"zip://([^:]*[\[\]][^:]*)::", path)
     key = f"{path} {stat.st_size} {stat.st_mtime_ns}" + (f" {encoding}" if decoder else "")
     copy = Path(datasets.config.HF_DATASETS_CACHE) / "charlm" / sha256(key.encode()).hexdigest()
     if copy.exists():
@@ -234,6 +235,8 @@ def _copied(path: str, name: str, encoding: str, zstd: bool = False) -> Local:
     copy.parent.mkdir(parents=True, exist_ok=True)
     read = 0
     try:
+        if bracketed:  # which xopen takes for an IPv6 address
+            path, xopen = bracketed[1], lambda name, _: ZipFile(place).open(name)  # noqa: SIM115
         with TemporaryDirectory(dir=copy.parent) as partial:
             with (
                 pa.input_stream(path, "zstd") if zstd else xopen(path, "rb") as source,

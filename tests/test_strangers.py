@@ -5,20 +5,22 @@ import copy
 import hashlib
 import json
 import math
+import os
 import shutil
 import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from helpers import changed, config_file, small
 
 from charlm.checked import LARGEST, load_yaml, mismatch, parse
-from charlm.commands.cli import main
+from charlm.commands.cli import _format_warning, main
 from charlm.corpus.prepared import folder_of
-from charlm.errors import CharlmError, redact
+from charlm.errors import CharlmError, CharlmWarning, redact
 from charlm.model.char_lm import CharLM
 from charlm.sharing.model_card import model_card
 from charlm.terminal import visible
@@ -177,6 +179,10 @@ def test_what_has_no_end_is_not_read(config, ended, tmp_path):
     (run / "status.json").unlink()
     (run / "status.json").symlink_to("/dev/zero")
     assert ended("watch", run, "--once")[1].count("status.json: cannot be read: is not a file") == 1
+    if hasattr(os, "mkfifo"):
+        (run / "model" / "README.md").unlink()
+        os.mkfifo(run / "model" / "README.md")
+        assert "README.md: cannot be sent" in ended("push", run, "a/b", "--dry_run")[1]
     shutil.rmtree(run / "model")
     folder = checkpoint.folder_of(run, 6)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -212,8 +218,7 @@ def test_aliases_of_yaml_cannot_make_too_many_values():
 
 def test_foreign_text_cannot_take_over_the_terminal(config, ended, tmp_path):
     evil = "\x1b]0;x\x07\x9b31m\u202egpj\u2066"
-    run = tmp_path / f"run{evil}"
-    Path(config.run_dir).rename(run)
+    run = Path(shutil.copytree(config.run_dir, tmp_path / f"run{evil}"))
     own = small(run, data={"dir": config.data.dir}, **OPTIONS)
     status = {"status": "failed", "step": 3, "error": f"{evil}\n{evil}", "reason": evil}
     (run / "status.json").write_text(json.dumps(status))
@@ -223,10 +228,13 @@ def test_foreign_text_cannot_take_over_the_terminal(config, ended, tmp_path):
         ended("report", run)[1],
         ended("watch", tmp_path / evil)[1],
     ]
+    (run / "config.yaml").write_text(yaml.safe_dump({"log": {"project": evil}}))
+    printed.append(ended("compare", run, tmp_path / "run")[1])
     (run / "config.yaml").write_text(json.dumps({"train": {evil: 1}}))
     printed += [ended("sample", run)[1], ended("train", "--config", run / "config.yaml")[1]]
     for text in printed:
         assert text and not {*evil} - {*"]0;x31mgpj"} & {*text}, text
+    assert _format_warning(f"a\n{evil}", CharlmWarning).count("\n") == 1
     figures = json.dumps({"error": evil}, ensure_ascii=False)
     assert json.loads(visible(figures)) == {"error": evil}
 
@@ -243,6 +251,7 @@ def test_names_are_no_headings_in_a_card(given, tmp_path):
 def test_secrets_of_urls_are_in_no_file(given, tmp_path, monkeypatch):
     url = "https://user:SECRET@host/a.zip?X-Amz-Signature=SECRET"
     assert redact({"a": [f"zip://x.txt::{url}"]}) == {"a": ["zip://x.txt::https://***@host/a.zip?***"]}
+    assert redact("https://a%40b:p@SECRET@host/x@1") == "https://***@host/x@1"
     assert "SECRET" not in str(CharlmError(f"{url}: is gone")) and redact("hf://d/u@1/f") == "hf://d/u@1/f"
     config = small(tmp_path / "run", data={"source": "text", "data_files": [url]}, **OPTIONS)
     shutil.copytree(folder_of(given), tmp_path / "corpus")
@@ -312,6 +321,44 @@ def test_garbage_is_one_line_and_no_unexpected_error(config, ended, name, share)
         for command in FILES[name]:
             code, printed = ended(*commands(config)[command])
             assert code in (0, 1), (content[:300], printed)
+
+
+HEADS = ["[1, 2]", "x", "a: !!python/tuple [1]", "? [a]\n: b", "\x1b: [", "1: 2", "ignore_metadata_errors: 3"]
+
+
+@pytest.mark.parametrize("head", [*HEADS, "[" * 5000, b"\xff"])
+def test_a_card_of_garbage_is_not_sent(config, ended, head):
+    card = Path(config.run_dir, "model", "README.md")
+    card.write_bytes(head if isinstance(head, bytes) else f"---\n{head}\n---\n# It\n".encode())
+    code, printed = ended("push", config.run_dir, "a/b", "--dry_run")
+    assert code == 1 and f"{card}: cannot be sent (mend it, or delete it for a new one)" in printed
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_ids_outside_the_vocabulary_are_refused(config, ended, tmp_path, known):
+    """known: corpus.json has their sha256."""
+    corpus = Path(shutil.copytree(folder_of(config), tmp_path / "corpus"))
+    ids = np.load(corpus / "validation.npy")
+    ids[-1] = np.iinfo(ids.dtype).max
+    np.save(corpus / "validation.npy", ids)
+    if known:
+        info = json.loads((corpus / "corpus.json").read_text())
+        info["splits"]["validation"]["sha256"] = hashlib.sha256(ids).hexdigest()
+        (corpus / "corpus.json").write_text(json.dumps(info))
+    path = Path(config.run_dir, "corpus.json")
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | dict.fromkeys(("folder", "from_run"), str(corpus)))
+    )
+    code, printed = ended("evaluate", config.run_dir, "--split", "validation")
+    assert (
+        code == 1 and f"{corpus}/validation.npy: sha256" in printed and f"largest id {ids[-1]} of" in printed
+    )
+    code, printed = ended("report", config.run_dir)
+    assert code == 0 and f"not on the page: Corpus and baselines: {corpus}/validation.npy" in printed
+    if hasattr(os, "mkfifo"):
+        (corpus / "validation.npy").unlink()
+        os.mkfifo(corpus / "validation.npy")
+        assert "validation.npy: damaged (is not a file)" in ended("evaluate", config.run_dir)[1]
 
 
 def test_a_checkpoint_of_garbage_is_not_resumed(config, ended):

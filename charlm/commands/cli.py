@@ -154,7 +154,7 @@ def _format_warning(message, category, *args, **kwargs) -> str:
     """charlm's own warnings as one line, without their place in its source."""
     own = issubclass(category, CharlmWarning)
     if own:
-        return shown(f"charlm: warning: {message}", sys.stderr) + "\n"
+        return shown(f"charlm: warning: {message}".replace("\n", " "), sys.stderr) + "\n"
     return _python_format(visible(str(message)), category, *args, **kwargs)
 
 

@@ -166,6 +166,7 @@ def _split(args: argparse.Namespace, vocab, config):
             f"({len(vocab)} symbols); name the config that the model was trained with, or --text FILE"
         )
     split = args.split or "test"
+    corpus.verify(split)
     return split, corpus[split]
 
 

@@ -104,7 +104,7 @@ def compare(argv: list[str]) -> None:
     from charlm.report.compare import rows, table
 
     found = rows(args.runs, args.figure)
-    print(json.dumps(found) if args.json else table(found))
+    print(json.dumps(found) if args.json else visible(table(found)))
 
 
 def doctor(argv: list[str]) -> None:

@@ -175,7 +175,7 @@ class TrainConfig(checks.Section):
     process that does not respond counts."""
     threads: checks.Positive | None = None
     """CPU threads of a process; null: as many as a step keeps busy, at most what torch would use."""
-    seed: int = 0
+    seed: checks.Seed = 0
     """Seed of the initial weights, dropout and the order of epochs."""
     max_hours: checks.AboveZero | None = None
     """Stop, with a checkpoint, after this many hours of this process."""
@@ -222,7 +222,7 @@ class SampleConfig(checks.Section):
     """Sample only from the k most likely symbols."""
     top_p: checks.Share | None = None
     """Sample only from the smallest set of symbols whose probabilities add up to this."""
-    seed: int = 0
+    seed: checks.Seed = 0
     """Seed of the sample."""
     stop: checks.Stops | None = None
     """End the sample before this text, such as "\\n\\n", or before the first of several."""

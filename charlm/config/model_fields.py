@@ -43,7 +43,7 @@ class ModelConfig(checks.Section):
     """Add the input of a layer to its output where both have the same width (first layer: embedding_size)."""
     tie_weights: bool = False
     """Use the embedding matrix for the logits as well; needs embedding_size equal to hidden_size."""
-    forget_bias: float = 1.0
+    forget_bias: checks.Single = 1.0
     """Initial bias of the forget gates of an lstm; torch's default would be near 0."""
     ngrams: checks.Natural = 0
     """Count what follows contexts of half to all of so many symbols, such as 8, in the training text, and

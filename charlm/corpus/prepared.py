@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from charlm.checked import read
+from charlm.checked import read, size_of
 from charlm.config.fields import Config
 from charlm.corpus.sources import INFO, SPLITS, describe, files_of, fingerprint, former_fingerprint
 from charlm.corpus.vocabulary import Vocab, name_of
@@ -65,6 +65,7 @@ class Corpus:
             raise CharlmError(f"{self.folder} has no split {split!r} (it has {', '.join(self.splits)})")
         path, symbols = self.ids_folder / f"{split}.npy", self.splits[split]["symbols"]
         try:
+            size_of(path)  # refuses a pipe, which would be waited for
             ids = np.load(path, mmap_mode="c")  # private pages: torch requires them writable
         except (FileNotFoundError, ValueError, EOFError) as error:
             raise self._damaged(path, f"damaged ({error})") from error
@@ -94,17 +95,18 @@ class Corpus:
     def _damaged(self, path: Path, problem: str) -> CharlmError:
         return CharlmError(f"{path}: {problem}; delete {path.parent} to prepare again")
 
-    def verify(self) -> None:
-        """Compare every array with its sha256. Raises CharlmError when one differs."""
-        for split, size in self.splits.items():
+    def verify(self, *splits: str) -> None:
+        """Compare splits, or all, with their sha256 and the vocabulary. CharlmError when one differs."""
+        for split in splits or self.splits:
             self[split]  # checks the length
-            ids, sha256 = IdFile(self.ids_folder / f"{split}.npy"), hashlib.sha256()
+            ids, sha256, largest = IdFile(self.ids_folder / f"{split}.npy"), hashlib.sha256(), 0
             for block in ids.blocks():
                 sha256.update(block)
-            found, expected = sha256.hexdigest(), size["sha256"]
-            if found != expected:
+                largest = max(largest, block.max())
+            found, expected = sha256.hexdigest(), self.splits[split]["sha256"]
+            if found != expected or largest >= len(self.vocab):
                 problem = f"sha256 {found[:12]}… instead of {expected[:12]}… of corpus.json"
-                raise self._damaged(ids.path, problem)
+                raise self._damaged(ids.path, f"{problem}, largest id {largest} of {len(self.vocab)} symbols")
 
     def report(self) -> str:
         """A table of what corpus.json holds, of at most 80 columns."""

@@ -250,9 +250,8 @@ class Csv(Table):
                 return
             except csv.Error as error:
                 if "end of data" in str(error) or reader.line_num > i + 1:  # that may be any number of rows
-                    raise CharlmError(
-                        f"{span.place(i)}: a quote is not closed; mend it, or set data.quotes=false"
-                    ) from None
+                    advice = "mend it, or set data.quotes=false"
+                    raise CharlmError(f"{span.place(i)}: a quote is not closed; {advice}") from None
                 quote = 'a quote within quotes is not doubled (""; see data.quotes)'
                 problem = quote if "expected after" in str(error) else str(error)
             blank = not row or (len(row) == 1 < width and not row[0].strip(" \t"))

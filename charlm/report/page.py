@@ -86,7 +86,9 @@ def read_run(source: str, device: str | None) -> RunContents:
     try:
         if run_dir is None or not (run_dir / "config.yaml").exists():
             raise CharlmError("without a config.yaml the corpus cannot be found.")
-        run.corpus = corpus_of(run_dir, run.config)
+        corpus = corpus_of(run_dir, run.config)
+        corpus.verify(*corpus.splits.keys() - {"train"})
+        run.corpus = corpus
     except CharlmError as error:
         run.missing.append(f"Corpus and baselines: {error}")
     return run
@@ -186,7 +188,7 @@ def _model_sections(run: RunContents, ids: np.ndarray) -> dict:
     rows = by_context(model, vocab, near, run.config.evaluate)
     counts = np.bincount(ids[:COUNTED], minlength=len(vocab))
     if run.corpus is not None and run.corpus.vocab == vocab:
-        counts += np.bincount(run.corpus["train"][:COUNTED], minlength=len(vocab))
+        counts += np.bincount(run.corpus["train"][:COUNTED], minlength=len(vocab))[: len(vocab)]
     return {
         "probe": probe,
         "mean_bits": float(np.nanmean(probe.bits)),

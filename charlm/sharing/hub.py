@@ -45,9 +45,7 @@ def ready(run: str | Path, name: str, license: str | None = None, language: list
     refuse_links(folder)
     model = CharLM.from_pretrained(folder)  # what cannot be loaded is not sent
     card = folder / CARD
-    if card.exists():
-        text = card.read_text(encoding="utf-8")
-    else:
+    if not card.exists():
         has_run = folder.name == "model" and (folder.parent / "config.yaml").exists()
         config = read_run_config(folder.parent) if has_run else None
         about = read(folder / "config.json", ABOUT)
@@ -55,12 +53,16 @@ def ready(run: str | Path, name: str, license: str | None = None, language: list
         status = folder.parent / "status.json"
         ended = read(status, {"steps?": (Count, None)}) if has_run and status.exists() else {}
         text = model_card(model, model.vocab, config, None, figures, about.get("step"), ended.get("steps"))
-    content = ModelCard(text, ignore_metadata_errors=True)
-    if license:
-        content.data.license = license
-    if language:
-        content.data.language = language[0] if len(language) == 1 else list(language)
-    replace(card, str(content).replace('charlm.load("user/name")', f'charlm.load("{name}")'))
+        replace(card, text)
+
+    def completed(text: str) -> str:
+        content = ModelCard(text, ignore_metadata_errors=True)
+        content.data.license = license or content.data.license
+        given = language[0] if len(language) == 1 else list(language)
+        content.data.language = given or content.data.language
+        return str(content).replace('charlm.load("user/name")', f'charlm.load("{name}")')
+
+    replace(card, read(card, str, "cannot be sent (mend it, or delete it for a new one)", completed))
     return folder
 
 

@@ -50,6 +50,8 @@ BAD_VALUES = [
     ("sample.temperature", -0.1),
     ("sample.top_k", 0),
     *[("sample.top_p", v) for v in (0.0, 1.1)],
+    *[(f"{section}.seed", v) for section in ("train", "sample") for v in (1 << 64, -(1 << 63) - 1)],
+    ("model.forget_bias", 1e39),
     ("checkpoint.every", -1),
     ("checkpoint.keep", 0),
     ("log.every", 0),

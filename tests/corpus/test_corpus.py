@@ -2,7 +2,6 @@
 
 import bz2
 import contextlib
-import glob
 import gzip
 import hashlib
 import itertools
@@ -1290,10 +1289,11 @@ def test_a_full_cache_of_datasets(tmp_path, mounted, monkeypatch):
 
 
 def test_a_folder_is_listed_once_to_find_its_corpus_without_what_is_hidden(tmp_path, monkeypatch):
-    """Links are followed, also one that leads round in a circle; each file is read once."""
+    """Links are followed, also some that lead round in circles; each file is read once."""
     for name in ("b.txt", "a/c.TXT.gz", ".hidden.txt", "a/.hidden/d.txt"):
         written(tmp_path / "text" / name, name)
-    (tmp_path / "text" / "a" / "up").symlink_to("..")
+    for name in ("up", "around"):
+        (tmp_path / "text" / "a" / name).symlink_to("..")  # 2^40 ways to b.txt
     (tmp_path / "text" / "gone.txt").symlink_to("nowhere")
     listed = []
 
@@ -1305,8 +1305,7 @@ def test_a_folder_is_listed_once_to_find_its_corpus_without_what_is_hidden(tmp_p
     data = config(tmp_path, "text", data_files=str(tmp_path / "text"))
     charlm.corpus.prepared.folder_of(data)
     assert len(listed) == 1
-    pattern = glob.escape(str(tmp_path / "text"))
-    assert listed[0] == sorted(filter(os.path.isfile, glob.glob(f"{pattern}/**", recursive=True)))
+    assert listed[0] == [str(tmp_path / "text" / name) for name in ("a/c.TXT.gz", "b.txt")]
     files = charlm.corpus.sources.files_of(data.data)["train"]
     assert [os.path.basename(file.path) for file in files] == ["c.TXT.gz", "b.txt"]
 

@@ -326,6 +326,25 @@ def test_archives_without_a_network(tmp_path):
         refused(tmp_path / "cut", made, f"{name}: cannot be extracted", "damaged or cut off")
 
 
+@pytest.mark.parametrize("name", ["[1984].txt", "in/notes [old].txt", "b].txt"])
+def test_brackets_in_names_of_an_archive(tmp_path, name):
+    """`datasets` takes them for the address of a machine."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(name, "é\n" * 99)
+    path = str(tmp_path / "a.zip")
+    for named in (path, f"zip://{name}::{path}"):
+        assert text_of(prepare(config(tmp_path, "text", data_files=named))) == "é\n" * 99
+
+
+def test_a_pipe_in_an_archive_is_not_waited_for(tmp_path):
+    pipe = tarfile.TarInfo("b.txt")
+    pipe.type = tarfile.FIFOTYPE
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(written(tmp_path / "a.txt", "abc\n" * 99), "a.txt")
+        archive.addfile(pipe)
+    assert text_of(prepare(config(tmp_path, "text", data_files=str(tmp_path / "a.tar")))) == "abc\n" * 99
+
+
 @pytest.mark.parametrize(
     "content, source, reason",
     [
