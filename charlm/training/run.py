@@ -81,13 +81,13 @@ class Run:
         self._verified: Future | None = None  # of the corpus: the first of these
         self.trend: tuple[float, float] | None = None  # of the loss: recent mean, and the lowest
         self._begun = False  # before it has begun, a failure leaves an earlier status
-        self._threads, self._lock = torch.get_num_threads(), ExitStack()
+        self._threads, self._lock, self._held = torch.get_num_threads(), ExitStack(), lambda: False
         self.watchdog = Watchdog(config.train.stall_minutes, self._lost, stop)
         # Also while the processes connect: one may fail to.
         self.watchdog.watch(lambda: (self.state.step, not stop.in_loop or self.clock.in_pause))
         try:
             self.accelerator = make_accelerator(config, patient=not self.watchdog.alone)
-            self.logger = Logger(config, self.accelerator, quiet=quiet)
+            self.logger = Logger(config, self.accelerator, quiet=quiet, hold=self.hold)
             self.device, self.say = self.accelerator.device, self.logger.say
             self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
             self._lock_folder()
@@ -101,14 +101,24 @@ class Run:
             self.dir.mkdir(parents=True, exist_ok=True)
             if self.main:
                 refuse_links(self.dir, ".lock", ".lock.owner", "checkpoints", "model", "samples", "wandb")
-                problem = f"{self.dir}: another process is training there; name another run_dir"
-                self._lock.enter_context(locked(self.dir / ".lock", problem))
+                self.hold()
         except OSError as error:
             where = f"run_dir={str(self.dir)!r}"
             raise CharlmError(f"{where}: cannot be written ({error.strerror})") from error
 
     def __enter__(self) -> "Run":
         return self
+
+    def hold(self) -> None:
+        """Lock the run directory, or again where its lock was deleted. Raises CharlmError if another process
+        trains there by now."""
+        if not self._held():
+            self._lock.close()
+            begun, self._begun = self._begun, False  # the status may be that of the other
+            self.dir.mkdir(parents=True, exist_ok=True)
+            problem = f"{self.dir}: another process is training there; name another run_dir"
+            self._held = self._lock.enter_context(locked(self.dir / ".lock", problem))
+            self._begun = begun
 
     def begin(self, setup: Setup) -> None:
         """Open the log at the step that training starts from."""

@@ -472,6 +472,23 @@ def test_what_is_removed_from_a_run_that_goes_on_is_written_again(tmp_path, caps
     assert set(files_of(config.run_dir)) >= {"config.yaml", "corpus.json", "model/model.safetensors"}
 
 
+def test_a_run_that_was_deleted_and_begun_again_belongs_to_the_new_process(tmp_path, capsys):
+    config, others = small(tmp_path / "run"), []
+
+    def watch(step, model, loss):
+        if step == 5:
+            shutil.rmtree(tmp_path / "run")
+            others.append(start(changed(config, train={"steps": 10**6}, log={"every": 10**4})))
+            wait_until((tmp_path / "run" / "metrics.jsonl").exists, others[0])
+
+    with pytest.raises(CharlmError, match=r"run: another process is training there; .*\(process \d+ on "):
+        train(config, watch=watch)
+    assert others[0].poll() is None and status(config.run_dir)["status"] == "running"
+    others[0].send_signal(signal.SIGTERM)
+    said, _ = others[0].communicate()
+    assert others[0].returncode == 0 and "was removed" not in said + capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("optim", "steps", "told"),
     [
