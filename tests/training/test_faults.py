@@ -387,6 +387,30 @@ def test_ids_that_were_damaged_are_found(tmp_path, split, value, verify, told):
     assert told in str(error.value) and "Traceback" not in str(error.value)
     assert steps_of(config.run_dir) == [] or verify == "never"
     assert status(config.run_dir)["status"] == "failed"
+    assert told in status(config.run_dir)["error"]
+
+
+def test_ids_that_begin_with_anything_are_damaged_without_numpys_advice(tmp_path):
+    config = small(tmp_path / "run")
+    path = prepare(config).folder / "train.npy"
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    with pytest.raises(
+        CharlmError, match=r"train\.npy: damaged \([^()]+\); delete .* to prepare again$"
+    ) as error:
+        prepare(config)
+    assert "unsafe" not in str(error.value) and "load" not in str(error.value)
+
+
+def test_what_stands_in_the_way_of_a_file_is_named(tmp_path):
+    config = small(tmp_path / "run")
+
+    def watch(step, model, loss):
+        if step == 5:
+            (tmp_path / "run" / "metrics.jsonl").unlink()
+            (tmp_path / "run" / "metrics.jsonl").mkdir()
+
+    with pytest.raises(CharlmError, match=r"/run/metrics\.jsonl \(Is a directory\); there is no"):
+        train(config, quiet=True, watch=watch)
 
 
 def test_a_text_that_is_cut_off_while_it_is_read_is_named(tmp_path):
