@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from socket import gethostname
@@ -20,10 +20,10 @@ _due: dict[str, float] = {}  # lock that this process waits for → when that is
 
 
 @contextmanager
-def locked(path: Path, refusal: str = "") -> Iterator[None]:
+def locked(path: Path, refusal: str = "") -> Iterator[Callable[[], bool]]:
     """Hold a lock file, which names its owner. Waits for another one; with a refusal raises CharlmError. On
     a file system without locks <path>.owner is one while it exists, but for that of a process of this host
-    that is gone."""
+    that is gone. Gives a function: whether it is held still, for who deletes the file lets others in."""
     logger, timeout = logging.getLogger("filelock"), 0 if refusal else -1
     logger.addFilter(_print_waits)
     logger.setLevel(logging.DEBUG)
@@ -41,7 +41,9 @@ def locked(path: Path, refusal: str = "") -> Iterator[None]:
     except Timeout:
         raise CharlmError(f"{refusal} ({_owner_of(lock.lock_file)})") from None
     try:
-        yield
+        with open(lock.lock_file) as file:
+            kept = os.fstat(file.fileno())
+            yield lambda: os.path.exists(file.name) and os.path.samestat(os.stat(file.name), kept)
     finally:
         lock.release()
 

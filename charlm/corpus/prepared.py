@@ -68,7 +68,8 @@ class Corpus:
             size_of(path)  # refuses a pipe, which would be waited for
             ids = np.load(path, mmap_mode="c")  # private pages: torch requires them writable
         except (FileNotFoundError, ValueError, EOFError) as error:
-            raise self._damaged(path, f"damaged ({error})") from error
+            reason = getattr(error, "strerror", None) or str(error).partition(". ")[0]  # numpy advises pickle
+            raise self._damaged(path, f"damaged ({reason})") from error
         except OSError as error:  # such as too little memory: the file may be good
             raise CharlmError(f"{path}: cannot be read ({error.strerror}); try again") from error
         if ids.shape != (symbols,) or ids.dtype != self.vocab.dtype:
@@ -87,8 +88,9 @@ class Corpus:
                 path, own = folder / f"{split}.npy", self.folder / f"{split}.npy"
                 if not path.exists() or path.stat().st_size != own.stat().st_size:
                     folder.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(own, path.with_suffix(".partial"))
-                    os.replace(path.with_suffix(".partial"), path)
+                    with tempfile.TemporaryDirectory(dir=folder) as partial:  # another run may copy it, too
+                        shutil.copyfile(own, f"{partial}/ids")
+                        os.replace(f"{partial}/ids", path)
         except OSError as error:
             raise CharlmError(f"data.scratch={scratch!r}: {folder}: {error.strerror}") from error
 

@@ -80,10 +80,11 @@ def wandb_mode(choice: str) -> tuple[str, str]:
 class Logger:
     """Logs the figures of a run. In processes other than the main one every method does nothing."""
 
-    def __init__(self, config: Config, accelerator, *, quiet: bool = False):
+    def __init__(self, config: Config, accelerator, *, quiet: bool = False, hold=lambda: None):
+        """hold() is called where metrics.jsonl was removed: raises CharlmError if another process did it."""
         self.config, self.accelerator = config, accelerator
         self.main = accelerator.is_main_process
-        self.quiet = quiet or not self.main
+        self.quiet, self.hold = quiet or not self.main, hold
         self.path = Path(config.run_dir) / "metrics.jsonl"
         wanted = "wandb" in config.log.trackers
         self.mode, self.why = wandb_mode(config.log.wandb) if wanted else ("disabled", "log.trackers")
@@ -225,7 +226,7 @@ class Logger:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno())):
                 return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.hold()
         self.file.seek(0)
         replace(self.path, self.file.read())
         self.file.close()

@@ -81,13 +81,13 @@ class Run:
         self._verified: Future | None = None  # of the corpus: the first of these
         self.trend: tuple[float, float] | None = None  # of the loss: recent mean, and the lowest
         self._begun = False  # before it has begun, a failure leaves an earlier status
-        self._threads, self._lock = torch.get_num_threads(), ExitStack()
+        self._threads, self._lock, self._held = torch.get_num_threads(), ExitStack(), lambda: False
         self.watchdog = Watchdog(config.train.stall_minutes, self._lost, stop)
         # Also while the processes connect: one may fail to.
         self.watchdog.watch(lambda: (self.state.step, not stop.in_loop or self.clock.in_pause))
         try:
             self.accelerator = make_accelerator(config, patient=not self.watchdog.alone)
-            self.logger = Logger(config, self.accelerator, quiet=quiet)
+            self.logger = Logger(config, self.accelerator, quiet=quiet, hold=self.hold)
             self.device, self.say = self.accelerator.device, self.logger.say
             self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
             self._lock_folder()
@@ -98,17 +98,25 @@ class Run:
     def _lock_folder(self) -> None:
         try:
             refuse_lost(self.dir)
-            self.dir.mkdir(parents=True, exist_ok=True)
             if self.main:
                 refuse_links(self.dir, ".lock", ".lock.owner", "checkpoints", "model", "samples", "wandb")
-                problem = f"{self.dir}: another process is training there; name another run_dir"
-                self._lock.enter_context(locked(self.dir / ".lock", problem))
+                self.hold()
         except OSError as error:
             where = f"run_dir={str(self.dir)!r}"
             raise CharlmError(f"{where}: cannot be written ({error.strerror})") from error
 
     def __enter__(self) -> "Run":
         return self
+
+    def hold(self) -> None:
+        """Lock the run directory, or again where its lock was deleted. Raises CharlmError if another process
+        trains there by now."""
+        if not self._held():
+            self._lock.close()
+            begun, self._begun = self._begun, False  # the status may be that of the other
+            problem = f"{self.dir}: another process is training there; name another run_dir"
+            self._held = self._lock.enter_context(locked(self.dir / ".lock", problem))
+            self._begun = begun
 
     def begin(self, setup: Setup) -> None:
         """Open the log at the step that training starts from."""
@@ -241,19 +249,22 @@ class Run:
         index = isinstance(error, IndexError)  # may be due to a damaged corpus
         if self._written is not None and not at_once and (index or self._written is not self._verified):
             self._written.exception()  # waits
+        explained = None
         try:
+            explained = self._explained(error)
             self.logger.close(failed=error is not None, at_once=at_once)
             if at_once and self._begun:
                 self.write_status("interrupted", reason="Ctrl-C, at once", synced=False)
             elif error is not None and self._begun:
-                self.write_status("failed", error=str(error) or kind.__name__)
+                self.write_status("failed", error=str(explained or error) or kind.__name__)
         except OSError:
             if error is None:
                 raise
         finally:
             self._lock.close()
             torch.set_num_threads(self._threads)
-        self._explain(error)
+        if explained:
+            raise explained from error
 
     def last_checkpoint(self) -> str:
         """For messages: which checkpoint a run that fails now would resume from."""
@@ -264,13 +275,13 @@ class Run:
         then = "the same command resumes from it" if steps_of(self.dir) else "the same command starts again"
         return f"{self.last_checkpoint()}, {then}"
 
-    def _explain(self, error: BaseException | None) -> None:
-        """Raise as a CharlmError what the machine, not the program, is to blame for."""
+    def _explained(self, error: BaseException | None) -> CharlmError | None:
+        """As a CharlmError what the machine, not the program, is to blame for."""
         if isinstance(error, IndexError) and re.search(_OUT_OF_RANGE, str(error)):
             found = self._verified and self._verified.exception()
             message = str(found or "an id is outside the vocabulary; `charlm prepare --verify` looks for it")
         elif isinstance(error, OSError) and error.errno and not isinstance(error, BrokenPipeError):
-            place = error.filename or f"{self.dir}: cannot be written"
+            place = error.filename2 or error.filename or f"{self.dir}: cannot be written"
             message = f"{place} ({error.strerror}); {self.last_checkpoint()}"
         elif isinstance(error, RuntimeError) and re.search(_MEMORY, str(error)):
             recorded = records_steps(self.config, self.accelerator)
@@ -283,5 +294,5 @@ class Run:
             lost = "has lost another process of this run, which has ended or cannot be reached"
             message = f"process {self.accelerator.process_index} {lost}; {self._resumable()}"
         else:
-            return
-        raise CharlmError(message) from error
+            return None
+        return CharlmError(message)

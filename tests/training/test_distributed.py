@@ -453,6 +453,21 @@ def test_ids_are_copied_to_a_disk_of_the_node_and_read_there(tmp_path, monkeypat
     assert Path(corpus["train"].filename).is_relative_to(tmp_path / "disk" / "ids")
 
 
+def test_two_runs_of_one_node_copy_the_ids_at_once(tmp_path, monkeypatch):
+    corpus, other = (prepare(small(tmp_path / "run")) for _ in range(2))
+    copy = shutil.copyfile
+
+    def slow(source, target):
+        monkeypatch.setattr(shutil, "copyfile", copy)
+        copy(source, target)
+        other.copy_ids(str(tmp_path / "disk"), here=True)
+
+    monkeypatch.setattr(shutil, "copyfile", slow)
+    corpus.copy_ids(str(tmp_path / "disk"), here=True)
+    corpus.verify()
+    assert len(list((tmp_path / "disk").rglob("*"))) == 1 + len(corpus.splits)
+
+
 def test_the_first_one_killed_while_it_prepares_ends_the_others(tmp_path):
     """No launcher ends them, and they have no connection to it but the store."""
     config = stalling(tmp_path, stall_minutes=10.0)

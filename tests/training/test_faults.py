@@ -387,6 +387,28 @@ def test_ids_that_were_damaged_are_found(tmp_path, split, value, verify, told):
     assert told in str(error.value) and "Traceback" not in str(error.value)
     assert steps_of(config.run_dir) == [] or verify == "never"
     assert status(config.run_dir)["status"] == "failed"
+    assert told in status(config.run_dir)["error"]
+
+
+def test_ids_that_begin_with_anything_are_damaged_without_numpys_advice(tmp_path):
+    config = small(tmp_path / "run")
+    path = prepare(config).folder / "train.npy"
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    with pytest.raises(CharlmError, match=r"train\.npy: damaged .*; delete .* to prepare again$") as error:
+        prepare(config)
+    assert "unsafe" not in str(error.value) and "allow_pickle" not in str(error.value)
+
+
+def test_what_stands_in_the_way_of_a_file_is_named(tmp_path):
+    config = small(tmp_path / "run")
+
+    def watch(step, model, loss):
+        if step == 5:
+            (tmp_path / "run" / "metrics.jsonl").unlink()
+            (tmp_path / "run" / "metrics.jsonl").mkdir()
+
+    with pytest.raises(CharlmError, match=r"/run/metrics\.jsonl \(Is a directory\); there is no"):
+        train(config, quiet=True, watch=watch)
 
 
 def test_a_text_that_is_cut_off_while_it_is_read_is_named(tmp_path):
@@ -470,6 +492,23 @@ def test_what_is_removed_from_a_run_that_goes_on_is_written_again(tmp_path, caps
     assert losses(config.run_dir) == losses(whole.run_dir)
     assert_same_state(config.run_dir, whole.run_dir)
     assert set(files_of(config.run_dir)) >= {"config.yaml", "corpus.json", "model/model.safetensors"}
+
+
+def test_a_run_that_was_deleted_and_begun_again_belongs_to_the_new_process(tmp_path, capsys):
+    config, others = small(tmp_path / "run"), []
+
+    def watch(step, model, loss):
+        if step == 5:
+            shutil.rmtree(tmp_path / "run")
+            others.append(start(changed(config, train={"steps": 10**6}, log={"every": 10**4})))
+            wait_until((tmp_path / "run" / "metrics.jsonl").exists, others[0])
+
+    with pytest.raises(CharlmError, match=r"run: another process is training there; .*\(process \d+ on "):
+        train(config, watch=watch)
+    assert others[0].poll() is None and status(config.run_dir)["status"] == "running"
+    others[0].send_signal(signal.SIGTERM)
+    said, _ = others[0].communicate()
+    assert others[0].returncode == 0 and "was removed" not in said + capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
