@@ -14,15 +14,15 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
 from functools import cache
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from itertools import chain
 from pathlib import Path, PurePath
 from secrets import token_hex
 from shutil import copyfileobj
 from tempfile import TemporaryDirectory
 from threading import Lock
+from typing import NamedTuple
 from zipfile import is_zipfile
 
 import xxhash
@@ -92,11 +92,8 @@ def digests(paths: list[str], folder: str) -> list[str]:
     found again by path, size and times of change."""
 
     def digest(path: str) -> str:
-        hashed = xxhash.xxh3_64()
         with open(path, "rb", 0) as file:
-            while block := file.read(1 << 20):
-                hashed.update(block)
-        return hashed.hexdigest()
+            return file_digest(file, xxhash.xxh3_64).hexdigest()
 
     stats = {os.path.abspath(path): os.stat(path) for path in paths}
     stats = {path: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for path, s in stats.items()}
@@ -164,8 +161,7 @@ _MAGIC = re.compile(b"|".join([*_MAGIC, rb"7z\xbc", b"Rar!", rb".{257}ustar"]), 
 _FOREIGN = "png jpg jpeg gif webp svg bmp ico tif tiff pdf doc docx xls xlsx odt epub mobi mp3 mp4 wav zip"
 
 
-@dataclass(frozen=True)
-class Local:
+class Local(NamedTuple):
     """A file on this disk. name: in errors, where path is that of a copy."""
 
     path: str

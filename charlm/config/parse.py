@@ -40,11 +40,9 @@ def _nearest(key: str) -> str:
     same = [k for k in keys if k.rsplit(".", 1)[-1] == name]  # the right name in the wrong section
     names = {k.rsplit(".", 1)[-1]: k for k in keys}
     near = near or difflib.get_close_matches(key, same or [*keys, *names], 1, 0 if same else 0.6)
-    return (
-        f"; did you mean {names.get(near[0], near[0])}?"
-        if near
-        else f"; the sections are {', '.join(vars(Config()))}"
-    )
+    if near:
+        return f"; did you mean {names.get(near[0], near[0])}?"
+    return f"; the sections are {', '.join(vars(Config()))}"
 
 
 def _check_keys(tree: Any, default: Any, where: str, prefix: str = "") -> None:
@@ -156,10 +154,8 @@ def _refusal(message: str) -> CharlmError:
     if option := re.match(r"unrecognized arguments: --([\w.-]+)", message):
         return UsageError(f"unknown option --{option[1]}{_nearest(option[1])}")
     if message.startswith("unrecognized arguments"):
-        advice = (
-            "put a pattern such as 'books/*.txt' in quotes so the shell leaves it, and paths first, as in"
-        )
-        return UsageError(f"{message}; {advice} charlm train my.txt --train.steps 3000")
+        advice = "put a pattern such as 'books/*.txt' in quotes so the shell leaves it, and paths first"
+        return UsageError(f"{message}; {advice}, as in charlm train my.txt --train.steps 3000")
     kinds = r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*?)\])"
     found = re.match(rf'Parser key "([\w.]+)": (?:Does not .*?)?{kinds}.*(?:Got|Given) value: ?(.*)', message)
     if not found:

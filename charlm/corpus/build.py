@@ -55,10 +55,8 @@ class Build:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.workers = config.data.workers or cores
         held_out = [s for s in SPLITS[1:] if not isinstance(x := getattr(config.data, s), str) and x > 0]
-        self.texts = [
-            Text(source, config, [split, *held_out] if split == "train" else [split])
-            for split, source in found.items()
-        ]
+        parts = {"train": ["train", *held_out]}
+        self.texts = [Text(source, config, parts.get(split, [split])) for split, source in found.items()]
         self.pieces = [(text, piece) for text in self.texts for piece in text.source.pieces]
         # The pieces of every shard: contiguous, about the same bytes.
         ends = np.cumsum([0, *(piece.size for _, piece in self.pieces)])

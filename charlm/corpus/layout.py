@@ -102,11 +102,10 @@ def lay_out(texts: list[Text], journals: list[Path], config: Config) -> Layout:
     vocab = Vocab.from_counts(totals, config.vocab)
     vocab.normalize = config.data.normalize
     if not vocab.can_encode(np.flatnonzero(totals)):
-        outside = (
-            f"{_first_outside(tallies(), vocab)} is not in the closed vocabulary of {len(vocab)} symbols"
-        )
+        problem = f"is not in the closed vocabulary of {len(vocab)} symbols"
         advice = "add it to vocab.characters, or set vocab.unknown=bytes"
-        raise CharlmError(f"{describe(config.data)}: {outside}; {advice}")
+        outside = _first_outside(tallies(), vocab)
+        raise CharlmError(f"{describe(config.data)}: {outside} {problem}; {advice}")
 
     piece_sizes += glued.sum(1) * len(glue)
     stops = np.cumsum(piece_sizes)

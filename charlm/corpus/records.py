@@ -33,12 +33,11 @@ def columns_of(data: DataConfig) -> list[str]:
 
 def joined(columns: list[pa.Array]) -> pa.Array:
     """The texts of several columns, row by row, with line breaks between those that are not null."""
-    texts, empty, line_break = columns[0], *(pa.scalar(s, pa.large_binary()) for s in (b"", b"\n"))
-    for column in columns[1:]:  # null_handling="skip" of Arrow's join loses rows that are all null
-        first, second = texts.cast(empty.type), column.cast(empty.type)
-        between = pc.if_else(pc.and_(first.is_valid(), second.is_valid()), line_break, empty)
-        both = pc.binary_join_element_wise(first.fill_null(b""), between, second.fill_null(b""), empty)
-        texts = pc.if_else(pc.or_(first.is_valid(), second.is_valid()), both, pa.scalar(None, empty.type))
+    texts, line_break = columns[0], pa.scalar(b"\n", pa.large_binary())
+    for column in columns[1:]:
+        first, second = texts.cast(line_break.type), column.cast(line_break.type)
+        both = pc.binary_join_element_wise(first, second, line_break)  # null where one of them is
+        texts = pc.coalesce(both, first, second)
     return texts
 
 
@@ -250,9 +249,8 @@ class Csv(Table):
                 return
             except csv.Error as error:
                 if "end of data" in str(error) or reader.line_num > i + 1:  # that may be any number of rows
-                    raise CharlmError(
-                        f"{span.place(i)}: a quote is not closed; mend it, or set data.quotes=false"
-                    ) from None
+                    advice = "mend it, or set data.quotes=false"
+                    raise CharlmError(f"{span.place(i)}: a quote is not closed; {advice}") from None
                 quote = 'a quote within quotes is not doubled (""; see data.quotes)'
                 problem = quote if "expected after" in str(error) else str(error)
             blank = not row or (len(row) == 1 < width and not row[0].strip(" \t"))
