@@ -56,11 +56,9 @@ def write_at(file, content: memoryview, offset: int) -> int:
 
 
 def replace(path: str | Path, content: bytes | str, synced: bool = True) -> None:
-    """Write a temporary file in the same folder and rename it: readers see the old file or the new one.
-
-    With synced=False it does not wait for the disk, and a crash of the machine may leave the file empty. The
-    temporary name is random: nobody can have put a link to another file there.
-    """
+    """Write a temporary file in the same folder and rename it: readers see the old file or the new one. With
+    synced=False it does not wait for the disk, and a crash of the machine may leave the file empty. The
+    temporary name is random: nobody can have put a link to another file there."""
     partial = Path(path).with_name(f".{Path(path).name[:50]}.{token_hex(8)}.partial")
     try:
         write_synced(partial, content, synced)
@@ -193,13 +191,11 @@ def local_files(paths: list[str], encoding: str = "utf-8") -> list[Local]:
             head = file.read(262)
         place = re.sub(r".*/charlm-pipe-\w+", "", place)  # in errors
         zstd = not member and head.startswith(b"\x28\xb5\x2f\xfd")  # `datasets` needs a package for it
-        if not member and not zstd and not _MAGIC.match(head):
-            files.append(Local(local, place) if utf8 else _copied(local, place, encoding))
-            continue
-        if head.startswith(b"PK\3\4") and not is_zipfile(local):
+        archive = not member and not zstd and _MAGIC.match(head)
+        if (member or archive) and head.startswith(b"PK\3\4") and not is_zipfile(local):
             raise CharlmError(f"{place}: a zip archive that is damaged or cut off")
-        extracted = member + local if member or zstd else manager.extract(local)
-        members = [*map(str, [extracted] if member or zstd else manager.iter_files(extracted))]
+        extracted = manager.extract(local) if archive else member + local
+        members = [*map(str, manager.iter_files(extracted))] if archive else [extracted]
         suffixes = {m: PurePath(m.split("::")[0]).suffix.lower()[1:] for m in members}
         texts = [m for m in members if suffixes[m] not in _FOREIGN.split()] or members
         if left := ", ".join(PurePath(m.split("::")[0]).name for m in sorted({*members} - {*texts})):
@@ -252,10 +248,8 @@ def _copied(path: str, name: str, encoding: str, zstd: bool = False) -> Local:
 
 
 class Journal(AbstractContextManager):
-    """An append-only file of records, readable after a kill: opening it drops an incomplete last record.
-
-    A record is its length and CRC-32 (uint64 each, little-endian), then its bytes, at least one.
-    """
+    """An append-only file of records, readable after a kill: opening it drops an incomplete last record. A
+    record is its length and CRC-32 (uint64 each, little-endian), then its bytes, at least one."""
 
     def __init__(self, path: str | Path):
         lengths = [len(content) for content in self.read(path)]

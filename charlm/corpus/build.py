@@ -229,6 +229,7 @@ class Build:
         """The content of corpus.json, in addition to FORMAT."""
         config, vocab, histograms, sizes = self.config, layout.vocab, layout.histograms, layout.sizes
         total = {k: sum(size[k] for size in sizes.values()) for k in ("characters", "bytes", "symbols")}
+        named = sources.fingerprinted(config.data)
         figures = {}
         if "validation" in sizes:
             train, validation = (IdFile(self.partial / f"{s}.npy") for s in ("train", "validation"))
@@ -242,9 +243,7 @@ class Build:
         fallback = sum(int(h[spelled].sum()) for h in histograms.values())
         return {
             "fingerprint": self.fingerprint,
-            "source": redact(
-                {k: v for k, v in sources.fingerprinted(config.data).items() if v not in (None, "")}
-            ),
+            "source": redact({k: v for k, v in named.items() if v not in (None, "")}),
             "vocab": asdict(config.vocab) | {"size": len(vocab)},
             "origins": sources.origins(config.data),
             "duplicates": sum(text.source.duplicates for text in self.texts),

@@ -73,9 +73,7 @@ class Layout:
 
 def lay_out(texts: list[Text], journals: list[Path], config: Config) -> Layout:
     """Choose the vocabulary and place the pieces. journals: the tallies of all pieces of all texts, in order.
-
-    Raises CharlmError for text that is empty, too short for its splits, or outside a closed vocabulary.
-    """
+    Raises CharlmError for text that is empty, too short for its splits, or outside a closed vocabulary."""
     pieces = [(text, piece) for text in texts for piece in text.source.pieces]
 
     def tallies() -> Iterator[tuple[Text, Piece, Tally]]:

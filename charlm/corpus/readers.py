@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from datasets.utils.file_utils import xopen
 
 from charlm.config.fields import BUILDERS, DataConfig
-from charlm.corpus.records import ROWS, columns_of, joined, no_column
+from charlm.corpus.records import ROWS, joined, no_column
 from charlm.corpus.sources import Unreadable, describe, files_of
 from charlm.corpus.texts import Span
 from charlm.errors import CharlmError
@@ -203,7 +203,7 @@ def _of_dataset(data: DataConfig) -> dict[str, list[Reader]]:
     builder.download_and_prepare()
     made = {name: split.cache_files for name, split in builder.as_dataset().items()}
     files = {str(name): [Local(file["filename"], describe(data)) for file in made[name]] for name in made}
-    return {split: [ArrowFile(file, columns_of(data)) for file in files[split]] for split in files}
+    return {split: [ArrowFile(file, data.columns) for file in files[split]] for split in files}
 
 
 def _refuse_streaming(data: DataConfig) -> None:
@@ -227,7 +227,7 @@ def _readers(data: DataConfig, format: str, paths: list[str]) -> list[Reader]:
     kind, readers = ParquetFile if format == "parquet" else ArrowFile, []
     for file in files:
         try:
-            readers.append(kind(file, columns_of(data)))
+            readers.append(kind(file, data.columns))
         except Exception as error:  # names the file among many
             raise read_error(error, data, file.name) from error
     return readers

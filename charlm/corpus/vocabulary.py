@@ -198,10 +198,8 @@ class Vocab:
         return histogram
 
     def encode(self, text: str | bytes) -> np.ndarray:
-        """Ids of a text, dtype[n]. bytes must be UTF-8 unless the vocabulary is bytes-only.
-
-        Raises CharlmError for a character outside a closed vocabulary and for lone surrogates.
-        """
+        """Ids of a text, dtype[n]. bytes must be UTF-8 unless the vocabulary is bytes-only. Raises
+        CharlmError for a character outside a closed vocabulary and for lone surrogates."""
         text = self.normalized(text) if self.normalize else text
         if isinstance(text, str):
             try:
