@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path, PurePath
 from secrets import token_hex
@@ -90,8 +90,11 @@ def digests(paths: list[str], folder: str) -> list[str]:
     found again by path, size and times of change."""
 
     def digest(path: str) -> str:
+        hashed = xxhash.xxh3_64()
         with open(path, "rb", 0) as file:
-            return file_digest(file, xxhash.xxh3_64).hexdigest()
+            while block := file.read(1 << 20):
+                hashed.update(block)
+        return hashed.hexdigest()
 
     stats = {os.path.abspath(path): os.stat(path) for path in paths}
     stats = {path: [s.st_size, s.st_mtime_ns, s.st_ctime_ns] for path, s in stats.items()}
@@ -191,11 +194,13 @@ def local_files(paths: list[str], encoding: str = "utf-8") -> list[Local]:
             head = file.read(262)
         place = re.sub(r".*/charlm-pipe-\w+", "", place)  # in errors
         zstd = not member and head.startswith(b"\x28\xb5\x2f\xfd")  # `datasets` needs a package for it
-        archive = not member and not zstd and _MAGIC.match(head)
-        if (member or archive) and head.startswith(b"PK\3\4") and not is_zipfile(local):
+        if not member and not zstd and not _MAGIC.match(head):
+            files.append(Local(local, place) if utf8 else _copied(local, place, encoding))
+            continue
+        if head.startswith(b"PK\3\4") and not is_zipfile(local):
             raise CharlmError(f"{place}: a zip archive that is damaged or cut off")
-        extracted = manager.extract(local) if archive else member + local
-        members = [*map(str, manager.iter_files(extracted))] if archive else [extracted]
+        extracted = member + local if member or zstd else manager.extract(local)
+        members = [*map(str, [extracted] if member or zstd else manager.iter_files(extracted))]
         suffixes = {m: PurePath(m.split("::")[0]).suffix.lower()[1:] for m in members}
         texts = [m for m in members if suffixes[m] not in _FOREIGN.split()] or members
         if left := ", ".join(PurePath(m.split("::")[0]).name for m in sorted({*members} - {*texts})):
@@ -216,9 +221,8 @@ def _copied(path: str, name: str, encoding: str, zstd: bool = False) -> Local:
     import pyarrow as pa
     from datasets.utils.file_utils import xopen
 
-    place = path.rpartition("::")[2]
     decoder = codecs.getincrementaldecoder(encoding)() if codecs.lookup(encoding).name != "utf-8" else None
-    stat = os.stat(place)
+    stat = os.stat(path.rpartition("::")[2])
     key = f"{path} {stat.st_size} {stat.st_mtime_ns}" + (f" {encoding}" if decoder else "")
     copy = Path(datasets.config.HF_DATASETS_CACHE) / "charlm" / sha256(key.encode()).hexdigest()
     if copy.exists():
@@ -262,8 +266,7 @@ class Journal(AbstractContextManager):
 
     def append(self, content: bytes) -> None:
         """Add a record, which survives a crash of this process, but not of the machine."""
-        head = struct.pack("<QQ", len(content), zlib.crc32(content))
-        self._file.write(head + content)
+        self._file.write(struct.pack("<QQ", len(content), zlib.crc32(content)) + content)
         self._file.flush()
         self._length += 1
 

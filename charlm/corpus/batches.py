@@ -254,9 +254,8 @@ def _selected(data: DataConfig, files: dict[str, list[Reader]], name: str) -> Te
     """The rows of a split such as train, or train[10%:20%]."""
     if name in files:
         return TextSource((files[name], 0, None), steps=data.normalize)
-    rows = {}
-    for split in (split for split in files if split in name):
-        rows[split] = sum(len(ends) for reader in files[split] for _, ends, _ in reader.parts())
+    named = [split for split in files if split in name]
+    rows = {s: sum(len(ends) for reader in files[s] for _, ends, _ in reader.parts()) for s in named}
     try:
         parts = datasets.ReadInstruction.from_spec(name).to_absolute(rows)
     except (ValueError, AssertionError) as error:

@@ -1,8 +1,5 @@
 """Two passes over a text: count its characters, then encode it; each piece of the text independently.
 
-With the counts, the second pass can write any piece, in any order and from any thread or machine, to its own
-place in the arrays of ids.
-
 A text is divided into *streams* of symbols. Where documents are drawn for held-out splits, every split is a
 stream. Where the text is cut into contiguous parts, it is one stream, and the splits are ranges of it.
 """

@@ -140,8 +140,7 @@ def lay_out(texts: list[Text], journals: list[Path], config: Config) -> Layout:
     vocab.unseen = np.flatnonzero(histograms["train"] == 0).tolist()
     if config.data.shuffle:
         starts |= {ORDERED: starts.pop("train"), DOCUMENTS: np.append(begun[:, 0], begins[:, 0].sum())}
-    facts = {"empty": empty} | _facts(totals, vocab)
-    return Layout(vocab, starts, begun, histograms, sizes, facts)
+    return Layout(vocab, starts, begun, histograms, sizes, {"empty": empty} | _facts(totals, vocab))
 
 
 def _histograms(encoded: Iterator[tuple], borders: list[int], vocab: Vocab) -> np.ndarray:

@@ -218,8 +218,8 @@ class Csv(Table):
                     span, kept = Span(file, start, start, line=i + 1), []
                 kept.append(texts is not None)
         if kept:
-            size = os.path.getsize(file.path)
-            yield span._replace(high=size, rows=sum(kept), skipped=kept.count(False))
+            high = os.path.getsize(file.path)
+            yield span._replace(high=high, rows=sum(kept), skipped=kept.count(False))
 
     def _rows(self, span: Span, lines: Iterable[str] | None = None) -> Iterator[tuple]:
         """As of Json, with the offset of each row. lines: of the whole file."""
