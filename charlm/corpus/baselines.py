@@ -103,11 +103,9 @@ def ngram(train: np.ndarray, held_out: np.ndarray, vocab: Vocab, workers: int = 
 
 
 def xz(held_out: np.ndarray, vocab: Vocab) -> dict[str, int | float]:
-    """The size of the held-out text alone under xz -9e, headers and checksum included.
-
-    held_out: ids, uint8 or uint16. Returns held_out_bytes (how many were compressed, see the limit above),
-    nats_per_character, bpc, bpb. The ends of documents have no bytes and cost nothing here.
-    """
+    """The size of the held-out text alone under xz -9e, headers and checksum included. held_out: ids, uint8
+    or uint16. Returns held_out_bytes (how many were compressed, see the limit above), nats_per_character,
+    bpc, bpb. The ends of documents have no bytes and cost nothing here."""
     held_out = held_out[:HELD_OUT_SYMBOLS]
     text = vocab.decode_bytes(held_out)
     nats = 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) * math.log(2)

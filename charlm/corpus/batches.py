@@ -1,7 +1,5 @@
-"""The rows of one split of a dataset as batches of UTF-8, in pieces that threads read in parallel.
-
-Rows stay in Arrow's buffers: none becomes a Python string.
-"""
+"""The rows of one split of a dataset as batches of UTF-8, in pieces that threads read in parallel. Rows
+stay in Arrow's buffers: none becomes a Python string."""
 
 import logging
 import warnings
@@ -261,5 +259,4 @@ def _selected(data: DataConfig, files: dict[str, list[Reader]], name: str) -> Te
     except (ValueError, AssertionError) as error:
         splits = ", ".join(files)
         raise CharlmError(f"{data.source} has no split {name!r} (splits: {splits}): {error}") from error
-    selections = ((files[part.splitname], part.from_, part.to) for part in parts)
-    return TextSource(*selections, steps=data.normalize)
+    return TextSource(*((files[p.splitname], p.from_, p.to) for p in parts), steps=data.normalize)

@@ -1,7 +1,5 @@
-"""Which files a config names, as what they are read, for which split, and what identifies their content.
-
-A prepared corpus opens without `datasets` and pyarrow: they are not imported here.
-"""
+"""Which files a config names, as what they are read, for which split, and what identifies their content. A
+prepared corpus opens without `datasets` and pyarrow: they are not imported here."""
 
 import glob
 import hashlib
