@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from itertools import chain
@@ -23,6 +22,7 @@ from secrets import token_hex
 from shutil import copyfileobj
 from tempfile import TemporaryDirectory
 from threading import Lock
+from typing import NamedTuple
 from zipfile import ZipFile, is_zipfile
 
 import xxhash
@@ -56,11 +56,9 @@ def write_at(file, content: memoryview, offset: int) -> int:
 
 
 def replace(path: str | Path, content: bytes | str, synced: bool = True) -> None:
-    """Write a temporary file in the same folder and rename it: readers see the old file or the new one.
-
-    With synced=False it does not wait for the disk, and a crash of the machine may leave the file empty. The
-    temporary name is random: nobody can have put a link to another file there.
-    """
+    """Write a temporary file in the same folder and rename it: readers see the old file or the new one. With
+    synced=False it does not wait for the disk, and a crash of the machine may leave the file empty. The
+    temporary name is random: nobody can have put a link to another file there."""
     partial = Path(path).with_name(f".{Path(path).name[:50]}.{token_hex(8)}.partial")
     try:
         write_synced(partial, content, synced)
@@ -165,8 +163,7 @@ _MAGIC = re.compile(b"|".join([*_MAGIC, rb"7z\xbc", b"Rar!", rb".{257}ustar"]), 
 _FOREIGN = "png jpg jpeg gif webp svg bmp ico tif tiff pdf doc docx xls xlsx odt epub mobi mp3 mp4 wav zip"
 
 
-@dataclass(frozen=True)
-class Local:
+class Local(NamedTuple):
     """A file on this disk. name: in errors, where path is that of a copy."""
 
     path: str
@@ -225,8 +222,8 @@ def _copied(path: str, name: str, encoding: str, zstd: bool = False) -> Local:
     import pyarrow as pa
     from datasets.utils.file_utils import xopen
 
-    place = path.rpartition("::")[2]
     decoder = codecs.getincrementaldecoder(encoding)() if codecs.lookup(encoding).name != "utf-8" else None
+    place = path.rpartition("::")[2]
     stat, bracketed = os.stat(place), re.match(r"zip://([^:]*[\[\]][^:]*)::", path)
     key = f"{path} {stat.st_size} {stat.st_mtime_ns}" + (f" {encoding}" if decoder else "")
     copy = Path(datasets.config.HF_DATASETS_CACHE) / "charlm" / sha256(key.encode()).hexdigest()
@@ -259,10 +256,8 @@ def _copied(path: str, name: str, encoding: str, zstd: bool = False) -> Local:
 
 
 class Journal(AbstractContextManager):
-    """An append-only file of records, readable after a kill: opening it drops an incomplete last record.
-
-    A record is its length and CRC-32 (uint64 each, little-endian), then its bytes, at least one.
-    """
+    """An append-only file of records, readable after a kill: opening it drops an incomplete last record. A
+    record is its length and CRC-32 (uint64 each, little-endian), then its bytes, at least one."""
 
     def __init__(self, path: str | Path):
         lengths = [len(content) for content in self.read(path)]
@@ -275,8 +270,7 @@ class Journal(AbstractContextManager):
 
     def append(self, content: bytes) -> None:
         """Add a record, which survives a crash of this process, but not of the machine."""
-        head = struct.pack("<QQ", len(content), zlib.crc32(content))
-        self._file.write(head + content)
+        self._file.write(struct.pack("<QQ", len(content), zlib.crc32(content)) + content)
         self._file.flush()
         self._length += 1
 

@@ -8,8 +8,7 @@ from charlm.config.model_fields import ModelConfig
 
 BUILDERS = checks.BUILDERS
 WITHOUT_EFFECT = (  # on the corpus and on what a step computes; the fields set by model.size have one
-    *("run_dir", "data.dir", "data.scratch", "data.streaming", "data.workers", "data.verify"),
-    *("model.size",),
+    *("run_dir", "data.dir", "data.scratch", "data.streaming", "data.workers", "data.verify", "model.size"),
     *("train.max_hours", "train.accumulate", "train.threads", "train.cuda_graph", "train.stall_minutes"),
     *("train.patience", "train.allow_change"),
 )
@@ -88,6 +87,11 @@ class DataConfig(checks.Section):
     """Folder of the prepared corpora."""
     scratch: str | None = None
     """Folder on a disk of each node, such as $TMPDIR: ids are copied there once, and read there."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of text_column."""
+        return [*map(str, self.text_column if isinstance(self.text_column, list) else [self.text_column])]
 
 
 @dataclass

@@ -40,11 +40,9 @@ def _nearest(key: str) -> str:
     same = [k for k in keys if k.rsplit(".", 1)[-1] == name]  # the right name in the wrong section
     names = {k.rsplit(".", 1)[-1]: k for k in keys}
     near = near or difflib.get_close_matches(key, same or [*keys, *names], 1, 0 if same else 0.6)
-    return (
-        f"; did you mean {names.get(near[0], near[0])}?"
-        if near
-        else f"; the sections are {', '.join(vars(Config()))}"
-    )
+    if near:
+        return f"; did you mean {names.get(near[0], near[0])}?"
+    return f"; the sections are {', '.join(vars(Config()))}"
 
 
 def _check_keys(tree: Any, default: Any, where: str, prefix: str = "") -> None:
@@ -93,12 +91,9 @@ def _read_yaml(name: str | Path) -> dict[str, Any]:
     shipped = shipped_configs()
     path = Path(name) if Path(name).is_file() else shipped.get(str(name))
     if path is None:
-        near = difflib.get_close_matches(Path(name).stem, shipped, 1, 0.6)
-        hint = f"did you mean {near[0]}?" if near else f"shipped with charlm: {', '.join(shipped)}"
-        raise CharlmError(f"--config {name}: no such file; {hint}")
-    tree = _current(read(path, object, "cannot be read as YAML", load_yaml))
-    _check_keys({} if tree is None else tree, Config(), str(path))
-    return {section: value for section, value in (tree or {}).items() if value is not None}
+        advice = choice_advice(Path(name).stem, list(shipped))
+        raise CharlmError(f"--config {name}: no such file, nor a config of charlm; {advice}")
+    return _sections(read(path, object, "cannot be read as YAML", load_yaml), str(path))
 
 
 @cache
@@ -111,9 +106,8 @@ def _parser(prog: str, brief: bool = False, **kwargs):
             return re.sub(r"type: %\(type\)s, ", "", super()._get_help_string(action))  # of Python
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog, allow_abbrev=False, exit_on_error=False, formatter_class=Formatter, **kwargs
-    )
+    options = {"allow_abbrev": False, "exit_on_error": False, "formatter_class": Formatter}
+    parser = ArgumentParser(prog, **options, **kwargs)
     parser.add_argument("--config", action="config", help="YAML file, or the name of a shipped config")
     parser.add_class_arguments(Config, as_group=False)
     for action in parser._actions:
@@ -123,9 +117,8 @@ def _parser(prog: str, brief: bool = False, **kwargs):
             action.help = argparse.SUPPRESS
     if brief:
         parser.usage = "%(prog)s [TEXT ...] [--config CONFIG] [--SECTION.FIELD VALUE ...]"
-        parser.epilog = (
-            f"These are {len(FIRST)} of {len(flatten(Config()))} fields: --help all shows the others."
-        )
+        total = len(flatten(Config()))
+        parser.epilog = f"These are {len(FIRST)} of {total} fields: --help all shows the others."
     return parser
 
 
@@ -156,10 +149,8 @@ def _refusal(message: str) -> CharlmError:
     if option := re.match(r"unrecognized arguments: --([\w.-]+)", message):
         return UsageError(f"unknown option --{option[1]}{_nearest(option[1])}")
     if message.startswith("unrecognized arguments"):
-        advice = (
-            "put a pattern such as 'books/*.txt' in quotes so the shell leaves it, and paths first, as in"
-        )
-        return UsageError(f"{message}; {advice} charlm train my.txt --train.steps 3000")
+        advice = "put a pattern such as 'books/*.txt' in quotes so the shell leaves it, and paths first"
+        return UsageError(f"{message}; {advice}, as in charlm train my.txt --train.steps 3000")
     kinds = r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*?)\])"
     found = re.match(rf'Parser key "([\w.]+)": (?:Does not .*?)?{kinds}.*(?:Got|Given) value: ?(.*)', message)
     if not found:
@@ -170,11 +161,9 @@ def _refusal(message: str) -> CharlmError:
 
 
 def parse(argv: Sequence[str], prog: str = "charlm", **kwargs) -> Config:
-    """Config from command-line words such as ['--config', 'stdlib', '--train.steps=10'].
-
-    kwargs: brief=True for a short --help, others for ArgumentParser. Raises CharlmError for unknown keys
-    (naming the nearest right one), wrong types and bad values; exits after --help and --print_config.
-    """
+    """Config from command-line words such as ['--config', 'stdlib', '--train.steps=10']. kwargs: brief=True
+    for a short --help, others for ArgumentParser. Raises CharlmError for unknown keys (naming the nearest
+    right one), wrong types and bad values; exits after --help and --print_config."""
     parser = _parser(prog, **kwargs)
     try:
         built = parser.instantiate(parser.parse_args(_layers([*_options(argv)])))
@@ -187,10 +176,8 @@ def parse(argv: Sequence[str], prog: str = "charlm", **kwargs) -> Config:
 
 def load_config(config: Config | str | Path | None = None, *overrides: str, **options) -> Config:
     """Config from a YAML file or a shipped config and overrides such as 'train.steps=10'; raises as parse.
-
     options: the same by keyword: sections (train={"steps": 10}), or fields that one section or train has
-    (steps=10, hidden_size=64, seed=1). A Config that is given without any is returned.
-    """
+    (steps=10, hidden_size=64, seed=1). A Config that is given without any is returned."""
     if isinstance(config, Config):
         if overrides or options:
             raise UsageError("a Config has its options already: give them to load_config, with its name")
@@ -231,18 +218,17 @@ def public(config: Config) -> Config:
     return replace(config, data=replace(config.data, **{n: redact(getattr(config.data, n)) for n in names}))
 
 
-def _current(tree: Any) -> Any:
-    """The values of a config without the fields that older versions had."""
+def _sections(tree: Any, where: str) -> dict[str, Any]:
+    """The values of a config, their names checked; without empty sections, and fields of older versions."""
     if isinstance(tree, dict) and isinstance(tree.get("model"), dict):
-        return tree | {"model": without_retired(tree["model"])}
-    return tree
+        tree = tree | {"model": without_retired(tree["model"])}
+    _check_keys({} if tree is None else tree, Config(), where)
+    return {name: value for name, value in (tree or {}).items() if value is not None}
 
 
-def from_dict(tree: dict[str, Any]) -> Config:
+def from_dict(tree: dict[str, Any] | None) -> Config:
     """Config from nested plain values, as stored in a run directory; unknown keys are refused."""
-    tree = _current({} if tree is None else tree)
-    _check_keys(tree, Config(), "config")
-    tree = {name: value for name, value in tree.items() if value is not None}
+    tree = _sections(tree, "config")
     kinds = {f.name: f.default_factory for f in fields(Config) if f.name != "run_dir"}
     return Config(**tree | {name: kinds[name](**tree[name]) for name in kinds if name in tree})
 

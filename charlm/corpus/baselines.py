@@ -38,17 +38,13 @@ REPEATED = 24  # symbols in a row that a held-out text shares with the training 
 
 
 def unigram(train_counts: np.ndarray, held_out_counts: np.ndarray, vocab: Vocab) -> dict[str, float]:
-    """The score of the symbol frequencies of the training split, one added to each count.
-
-    train_counts, held_out_counts: int64[V]. Returns nats_per_character, bpc and bpb (bits per byte).
-    """
+    """The score of the symbol frequencies of the training split, one added to each count. train_counts,
+    held_out_counts: int64[V]. Returns nats_per_character, bpc and bpb (bits per byte)."""
     probability = (train_counts + 1) / (train_counts.sum() + len(vocab))
     return _figures(-float(held_out_counts @ np.log(probability)), held_out_counts, vocab)
 
 
-def ngram(
-    train: np.ndarray, held_out: np.ndarray, vocab: Vocab, workers: int = 1
-) -> dict[str, int | float | str]:
+def ngram(train: np.ndarray, held_out: np.ndarray, vocab: Vocab, workers: int = 1) -> dict[str, float | str]:
     """The score of an interpolated n-gram; n rises while the held-out text gains MIN_GAIN.
 
     train, held_out: ids, uint8 or uint16: arrays, or files with slices that are arrays. Returns order (n:
@@ -107,11 +103,9 @@ def ngram(
 
 
 def xz(held_out: np.ndarray, vocab: Vocab) -> dict[str, int | float]:
-    """The size of the held-out text alone under xz -9e, headers and checksum included.
-
-    held_out: ids, uint8 or uint16. Returns held_out_bytes (how many were compressed, see the limit above),
-    nats_per_character, bpc, bpb. The ends of documents have no bytes and cost nothing here.
-    """
+    """The size of the held-out text alone under xz -9e, headers and checksum included. held_out: ids, uint8
+    or uint16. Returns held_out_bytes (how many were compressed, see the limit above), nats_per_character,
+    bpc, bpb. The ends of documents have no bytes and cost nothing here."""
     held_out = held_out[:HELD_OUT_SYMBOLS]
     text = vocab.decode_bytes(held_out)
     nats = 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) * math.log(2)
@@ -142,10 +136,8 @@ def _blocks(train: np.ndarray) -> list[np.ndarray]:
 def _shared(positions, symbols, bounds, workers):
     """The groups in parts of about equal size, for so many threads."""
     cuts = np.searchsorted(bounds, np.linspace(0, len(positions), workers + 1))
-    return [
-        (positions[bounds[a] : bounds[b]], symbols[bounds[a] : bounds[b]], bounds[a : b + 1] - bounds[a])
-        for a, b in pairwise(cuts)
-    ]
+    parts = ((slice(bounds[a], bounds[b]), bounds[a : b + 1] - bounds[a]) for a, b in pairwise(cuts))
+    return [(positions[part], symbols[part], inner) for part, inner in parts]
 
 
 @compiled

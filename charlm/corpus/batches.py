@@ -1,7 +1,5 @@
-"""The rows of one split of a dataset as batches of UTF-8, in pieces that threads read in parallel.
-
-Rows stay in Arrow's buffers: none becomes a Python string.
-"""
+"""The rows of one split of a dataset as batches of UTF-8, in pieces that threads read in parallel. Rows
+stay in Arrow's buffers: none becomes a Python string."""
 
 import logging
 import warnings
@@ -71,6 +69,12 @@ class Piece:
     def rows(self) -> int:
         return len(self.ends)
 
+    def place(self, row: int, byte: int) -> str:
+        """Where a byte of one of its rows is; in a file that charlm parses, the line or the offset."""
+        if place_of := getattr(self.reader, "place_of", None):
+            return place_of(self.part, self.skip + row, byte)
+        return f"{self.reader.name}: row {self.first + row:,}, byte {byte:,}"
+
 
 class TextSource:
     """One split of a dataset. pieces: its rows, in order. documents: how many it has. skipped: rows that were
@@ -133,10 +137,8 @@ class TextSource:
         try:
             return normalized(texts.cast(pa.large_string()), self.steps)
         except pa.ArrowInvalid:
-            bad = ((row, not_utf8(text or b"")) for row, text in enumerate(texts.to_pylist()))
-            row, byte = next(place for place in bad if place[1] is not None)
-            place = getattr(piece.reader, "place_of", lambda *_: piece.reader.name)
-            place = place(piece.part, piece.skip + start + row, byte)
+            errors = ((row, not_utf8(text or b"")) for row, text in enumerate(texts.to_pylist(), start))
+            place = next(piece.place(row, error.start) for row, error in errors if error)
             advice = "set data.encoding, or mend it: data.normalize needs UTF-8"
             raise CharlmError(f"{place} is not UTF-8; {advice}") from None
 
@@ -221,9 +223,7 @@ def utf8_of(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 def open_sources(data: DataConfig, bytes_only: bool) -> tuple[DataConfig, dict[str, TextSource]]:
     """The config with the splits that are given; and 'train', and 'validation' and 'test' if they are splits.
-
-    Raises CharlmError for text that cannot be found, reached or read.
-    """
+    Raises CharlmError for text that cannot be found, reached or read."""
     if not shows_bars():
         datasets.disable_progress_bars()
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # read_error reports it
@@ -244,8 +244,6 @@ def open_sources(data: DataConfig, bytes_only: bool) -> tuple[DataConfig, dict[s
             for split in reversed(sources):
                 sources[split].duplicates = sources[split].deduplicate(seen)
         return data, sources
-    except CharlmError:
-        raise
     except Exception as error:
         raise read_error(error, data) from error
 
@@ -254,13 +252,11 @@ def _selected(data: DataConfig, files: dict[str, list[Reader]], name: str) -> Te
     """The rows of a split such as train, or train[10%:20%]."""
     if name in files:
         return TextSource((files[name], 0, None), steps=data.normalize)
-    rows = {}
-    for split in (split for split in files if split in name):
-        rows[split] = sum(len(ends) for reader in files[split] for _, ends, _ in reader.parts())
+    named = [split for split in files if split in name]
+    rows = {s: sum(len(ends) for reader in files[s] for _, ends, _ in reader.parts()) for s in named}
     try:
         parts = datasets.ReadInstruction.from_spec(name).to_absolute(rows)
     except (ValueError, AssertionError) as error:
         splits = ", ".join(files)
         raise CharlmError(f"{data.source} has no split {name!r} (splits: {splits}): {error}") from error
-    selections = ((files[part.splitname], part.from_, part.to) for part in parts)
-    return TextSource(*selections, steps=data.normalize)
+    return TextSource(*((files[p.splitname], p.from_, p.to) for p in parts), steps=data.normalize)

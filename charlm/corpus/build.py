@@ -55,10 +55,8 @@ class Build:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self.workers = config.data.workers or cores
         held_out = [s for s in SPLITS[1:] if not isinstance(x := getattr(config.data, s), str) and x > 0]
-        self.texts = [
-            Text(source, config, [split, *held_out] if split == "train" else [split])
-            for split, source in found.items()
-        ]
+        parts = {"train": ["train", *held_out]}
+        self.texts = [Text(source, config, parts.get(split, [split])) for split, source in found.items()]
         self.pieces = [(text, piece) for text in self.texts for piece in text.source.pieces]
         # The pieces of every shard: contiguous, about the same bytes.
         ends = np.cumsum([0, *(piece.size for _, piece in self.pieces)])
@@ -231,6 +229,7 @@ class Build:
         """The content of corpus.json, in addition to FORMAT."""
         config, vocab, histograms, sizes = self.config, layout.vocab, layout.histograms, layout.sizes
         total = {k: sum(size[k] for size in sizes.values()) for k in ("characters", "bytes", "symbols")}
+        named = sources.fingerprinted(config.data)
         figures = {}
         if "validation" in sizes:
             train, validation = (IdFile(self.partial / f"{s}.npy") for s in ("train", "validation"))
@@ -244,9 +243,7 @@ class Build:
         fallback = sum(int(h[spelled].sum()) for h in histograms.values())
         return {
             "fingerprint": self.fingerprint,
-            "source": redact(
-                {k: v for k, v in sources.fingerprinted(config.data).items() if v not in (None, "")}
-            ),
+            "source": redact({k: v for k, v in named.items() if v not in (None, "")}),
             "vocab": asdict(config.vocab) | {"size": len(vocab)},
             "origins": sources.origins(config.data),
             "duplicates": sum(text.source.duplicates for text in self.texts),

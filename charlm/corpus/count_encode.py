@@ -1,8 +1,5 @@
 """Two passes over a text: count its characters, then encode it; each piece of the text independently.
 
-With the counts, the second pass can write any piece, in any order and from any thread or machine, to its own
-place in the arrays of ids.
-
 A text is divided into *streams* of symbols. Where documents are drawn for held-out splits, every split is a
 stream. Where the text is cut into contiguous parts, it is one stream, and the splits are ranges of it.
 """
@@ -27,7 +24,8 @@ from charlm.corpus import kernels
 from charlm.corpus.batches import Piece, TextBatch, TextSource
 from charlm.corpus.readers import read_error
 from charlm.corpus.sources import SPLITS, describe
-from charlm.corpus.vocabulary import END, Vocab, codes_of
+from charlm.corpus.texts import not_utf8
+from charlm.corpus.vocabulary import END, Vocab
 from charlm.errors import CharlmError
 from charlm.files import UTF16
 from charlm.terminal import moving_bar, shows_bars
@@ -173,19 +171,14 @@ class Text:
         return [0, *(math.floor(length * (1 - sum(shares[i:]))) for i in range(len(shares)))]
 
     def _not_utf8(self, rows: TextBatch, bad: int, piece: Piece) -> CharlmError:
-        try:
-            codes_of(rows.utf8[rows.offsets[bad] : rows.offsets[bad + 1]])
-        except UnicodeDecodeError as error:
-            byte = error.start + (rows.skipped if bad == 0 else 0)
-            place = f"{describe(self.data)}: {piece.reader.name}: row {rows.first + bad:,}, byte {byte:,}"
-            start = rows.offsets[bad] + error.start
-            value, marked = rows.utf8[start], byte == 0 and rows.utf8[start : start + 2].tobytes() in UTF16
-            if hasattr(piece.reader, "place_of"):
-                row = piece.skip + rows.first + bad - piece.first
-                place = f"{piece.reader.place_of(piece.part, row, byte)} (0x{value:02X})"
-            advice = "set data.encoding (latin-1, cp1252, utf-16, …), or read bytes: vocab.bytes_only=true"
-            advice = "it begins as UTF-16 does: set data.encoding=utf-16" if marked else advice
-            return CharlmError(f"{place} is not UTF-8 ({error.reason}); {advice}")
+        text = rows.utf8[rows.offsets[bad] : rows.offsets[bad + 1]].tobytes()
+        error = not_utf8(text)
+        byte = error.start + (rows.skipped if bad == 0 else 0)
+        place = f"{piece.place(rows.first + bad - piece.first, byte)} (0x{text[error.start]:02X})"
+        advice = "set data.encoding (latin-1, cp1252, utf-16, …), or read bytes: vocab.bytes_only=true"
+        if byte == 0 and text.startswith(UTF16):
+            advice = "it begins as UTF-16 does: set data.encoding=utf-16"
+        return CharlmError(f"{place} is not UTF-8 ({error.reason}); {advice}")
 
 
 def in_order(title: str, work: Callable, use: Callable, sizes: dict[int, int], workers: int) -> None:

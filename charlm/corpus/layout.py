@@ -73,9 +73,7 @@ class Layout:
 
 def lay_out(texts: list[Text], journals: list[Path], config: Config) -> Layout:
     """Choose the vocabulary and place the pieces. journals: the tallies of all pieces of all texts, in order.
-
-    Raises CharlmError for text that is empty, too short for its splits, or outside a closed vocabulary.
-    """
+    Raises CharlmError for text that is empty, too short for its splits, or outside a closed vocabulary."""
     pieces = [(text, piece) for text in texts for piece in text.source.pieces]
 
     def tallies() -> Iterator[tuple[Text, Piece, Tally]]:
@@ -102,11 +100,10 @@ def lay_out(texts: list[Text], journals: list[Path], config: Config) -> Layout:
     vocab = Vocab.from_counts(totals, config.vocab)
     vocab.normalize = config.data.normalize
     if not vocab.can_encode(np.flatnonzero(totals)):
-        outside = (
-            f"{_first_outside(tallies(), vocab)} is not in the closed vocabulary of {len(vocab)} symbols"
-        )
+        problem = f"is not in the closed vocabulary of {len(vocab)} symbols"
         advice = "add it to vocab.characters, or set vocab.unknown=bytes"
-        raise CharlmError(f"{describe(config.data)}: {outside}; {advice}")
+        outside = _first_outside(tallies(), vocab)
+        raise CharlmError(f"{describe(config.data)}: {outside} {problem}; {advice}")
 
     piece_sizes += glued.sum(1) * len(glue)
     stops = np.cumsum(piece_sizes)
@@ -143,8 +140,7 @@ def lay_out(texts: list[Text], journals: list[Path], config: Config) -> Layout:
     vocab.unseen = np.flatnonzero(histograms["train"] == 0).tolist()
     if config.data.shuffle:
         starts |= {ORDERED: starts.pop("train"), DOCUMENTS: np.append(begun[:, 0], begins[:, 0].sum())}
-    facts = {"empty": empty} | _facts(totals, vocab)
-    return Layout(vocab, starts, begun, histograms, sizes, facts)
+    return Layout(vocab, starts, begun, histograms, sizes, {"empty": empty} | _facts(totals, vocab))
 
 
 def _histograms(encoded: Iterator[tuple], borders: list[int], vocab: Vocab) -> np.ndarray:

@@ -39,10 +39,8 @@ def baseline_title(name: str, figures: dict) -> str:
 
 
 class Corpus:
-    """A prepared corpus, opened. Its arrays are memory-mapped.
-
-    info: corpus.json. splits: of each, its documents, characters, bytes, symbols and sha256.
-    """
+    """A prepared corpus, opened. Its arrays are memory-mapped. info: corpus.json. splits: of each, its
+    documents, characters, bytes, symbols and sha256."""
 
     def __init__(self, folder: str | Path):
         """Raises CharlmError when the folder is not a complete prepared corpus."""
@@ -207,9 +205,7 @@ def folder_of(config: Config) -> Path:
 
 def prepare(config: Config) -> Corpus:
     """The prepared corpus of a config: found, or built. A build that was killed is resumed by the next.
-
-    Raises CharlmError for text that cannot be read or encoded, and for a disk that cannot be written.
-    """
+    Raises CharlmError for text that cannot be read or encoded, and for a disk that cannot be written."""
     return merge(config, 0)
 
 
@@ -230,8 +226,7 @@ def merge(config: Config, shards: int) -> Corpus | None:
 
 def prepare_shard(config: Config, shard: int, shards: int) -> str:
     """Count the pieces of shard `shard` (from 0) of `shards`; or, after merge(), encode them. Shards may run
-    at the same time, on different machines. Returns a message. Raises CharlmError as prepare does.
-    """
+    at the same time, on different machines. Returns a message. Raises CharlmError as prepare does."""
     folder = folder_of(config)
     if os.path.isdir(folder):
         return f"{folder} is prepared already"

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from datasets.utils.file_utils import xopen
 
 from charlm.config.fields import BUILDERS, DataConfig
-from charlm.corpus.records import ROWS, columns_of, joined, no_column
+from charlm.corpus.records import ROWS, joined, no_column
 from charlm.corpus.sources import Unreadable, describe, files_of
 from charlm.corpus.texts import Span
 from charlm.errors import CharlmError
@@ -101,11 +101,10 @@ class ParquetFile(Reader):
     def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
         leaves = [self.metadata.schema.column(i).path for i in range(self.metadata.num_columns)]
         chosen = [leaves.index(column) for column in self.columns]
-        groups = map(self.metadata.row_group, range(self.metadata.num_row_groups))
-        sizes = (
-            (i, g.num_rows, sum(g.column(k).total_uncompressed_size for k in chosen))
-            for i, g in enumerate(groups)
-        )
+        sizes = []
+        for i in range(self.metadata.num_row_groups):
+            group = self.metadata.row_group(i)
+            sizes.append((i, group.num_rows, sum(group.column(k).total_uncompressed_size for k in chosen)))
         for numbers, ends, size in _grouped(sizes):
             yield (numbers, max(1, len(ends) * BATCH // max(size, 1))), ends, size
 
@@ -166,11 +165,9 @@ def _column(batch: pa.RecordBatch, name: str) -> pa.Array:
 
 def _check_columns(schema: pa.Schema, columns: list[str], file: str) -> None:
     for column in columns:
-        if schema.names.count(column) > 1:
-            raise no_column(column, file, schema.names)
         kind = pa.struct(list(schema))
         for key in [column] if column in schema.names else column.split("."):
-            if not pa.types.is_struct(kind) or kind.get_field_index(key) < 0:
+            if not pa.types.is_struct(kind) or kind.get_field_index(key) < 0:  # none, or several
                 raise no_column(column, file, schema.names)
             kind = kind.field(key).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -204,12 +201,9 @@ def _of_dataset(data: DataConfig) -> dict[str, list[Reader]]:
         return {str(split): _readers(data, format, [*map(str, paths)]) for split, paths in files}
     _refuse_streaming(data)
     builder.download_and_prepare()
-    return {
-        str(name): [
-            ArrowFile(Local(file["filename"], describe(data)), columns_of(data)) for file in split.cache_files
-        ]
-        for name, split in builder.as_dataset().items()
-    }
+    made = {name: split.cache_files for name, split in builder.as_dataset().items()}
+    files = {str(name): [Local(file["filename"], describe(data)) for file in made[name]] for name in made}
+    return {split: [ArrowFile(file, data.columns) for file in files[split]] for split in files}
 
 
 def _refuse_streaming(data: DataConfig) -> None:
@@ -233,7 +227,7 @@ def _readers(data: DataConfig, format: str, paths: list[str]) -> list[Reader]:
     kind, readers = ParquetFile if format == "parquet" else ArrowFile, []
     for file in files:
         try:
-            readers.append(kind(file, columns_of(data)))
+            readers.append(kind(file, data.columns))
         except Exception as error:  # names the file among many
             raise read_error(error, data, file.name) from error
     return readers
@@ -249,19 +243,19 @@ def read_error(error: BaseException, data: DataConfig, file: str = "") -> Charlm
         if isinstance(cause, CharlmError):
             return cause
         if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-            from datasets.config import HF_DATASETS_CACHE as cache
-
-            return CharlmError(f"{text}: no space left for the cache of datasets in {cache}; set HF_HOME")
+            problem = f"no space left for the cache of datasets in {datasets.config.HF_DATASETS_CACHE}"
+            return CharlmError(f"{text}: {problem}; set HF_HOME")
     message = " ".join(str(error).split()) or type(error).__name__
     if "corresponds to no data" in message:
         return CharlmError(f"{text}: the text is empty")
     missing = isinstance(error, FileNotFoundError) and "://" in message
     offline = any(word in message.lower() for word in ("connect", "offline"))
     if missing or offline or isinstance(error, ConnectionError):
-        return Unreadable(
-            f"{text}: cannot be reached ({message}). Run `charlm prepare` where there is a network; machines "
-            f"without one open the prepared corpus in data.dir (HF_HUB_OFFLINE=1 spares them the wait)"
+        advice = (
+            "Run `charlm prepare` where there is a network; machines without one open the prepared corpus"
         )
+        advice += " in data.dir (HF_HUB_OFFLINE=1 spares them the wait)"
+        return Unreadable(f"{text}: cannot be reached ({message}). {advice}")
     first = " ".join(str(cause).split())
     message += f" ({first})" if first not in message else ""
     return Unreadable(f"{text}: datasets cannot read it: {message}")

@@ -8,7 +8,6 @@ import re
 from codecs import BOM_UTF8
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import chain
 from pathlib import PurePath
 
@@ -26,19 +25,13 @@ NOT_UTF8 = "not UTF-8; set data.encoding"
 csv.field_size_limit((1 << 31) - 1)
 
 
-def columns_of(data: DataConfig) -> list[str]:
-    """The names of data.text_column."""
-    return [*map(str, data.text_column if isinstance(data.text_column, list) else [data.text_column])]
-
-
 def joined(columns: list[pa.Array]) -> pa.Array:
     """The texts of several columns, row by row, with line breaks between those that are not null."""
-    texts, empty, line_break = columns[0], *(pa.scalar(s, pa.large_binary()) for s in (b"", b"\n"))
-    for column in columns[1:]:  # null_handling="skip" of Arrow's join loses rows that are all null
-        first, second = texts.cast(empty.type), column.cast(empty.type)
-        between = pc.if_else(pc.and_(first.is_valid(), second.is_valid()), line_break, empty)
-        both = pc.binary_join_element_wise(first.fill_null(b""), between, second.fill_null(b""), empty)
-        texts = pc.if_else(pc.or_(first.is_valid(), second.is_valid()), both, pa.scalar(None, empty.type))
+    texts, line_break = columns[0], pa.scalar(b"\n", pa.large_binary())
+    for column in columns[1:]:
+        first, second = texts.cast(line_break.type), column.cast(line_break.type)
+        both = pc.binary_join_element_wise(first, second, line_break)  # null where one of them is
+        texts = pc.coalesce(both, first, second)
     return texts
 
 
@@ -54,7 +47,7 @@ class Table:
     spans as those of Text, which raise CharlmError for a bad row and for a file that lacks a column."""
 
     def __init__(self, data: DataConfig):
-        self.data, self.names, self.skips = data, columns_of(data), data.on_bad_line == "skip"
+        self.data, self.names, self.skips = data, data.columns, data.on_bad_line == "skip"
 
     def read(self, span: Span) -> pa.Array:
         """large_binary[rows], in the order of the file."""
@@ -93,7 +86,7 @@ class Json(Table):
             if not columns or not found.keys() >= {*self.names}:  # all are null: or is there no such column?
                 kept = [texts is not None for _, texts in self._rows(span)]
             rows += sum(kept)
-            yield replace(span, rows=sum(kept), skipped=kept.count(False))
+            yield span._replace(rows=sum(kept), skipped=kept.count(False))
         if rows and (lacking := [name for name in self.names if name not in found]):
             raise no_column(lacking[0], file.name, [*found])
 
@@ -106,7 +99,7 @@ class Json(Table):
         block, nested = span.read(), any("." in name for name in self.names)
         begins = re.findall(rb"\n[ \t\r]*([^ \t\r\n])", b"\n" + block)
         # With null in the place of an object, Arrow ends the process. It does not check UTF-8.
-        if nested or not span.line or {*begins} != {b"{"} or (self.skips and not_utf8(block) is not None):
+        if nested or not span.line or {*begins} != {b"{"} or (self.skips and not_utf8(block)):
             return []
         options = pj.ReadOptions(use_threads=False, block_size=min(len(block) + 64, (1 << 31) - 1))
         chosen = pj.ParseOptions(explicit_schema=self.schema, unexpected_field_behavior="ignore")
@@ -120,7 +113,7 @@ class Json(Table):
     def _rows(self, span: Span) -> Iterator[tuple[int, list[bytes | None] | None]]:
         """(line or row in the span, its columns), without columns for a row that is left out."""
         block, found = span.read(), self.found[span.file]
-        errors = "strict" if not_utf8(block) is None else "surrogateescape"
+        errors = "surrogateescape" if not_utf8(block) else "strict"
         text = block.decode("utf-8", errors)
         for i, value in _values_of_lines(text) if span.line else _values_of_file(text, span):
             try:
@@ -154,7 +147,7 @@ class Json(Table):
                 problem = "holds a lone surrogate, half of a character"
                 raise ValueError(f"data.text_column={name!r} {problem}") from None
             text = re.sub(r"[\ud800-\udfff]", "\ufffd", value).encode()
-        if self.skips and not_utf8(text) is not None:
+        if self.skips and not_utf8(text):
             raise ValueError(NOT_UTF8)
         return text
 
@@ -221,16 +214,14 @@ class Csv(Table):
             lines.seek(low)
             for i, texts, start in self._rows(span := Span(file, low, low, line=1), lines):
                 if start - span.low >= piece:
-                    yield replace(span, high=start, rows=sum(kept), skipped=kept.count(False))
+                    yield span._replace(high=start, rows=sum(kept), skipped=kept.count(False))
                     span, kept = Span(file, start, start, line=i + 1), []
                 kept.append(texts is not None)
         if kept:
-            size = os.path.getsize(file.path)
-            yield replace(span, high=size, rows=sum(kept), skipped=kept.count(False))
+            high = os.path.getsize(file.path)
+            yield span._replace(high=high, rows=sum(kept), skipped=kept.count(False))
 
-    def _rows(
-        self, span: Span, lines: Iterable[str] | None = None
-    ) -> Iterator[tuple[int, list[bytes | None] | None, int]]:
+    def _rows(self, span: Span, lines: Iterable[str] | None = None) -> Iterator[tuple]:
         """As of Json, with the offset of each row. lines: of the whole file."""
         (delimiter, width, columns), low = self.layouts[span.file], span.low
         header = self.data.header and span.line == 1
@@ -261,7 +252,7 @@ class Csv(Table):
             texts = [row[k].encode("latin-1") if k < len(row) else None for k in columns]
             if any(row[width:]):
                 problem = "more fields than the header"
-            elif self.skips and any(text and not_utf8(text) is not None for text in texts):
+            elif self.skips and any(text and not_utf8(text) for text in texts):
                 problem = NOT_UTF8
             if problem:
                 self._skip(span.place(i), problem)

@@ -1,7 +1,5 @@
-"""Which files a config names, as what they are read, for which split, and what identifies their content.
-
-A prepared corpus opens without `datasets` and pyarrow: they are not imported here.
-"""
+"""Which files a config names, as what they are read, for which split, and what identifies their content. A
+prepared corpus opens without `datasets` and pyarrow: they are not imported here."""
 
 import glob
 import hashlib
@@ -101,10 +99,8 @@ def format_of(path: str) -> str:
 
 def files_of(data: DataConfig) -> dict[str, list[File]]:
     """Split → its files, in order, each once. data.validation and data.test may be paths, then they are keys.
-
     Without files of the Hub; '' → all files, their format unknown, of a folder that `datasets` reads. Raises
-    CharlmError for a path that matches no file, and for a folder where splits are unclear.
-    """
+    CharlmError for a path that matches no file, and for a folder where splits are unclear."""
     given = data.source if data.source in SUFFIXES else ""
     splits = {}
     if data.source == "stdlib":
@@ -151,10 +147,10 @@ def origins(data: DataConfig) -> dict[str, str]:
     return parts
 
 
-def resolve(data: DataConfig, found: dict[str, list] | None = None) -> DataConfig:
+def resolve(data: DataConfig, given: dict[str, list]) -> DataConfig:
     """The same with data.validation and data.test naming the given splits that are meant for them, where they
-    have their defaults. found: files_of(data), or what else is by split."""
-    given, held_out = files_of(data) if found is None else found, {}
+    have their defaults. given: files_of(data), or what else is by split."""
+    held_out = {}
     for part in ("validation", "test"):
         if getattr(data, part) == vars(DataConfig)[part]:
             names = [name for name in SPLIT_WORDS[part] if name in given and name != data.split]

@@ -4,8 +4,8 @@ import mmap
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,8 +14,7 @@ from charlm.config.fields import DataConfig
 from charlm.files import Local
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Bytes low to high of a file: rows, or a slice of one. last: they end a row. line: the number of the
     first line; 0 where rows have none. skipped: how many bad rows are left out."""
 
@@ -106,7 +105,7 @@ class WikiExtractor(Text):
 
     def spans(self, file: Local, piece: int) -> Iterator[Span]:
         span = Span(file, 0, os.path.getsize(file.path))
-        yield replace(span, rows=len(self.read(span)))
+        yield span._replace(rows=len(self.read(span)))
 
     def read(self, span: Span) -> pa.Array:
         found = re.findall(rb"<doc [^\n]*>\n(.*?)\n*</doc>", span.read(), re.DOTALL)
@@ -139,12 +138,12 @@ def _cut(steps: Sequence[str], path: str, offset: int) -> int:
     return os.path.getsize(path)
 
 
-def not_utf8(text: bytes | memoryview) -> int | None:
-    """The offset of the first byte that is not UTF-8; None if all are."""
+def not_utf8(text: bytes | memoryview) -> UnicodeDecodeError | None:
+    """The error at the first byte that is not UTF-8; None if all are."""
     try:
         str(text, "utf-8")
     except UnicodeDecodeError as error:
-        return error.start
+        return error
 
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

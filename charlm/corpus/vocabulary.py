@@ -117,11 +117,9 @@ class Vocab:
 
     @classmethod
     def from_counts(cls, counts: np.ndarray, config: VocabConfig) -> Vocab:
-        """Choose characters by frequency. counts: int64[n], how often each code point occurs.
-
-        Without max_size and coverage: all that occur. Ties are broken by code point.
-        Raises CharlmError if config.max_size is too small for the byte symbols and one character.
-        """
+        """Choose characters by frequency, ties by code point; without max_size and coverage all that occur.
+        counts: int64[n], how often each code point occurs. Raises CharlmError if config.max_size is too small
+        for the byte symbols and one character."""
         if config.characters or config.bytes_only:
             return cls(config.characters, unknown=config.unknown, end_of_document=config.end_of_document)
         codes = np.flatnonzero(counts[:END])
@@ -198,10 +196,8 @@ class Vocab:
         return histogram
 
     def encode(self, text: str | bytes) -> np.ndarray:
-        """Ids of a text, dtype[n]. bytes must be UTF-8 unless the vocabulary is bytes-only.
-
-        Raises CharlmError for a character outside a closed vocabulary and for lone surrogates.
-        """
+        """Ids of a text, dtype[n]. bytes must be UTF-8 unless the vocabulary is bytes-only. Raises
+        CharlmError for a character outside a closed vocabulary and for lone surrogates."""
         text = self.normalized(text) if self.normalize else text
         if isinstance(text, str):
             try:

@@ -266,7 +266,7 @@ def test_bytes_that_are_not_utf8_deep_in_a_later_piece(tmp_path, monkeypatch, wi
     rows[83] = ("é" * 401).encode() + b"\xe4\xb8x" + b"tail"  # longer than BATCH
     file = parquet(tmp_path / "a.parquet", not_checked(rows, wide), row_group_size=11)
     made = of_parquet(tmp_path, file, split_by=split_by, **HELD_OUT)
-    refused(tmp_path, made, "row 83, byte 802 is not UTF-8 (invalid continuation byte)", "a.parquet")
+    refused(tmp_path, made, "row 83, byte 802 (0xE4) is not UTF-8 (invalid continuation byte)", "a.parquet")
 
 
 @settings(max_examples=40)
@@ -289,14 +289,15 @@ def test_what_python_refuses_is_refused_by_row_and_byte(good, bad, lead, batch):
         if byte is None:
             assert bytes_of(built(made, [not_checked(rows)])) == b"\n".join(rows)
         else:
-            with pytest.raises(CharlmError, match=rf"row {len(good)}, byte {byte} is not UTF-8"):
+            place = rf"row {len(good)}, byte {byte} \(0x{row[byte]:02X}\)"
+            with pytest.raises(CharlmError, match=f"{place} is not UTF-8"):
                 built(made, [not_checked(rows)])
             assert folders(Path(folder)) == []
 
 
 def test_a_long_row_of_continuation_bytes_is_refused_at_once(tmp_path):
     file = parquet(tmp_path / "a.parquet", not_checked([b"\x80" * (9 << 20)]))
-    refused(tmp_path, of_parquet(tmp_path, file), "row 0, byte 0 is not UTF-8")
+    refused(tmp_path, of_parquet(tmp_path, file), "row 0, byte 0 (0x80) is not UTF-8")
 
 
 # workers and shards: the same bytes
