@@ -36,7 +36,7 @@ def model_card(
     config = config and public(config)
     shown = _shown(config) if config else {}
     options = {"trim_blocks": True, "keep_trailing_newline": True, "undefined": jinja2.StrictUndefined}
-    options["finalize"] = lambda value: _plain(value) if type(value) is str else value
+    options["finalize"] = lambda value: _plain(str(value)) if type(value) in (str, list) else value
     listing = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
     template = jinja2.Template(Path(__file__).with_suffix(".md").read_text(encoding="utf-8"), **options)
     return template.render(

@@ -177,10 +177,12 @@ class Run:
         """The error for a loss that went wrong, with the ways out."""
         self.wait_for_writes()
         fp16 = ", or train.precision=bf16" if self.config.train.precision == "fp16" else ""
+        begin = f"; or begin with the best weights: another run_dir, train.init_from={self.dir / 'model'}"
+        best = begin if self.state.best else ""
         return Diverged(
             f"{problem}; {self.last_checkpoint()}. "
             f"Try a lower optim.learning_rate (now {self.config.optim.learning_rate:g}), more "
-            f"optim.warmup_steps, a lower optim.clip{fp16}; train.allow_change names what is changed"
+            f"optim.warmup_steps, a lower optim.clip{fp16}; train.allow_change names what is changed{best}"
         )
 
     def write_in_background(self, write, *args) -> Future:

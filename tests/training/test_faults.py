@@ -524,6 +524,7 @@ def test_a_loss_that_has_diverged_ends_the_run_though_it_is_finite(tmp_path, opt
     error = ran.stderr.splitlines()[-1]
     assert ran.returncode == 1 and error.startswith("charlm: error: the loss has diverged: "), ran.stderr
     assert told in error and "Try a lower optim.learning_rate" in error
+    assert ("or begin with the best weights" in error) == (tmp_path / "run" / "model").exists()
     assert status(config.run_dir)["status"] == "failed"
 
 
