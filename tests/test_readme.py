@@ -115,7 +115,6 @@ HERE = {
     "charlm report RUN": Short(told="report.html"),
 }
 # Cannot be run here: why, and the test that does what can be done, if there is one.
-GPUS = ("--gpus-per-node=2 --ntasks-per-node=2", "--nodes=4 --gpus-per-node=2 --ntasks-per-node=2")
 INSTALL = "python3 -m venv .venv && .venv/bin/pip install -e"
 LAUNCH = "accelerate launch scripts/train.py --config wikipedia-en --run_dir runs/wiki"
 BENCH_PREPARE = "test_bench.py::test_prepare_gives_a_row_for_every_way"
@@ -131,6 +130,10 @@ ON_CPU = "--ways scripts/bench/ways/wikipedia_cpu.txt --config wikipedia-sample 
 ON_CPU += " --threads 1 --max_characters 200000"
 LOCAL = "slurm/test_scripts.py::test_ones_own_lines_and_the_environment_of_the_folder_are_both_used"
 SWEEP = "slurm/test_slurm.py::test_a_sweep_trains_every_line_in_a_run_directory_of_its_own"
+LARGER = {
+    "--gpus-per-node=2 --ntasks-per-node=2": "wikipedia-simple",
+    "--nodes=4 --gpus-per-node=8 --ntasks-per-node=8": "wikipedia-en",
+}
 NODES = "slurm/test_slurm.py::test_two_nodes_train_as_one_process_does"
 REQUEUED = "slurm/test_slurm.py::test_usr1_saves_requeues_and_resumes_until_done"
 THERE = {
@@ -182,11 +185,7 @@ THERE = {
     "sbatch slurm/train.sh …": ("a cluster", NODES),
     "sbatch --nodes=4 slurm/train.sh …": ("a cluster", NODES),
     "sbatch --gpus-per-node=0 slurm/hello.sh": ("a cluster", SMOKE),
-    "sbatch --nodes=4 --gpus-per-node=8 --cpus-per-task=8 slurm/train.sh --config wikipedia-en": (
-        "a cluster",
-        NODES,
-    ),
-    **{f"sbatch {gpus} slurm/train.sh --config wikipedia-simple": ("a cluster", NODES) for gpus in GPUS},
+    **{f"sbatch {o} slurm/train.sh --config {c}": ("a cluster", NODES) for o, c in LARGER.items()},
     "source slurm/cluster.sh": ("a cluster", LOCAL),
     "charlm compare runs/charlm-sweep-*": ("a cluster", SWEEP),
     "WANDB_MODE=online sbatch slurm/train.sh …": ("a cluster and an account", ""),
