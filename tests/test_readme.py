@@ -94,6 +94,10 @@ HERE = {
     "charlm train --config wikipedia-sample": Short(SAMPLE, "done: 2 steps"),
     "charlm train --config text8": Short(f"{TINY} {HELD} --data.data_files FILE", "done: 2 steps"),
     "charlm train my.txt": Short(TINY, "done: 2 steps"),
+    "charlm train my.txt --model.size small --train.minutes 10": Short(
+        TINY, "done: 2 steps", ("--train.minutes 10", "--run_dir runs/small")
+    ),
+    "charlm train my.txt --print_config=skip_default": Short(told="data_files:"),
     "charlm train books/ --train.minutes 10": Short(
         f"{TINY} {HELD}", "done: 2 steps", ("--train.minutes 10", "")
     ),

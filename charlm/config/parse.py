@@ -90,6 +90,8 @@ def _read_yaml(name: str | Path) -> dict[str, Any]:
     """The fields of a YAML file or a shipped config, their names checked; without empty sections."""
     shipped = shipped_configs()
     path = Path(name) if Path(name).is_file() else shipped.get(str(name))
+    if path is not None and path.suffix in (".txt", ".md"):
+        raise CharlmError(f"{name} is a text: charlm train {name}; in Python data_files={str(name)!r}")
     if path is None:
         advice = choice_advice(Path(name).stem, list(shipped))
         raise CharlmError(f"--config {name}: no such file, nor a config of charlm; {advice}")

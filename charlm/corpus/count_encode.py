@@ -175,7 +175,7 @@ class Text:
         error = not_utf8(text)
         byte = error.start + (rows.skipped if bad == 0 else 0)
         place = f"{piece.place(rows.first + bad - piece.first, byte)} (0x{text[error.start]:02X})"
-        advice = "set data.encoding (latin-1, cp1252, utf-16, …), or read bytes: vocab.bytes_only=true"
+        advice = "convert it, set data.encoding of all files (latin-1, cp1252, …), or vocab.bytes_only=true"
         if byte == 0 and text.startswith(UTF16):
             advice = "it begins as UTF-16 does: set data.encoding=utf-16"
         return CharlmError(f"{place} is not UTF-8 ({error.reason}); {advice}")

@@ -141,6 +141,10 @@ class Corpus:
         lines.append(row("split", *sizes))
         for split, size in self.splits.items():
             lines.append(row(split, *(f"{size[k]:,}" if k in size else "cut" for k in sizes)))
+            drawn = "%" in info.get("origins", {}).get(split, "")
+            if drawn and 0 < 200 * size["characters"] < info["characters"]:
+                problem = f"{split} holds {size['characters']:,} of {info['characters']:,} characters"
+                lines.append(titled("warning", [problem, "--data.split_by character cuts the text"]))
         if info["floors"]:
             lines.append(f"  {'baselines on validation':<30} {'bpc':>8} {'bpb':>8}")
             for name, figures in info["floors"].items():

@@ -147,9 +147,8 @@ class Measure:
             part = min(size, config.evaluate.lanes * max(config.evaluate.context, config.evaluate.bptt))
             evaluation = _seconds(lambda: _score(run, setup, setup.evaluated, "validation", part))
             evaluation *= (size + warm) / (part + warm)
-        sample = 0.0
-        if run.main and config.sample.every:
-            sample = _seconds(lambda: _sample(run, setup, setup.evaluated))
+        draws = run.main and config.sample.every
+        sample = _seconds(lambda: _sample(run, setup, setup.evaluated)) if draws else 0.0
         save = _seconds(lambda: state_of(run, setup))  # the rest is done while training continues
         pairs = ((config.evaluate, evaluation), (config.sample, sample), (config.checkpoint, save))
         return sum(seconds / part.every for part, seconds in pairs if part.every), evaluation + save
@@ -263,6 +262,9 @@ def finish(run: Run, setup: Setup) -> Summary:
     for split, figures in (("validation", summary.best), ("test", summary.test)):
         if figures:
             run.say(SCORES.format(split, **figures))
+    ngram = setup.corpus.info["floors"].get("ngram")
+    if ngram and summary.best and summary.best["bpc"] > ngram["bpc"]:
+        run.say(f"counting reaches {ngram['bpc']:.4f} bpc on validation: train longer, or try --model.size")
     run.say(f"done: {run.state.step} steps; the best weights are in {run.dir / 'model'}")
     return summary
 

@@ -749,6 +749,24 @@ def test_report_reads_the_start_of_a_text_up_to_a_whole_character(run, tmp_path,
     assert "aé狐🦊".startswith(read[0].decode()) and most - 4 <= len(read[0]) <= most
 
 
+# a text of one's own
+
+
+def test_a_text_that_is_named_as_a_config_and_parts_that_are_too_small(run, refused, tmp_path):
+    books = tmp_path / "books"
+    books.mkdir()
+    for i in range(8):
+        (books / f"{i}.txt").write_text("the fox and the hen " * (2000 if i % 2 else 1), encoding="utf-8")
+    message = refused("train", "--config", books / "1.txt")
+    assert f"1.txt is a text: charlm train {books}/1.txt; in Python data_files=" in message
+    folders = ("--data.dir", tmp_path / "data", "--run_dir", tmp_path / "run")
+    sizes = ("--model.hidden_size=8", "--train.batch_size=4", "--train.steps=2", "--sample.every=0")
+    said = run("train", books, *folders, *sizes, "--log.wandb=disabled", "--data.seed=1")
+    assert "counting reaches" in said and "train longer" in said
+    assert re.findall(r"(\w+) holds (\S+) of (\S+) characters", said) == [("test", "20", "160,085")]
+    assert said.count("--data.split_by character cuts the text") == 1
+
+
 # the terminal
 
 
