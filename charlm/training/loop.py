@@ -46,8 +46,7 @@ def train(
     config: or a YAML file or the name of a shipped config, with the options of load_config. In a notebook
     "interrupt" ends the step, writes a checkpoint and returns. torch's random numbers are left as they were.
     watch(step, model, loss) is called in every step (0 is the first) before the weights change; loss is in
-    nats per symbol. stop: one that handles signals already. Raises CharlmError for what the user can correct.
-    """
+    nats per symbol. stop: one that handles signals already. Raises CharlmError for what a user can mend."""
     started = time.perf_counter()
     config = load_config(config, **options)
     handled = Stop() if stop is None else nullcontext(stop)
@@ -246,7 +245,8 @@ def draw_sample(run: Run, setup: Setup, model: CharLM, name: str | None = None) 
 def finish(run: Run, setup: Setup) -> Summary:
     """Score the best weights on test, draw a sample from them."""
     secure_best(run, setup)
-    validate(run, setup)  # again, where the best weights are lost
+    if run.state.best is None:  # they are lost
+        validate(run, setup)
     if run.state.best is None:
         _write_model(run, setup)
     model = _best_model(run, setup)
