@@ -72,7 +72,8 @@ fi
 job=$(scontrol show job -o "$SLURM_JOB_ID")
 [[ $job == *" JobState=RUNNING "* ]] || exit 0
 [[ $job =~ \ EndTime=([0-9][^ ]*) ]] && left=$(($(date -d "${BASH_REMATCH[1]}" +%s) - $(date +%s)))
-if [ "$((step - ${before:-0}))" -lt 10 ] && [ "${left:-1000}" -lt 360 ]; then
+short=$(((${SLURM_RESTART_COUNT:-0} > 0) && (step - ${before:-0} < 10)))
+if [ "$short" = 1 ] && [ "${left:-1000}" -lt 360 ]; then # in its first start a job may have come late to training
   say "not put back into the queue: $((step - ${before:-0})) steps in this start, for slurm's signal came $left s before"
   say "the time limit. Give a longer --time, or --signal=USR1@60. The checkpoint of step $step is written."
   exit 1
