@@ -45,8 +45,10 @@ def loading() -> Iterator[None]:
     """Show on a terminal that something is going on, while torch is imported: it takes seconds."""
     terminal = sys.stderr.isatty()
     print("loading PyTorch …" * terminal, end="", file=sys.stderr, flush=True)
-    yield
-    print("\r\x1b[K" * terminal, end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print("\r\x1b[K" * terminal, end="", file=sys.stderr, flush=True)
 
 
 def shows_bars() -> bool:

@@ -229,4 +229,4 @@ def test_the_folders_of_the_machine_stay_private():
     facts = {"documents": 3, "skipped": 1, "splits": {}, "origins": given}
     text = model_card(trained, charlm.Vocab("abcd", unknown="error"), hub, facts)
     assert "| validation from | dev.jsonl (json) |\n| test from | split test |" in text
-    assert "| left out | 1 rows that could not be read |" in text and "held out" not in text
+    assert "| left out | 1 row(s) that could not be read |" in text and "held out" not in text
