@@ -1,6 +1,6 @@
 #!/bin/bash
 # Is this cluster set up right? Two nodes learn "hello" together, are interrupted on purpose, put back into the
-# queue, and go on. A few minutes; the log ends with "set up right".
+# queue, and go on. A few minutes; the log ends with "set up right". One GPU per node is enough.
 #
 #   sbatch slurm/hello.sh
 #SBATCH --job-name=charlm-hello

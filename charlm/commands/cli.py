@@ -16,14 +16,11 @@ from difflib import get_close_matches
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from charlm import __version__
 from charlm.errors import CharlmError, CharlmWarning, UsageError
 from charlm.terminal import say, shown, stopped, visible
-
-if TYPE_CHECKING:
-    from charlm.config.fields import Config
 
 _python_format = warnings.formatwarning  # which main replaces
 COMMANDS = {  # command → module of this folder that has a function of that name, what the command does
@@ -131,12 +128,9 @@ def _function(command: str):
 
 
 def _exit(code: int, message: str) -> None:
-    """Print a message on stderr and exit; code 0 returns.
-
-    One process of several, and any after Ctrl-C, skips Python's own shutdown, which waits for threads, and
-    wandb in it for the network. A thread of torch's process group that frees a tensor meanwhile aborts the
-    process (DistributedDataParallel keeps them): on a busy machine one run in 25 ended so.
-    """
+    """Print a message on stderr and exit; code 0 returns. One process of several, and any after Ctrl-C, skips
+    Python's own shutdown: it waits for threads, wandb in it for the network, and a thread of torch's process
+    group that frees a tensor meanwhile aborts the process."""
     if code == 130 or os.environ.get("WORLD_SIZE", "1") != "1":
         with suppress(OSError, ValueError):
             if code:
@@ -152,8 +146,7 @@ def _exit(code: int, message: str) -> None:
 
 def _format_warning(message, category, *args, **kwargs) -> str:
     """charlm's own warnings as one line, without their place in its source."""
-    own = issubclass(category, CharlmWarning)
-    if own:
+    if issubclass(category, CharlmWarning):
         return shown(f"charlm: warning: {message}".replace("\n", " "), sys.stderr) + "\n"
     return _python_format(visible(str(message)), category, *args, **kwargs)
 
@@ -177,8 +170,8 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} ({self.prog} --help)")
 
 
-def parse_with_config(parser: Parser, argv: list[str]) -> tuple[argparse.Namespace, Config]:
-    """Parse a command's own options, those of the parser, and the fields of a config. Words before the first
+def parse_with_config(parser: Parser, argv: list[str]) -> tuple:
+    """(a command's own options, those of the parser; the Config of the others). Words before the first
     option are data.data_files. Without a --config, run_dir takes their name, and one text is cut in three."""
     from charlm.config.parse import parse
 

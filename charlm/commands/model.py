@@ -34,9 +34,10 @@ def _run_parser(command: str, more: str = "") -> Parser:
 def _run_of(args: argparse.Namespace) -> tuple:
     """Run directory, model folder or hub id, and the config if --config names the run."""
     from charlm.config.parse import load_config
+    from charlm.monitor.run_files import runs_near
 
     if (args.run is None) == (args.config is None):
-        raise UsageError("name a run directory, or --config for its config")
+        raise UsageError(f"name a run directory, or --config for its config{runs_near(Path('runs'))}")
     config = load_config(args.config) if args.config else None
     if config and not Path(config.run_dir).is_dir():
         raise CharlmError(f"{config.run_dir}: no run yet; charlm train --config {args.config}")

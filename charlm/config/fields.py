@@ -165,6 +165,9 @@ class TrainConfig(checks.Section):
     bptt: checks.Positive = 64
     """Characters that each lane advances per step: the window of truncated backpropagation through time.
     Gradients reach back no further, but the carry (the recurrent state) is passed on to the next window."""
+    carry_windows: checks.Positive | None = 64
+    """Windows after which the carry of a lane starts again from zeros, one lane after the other: so a model
+    learns to begin a text, as for a prompt. null: only where an epoch starts."""
     accumulate: checks.Positive = 1
     """Slices per step that the lanes of a process are split into, if they do not fit in memory at once."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"

@@ -148,7 +148,8 @@ def read_history(run_dir: str | Path) -> History:
 
 
 def runs_near(folder: Path) -> str:
-    """The end of an error message: the runs in a folder, or beside one that does not exist; "" for none."""
-    folder = folder if folder.exists() else folder.parent
-    runs = [path.parent.name for path in sorted(folder.glob("*/status.json"))]
-    return f"; runs in {folder}: {', '.join(runs)}" if runs else ""
+    """The end of an error message: the runs in a folder, beside it, or in runs/; "" for none."""
+    for place in (folder, folder.parent, Path("runs")):
+        if runs := [path.parent.name for path in sorted(place.glob("*/status.json"))]:
+            return f"; runs in {place}: {', '.join(runs)}"
+    return ""

@@ -161,8 +161,7 @@ class Sampler:
         )
         self._draw, self._uniform = draw_symbols, itertools.chain.from_iterable(blocks)  # float64[N] each
         vocab_size = following.shape[1]
-        top_k = vocab_size if config.top_k is None else min(config.top_k, vocab_size)
-        top_p = 1.0 if config.top_p is None else config.top_p
+        top_k, top_p = min(config.top_k or vocab_size, vocab_size), config.top_p or 1.0
         self._options = (float(config.temperature), top_k, float(top_p))
         self._sorts = top_k < vocab_size or top_p < 1
         self._unsorted = np.tile(range(vocab_size), (num_samples, 1))

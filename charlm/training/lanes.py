@@ -11,12 +11,14 @@ Text of 27 ids, batch_size 2, bptt 4 (an epoch starts `offset` ids into the text
     x of lane 0, window 1:  e f g h
     y of lane 0, window 1:  f g h i      the next character of each
 
-The carry of a lane (its recurrent state) is handed from each window to the next. At the end of an epoch it
-starts again at zero, and the next epoch starts at another offset, so that neither windows nor lane borders
+The carry of a lane (its recurrent state) is handed from each window to the next. It starts at zero with every
+epoch, and every carry_windows windows, one lane after the other: a model that seldom began there may answer a
+prompt with noise, for ever. Epochs start at different offsets, so that neither windows nor lane borders
 repeat. A position is two integers.
 """
 
 import random
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -46,6 +48,7 @@ class Lanes:
         ids: np.ndarray,
         batch_size: int,
         bptt: int,
+        carry_windows: int | None = None,
         *,
         rank: int = 0,
         world: int = 1,
@@ -58,7 +61,7 @@ class Lanes:
             windows = f"train.batch_size={batch_size} lanes × train.bptt={bptt} need {needed:,}"
             advice = "lower one of them, or read more text"
             raise CharlmError(f"the text has {len(ids):,} symbols, but {windows}; {advice}")
-        self.batch_size, self.bptt, self.seed = batch_size, bptt, seed
+        self.batch_size, self.bptt, self.carry_windows, self.seed = batch_size, bptt, carry_windows, seed
         self.device = torch.device(device)
         self.lanes = range(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.windows = (len(ids) - 1) // (batch_size * bptt)
@@ -90,6 +93,13 @@ class Lanes:
             both = pinned.to(self.device, non_blocking=True).long()
             self._ahead = (self.after(position), self._reader.submit(self._read, self.after(position)))
         return both[:, :-1], both[:, 1:]
+
+    def restart(self, position: Position, carry: Sequence[torch.Tensor] | None) -> None:
+        """Set to zero, in place, the carry of the lanes that start anew with this window: [·, B, ·] each."""
+        if carry is not None and (every := self.carry_windows):
+            turn, n, first = position.window % every, self.batch_size, self.lanes.start
+            low, high = (max(-(-i * n // every) - first, 0) for i in (turn, turn + 1))
+            torch._foreach_zero_([part[:, low:high] for part in carry])
 
     def _view(self, position: Position) -> torch.Tensor:
         """[B, T + 1] of the ids. Raises CharlmError where their file has shrunk: to read on would end the

@@ -89,6 +89,7 @@ def train(
 def train_step(config: Config, setup: Setup, state: State, watch: Watch | None = None) -> Tensor:
     """One step of training, which state counts. Returns the norm [] of the gradient before clipping."""
     x, y = setup.lanes.window(state.position)  # int64 [B, T] on the device
+    setup.lanes.restart(state.position, state.carry)
     set_learning_rate(setup.optimizer, learning_rate(state.step, config.optim, state.steps))
     loss, norm, carry = setup.step(x, y, state.carry)  # forward, backward, clip; the carry is detached
     if watch is not None:
@@ -167,7 +168,7 @@ def log_figures(run: Run, setup: Setup, norm: Tensor) -> None:
     state.losses.clear()
     size = setup.corpus.splits["train"]
     characters = train.batch_size * train.bptt * size["characters"] / size["symbols"]  # per step
-    pace = run.clock.steps_per_second()
+    pace = run.clock.steps / max(run.clock.seconds() - run.clock.before, 1e-9)  # steps per second
     figures = {
         "loss": loss,
         "bpc": loss / LN2 * size["symbols"] / max(size["characters"], 1),
@@ -291,8 +292,7 @@ def _best_model(run: Run, setup: Setup) -> CharLM:
     """The model in model/, whose figures become state.best: read by the main process, sent to the others."""
     vocab = setup.corpus.vocab
     model = CharLM.from_pretrained(run.dir / "model") if run.main else CharLM(run.config.model, len(vocab))
-    best = read_best(run.dir, vocab)["validation"] if run.main else None
-    run.state.best = gather_object([best])[0]
+    run.state.best = gather_object([read_best(run.dir, vocab)["validation"] if run.main else None])[0]
     model = model.to(run.device).eval()
     for p in model.parameters():
         broadcast(p.data)

@@ -89,7 +89,7 @@ def set_up(config: Config, accelerator: Accelerator, say: Callable[[str], None])
         if value.lower() not in ("no", "1", train.precision):
             say(f"ACCELERATE_{name}={value} has no effect: {ours} decides")
     place = {"rank": rank, "world": processes, "seed": train.seed, "device": device}
-    lanes = Lanes(corpus["train"], train.batch_size, train.bptt, **place)
+    lanes = Lanes(corpus["train"], train.batch_size, train.bptt, train.carry_windows, **place)
     torch.manual_seed(train.seed)
     model = CharLM(config.model, len(corpus.vocab)).to(device)
     set_precision(model, train.precision, "train.precision", say)

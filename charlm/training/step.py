@@ -132,9 +132,6 @@ class Clock:
         """Of training in this process."""
         return self.before + time.perf_counter() - self.started - self.paused_seconds
 
-    def steps_per_second(self) -> float:
-        return self.steps / max(self.seconds() - self.before, 1e-9)
-
     @contextmanager
     def paused(self) -> Iterator[None]:
         since, self.in_pause = time.perf_counter(), True

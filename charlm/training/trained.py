@@ -120,8 +120,9 @@ def _opened(run: str | Path) -> Trained:
     # "runs/nmae" next to a folder runs is a typing error, not a model of a user named runs.
     local = path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.parent.is_dir()
     if not path.is_dir() and local:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], 1)
-        hint = f"; did you mean {path.with_name(near[0])}?" if near else ""
+        names = {p.name: p for p in (*Path("runs").glob("*"), *path.parent.glob("*"))}
+        near = difflib.get_close_matches(path.name, names, 1)
+        hint = f"; did you mean {names[near[0]]}?" if near else ""
         raise CharlmError(f"{run}: no such run directory, model folder or hub id{hint}")
     model = CharLM.from_pretrained(run)
     return Trained(model, model.vocab, read_run_config(path.parent) if path.name == "model" else Config())

@@ -527,6 +527,17 @@ def test_a_run_or_a_config_and_not_both(refused, finished, name):
     assert refused(name, finished.run_dir, "--config", config_file(finished)) == expected
 
 
+def test_the_runs_of_the_folder_runs_are_proposed(refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refused("sample") == "name a run directory, or --config for its config"
+    for name in ("novel", "poems"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "status.json").write_text('{"status": "done"}')
+    assert refused("sample").endswith("; runs in runs: novel, poems")
+    assert refused("sample", "novel").endswith(f"hub id; did you mean {Path('runs/novel')}?")
+    assert refused("watch", "prose").endswith("no such run directory; runs in runs: novel, poems")
+
+
 @pytest.mark.parametrize("name", ["evaluate", "sample"])
 def test_a_run_that_is_not_there_is_named(refused, tmp_path, name):
     missing = tmp_path / "missing"

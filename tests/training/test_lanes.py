@@ -261,6 +261,27 @@ def test_a_shorter_text_is_refused_with_the_numbers(B, T, n):
 # windows read ahead, for ids that do not fit on the device
 
 
+@pytest.mark.parametrize(
+    ("lanes", "every", "world"), [(16, 64, 1), (16, 64, 3), (10, 4, 3), (3, 3, 3), (2, 1, 1)]
+)
+def test_the_carry_of_every_lane_starts_again_once_in_so_many_windows(lanes, every, world):
+    at = []
+    for rank in range(world):
+        own = Lanes(numbered(lanes * 200 + 1), lanes, 2, rank=rank, world=world, carry_windows=every)
+        zeros = []
+        for window in range(1, every + 1):  # in the first of an epoch there is none
+            carry = (torch.ones(2, len(own.lanes), 3), torch.ones(1, len(own.lanes), 1))
+            own.restart(Position(1, window), carry)
+            assert torch.equal(*(part.sum((0, 2)) == 0 for part in carry))
+            zeros.append(carry[0].sum((0, 2)) == 0)
+        at.append(torch.stack(zeros))
+    at = torch.cat(at, 1)  # [windows, lanes]
+    assert (at.sum(0) == 1).all() and at.sum(1).max() <= -(-lanes // every)  # and never many at once
+    whole = Lanes(numbered(lanes * 200 + 1), lanes, 2)
+    whole.restart(Position(0, 1), carry := (torch.ones(1, lanes, 1),))
+    assert carry[0].all()
+
+
 def test_windows_read_ahead_are_the_same_in_any_order(monkeypatch):
     """On a CPU, where memory cannot be pinned; the device that the copy would go to is the CPU itself."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
