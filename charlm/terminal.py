@@ -60,11 +60,8 @@ def moving_bar(**options):
     """A bar of tqdm, narrower than the terminal by what ^C takes: in a full line the bar would stay twice."""
     from tqdm.auto import tqdm
 
-    def size(file) -> tuple[int, None]:
-        return shutil.get_terminal_size().columns - 3, None
-
-    bar = tqdm(ncols=size(None)[0], **options)
-    bar.dynamic_ncols = size  # asked before each drawing
+    bar = tqdm(ncols=shutil.get_terminal_size().columns - 3, **options)
+    bar.dynamic_ncols = lambda file: (shutil.get_terminal_size().columns - 3, None)  # before each drawing
     return bar
 
 

@@ -62,7 +62,7 @@ EXCERPT = "charlm train --config enwik8-4mb --train.precision bf16"
 SAMPLE = f"{TINY} {FILES} {HELD} --data.streaming false --run_dir runs/sample"
 LOWER = "charlm train --config C --optim.learning_rate 1e-3 --train.allow_change optim.learning_rate"
 TUNED = "charlm train letters.txt --train.init_from runs/stdlib --optim.learning_rate 1e-3"
-SEEDS = "charlm compare runs/seed-1 runs/seed-2 runs/seed-3 --json"
+SEEDS = "charlm compare runs/seed-1 runs/seed-2 runs/seed-3 --json > seeds.json"
 DRAW = 'charlm sample RUN --prompt "def " --length 500 --temperature 0.7'
 HERE = {
     "charlm train --help all": Short(told="--model.hidden_size"),
@@ -72,9 +72,9 @@ HERE = {
     LOWER: Short("--train.steps 2", "changed here: optim.learning_rate"),
     TUNED: Short(TINY, "done: 2 steps", ("stdlib", "mine")),
     "charlm compare RUN RUN": Short(told="mine"),
+    "charlm compare": Short("runs/mine runs/mine", "mine"),
     "charlm compare runs/one runs/two --figure curves.svg": Short(told="mine", swap=("one runs/two", "mine")),
-    SEEDS: Short(told="mine", swap=("seed-1 runs/seed-2 runs/seed-3", "mine")),
-    "charlm sample --help": Short(told="--stop"),
+    SEEDS: Short(told="mine", swap=("seed-1 runs/seed-2 runs/seed-3 --json > seeds.json", "mine --json")),
     DRAW: Short("--length 5 --prompt the", "the"),
     "charlm evaluate RUN --text my.txt": Short(told="bpc"),
     "charlm train --help": Short(told="--model.size"),
@@ -134,8 +134,13 @@ ON_CPU = "--ways scripts/bench/ways/wikipedia_cpu.txt --config wikipedia-sample 
 ON_CPU += " --threads 1 --max_characters 200000"
 LOCAL = "slurm/test_scripts.py::test_ones_own_lines_and_the_environment_of_the_folder_are_both_used"
 SWEEP = "slurm/test_slurm.py::test_a_sweep_trains_every_line_in_a_run_directory_of_its_own"
+INDEX = "https://download.pytorch.org/whl/cu128"
+CONSTRAINTS = "test_install.py::test_constraints_fit_what_is_declared"
+CHAIN = "slurm/test_slurm.py::test_a_chain_prepares_then_trains_then_evaluates"
+ONE_GPU = "--gpus-per-node=1 --ntasks-per-node=1"
 LARGER = {
     "--gpus-per-node=2 --ntasks-per-node=2": "wikipedia-simple",
+    "--nodes=4 --gpus-per-node=2 --ntasks-per-node=2": "wikipedia-en",
     "--nodes=4 --gpus-per-node=8 --ntasks-per-node=8": "wikipedia-en",
 }
 NODES = "slurm/test_slurm.py::test_two_nodes_train_as_one_process_does"
@@ -153,10 +158,7 @@ THERE = {
     "source .venv/bin/activate": ("an environment of one's own", ""),
     "python scripts/bench.py NAME": ("minutes", BENCH_PREPARE),
     "bench.py quality": ("minutes", BENCH_QUALITY),
-    "pip install -c slurm/constraints.txt …": (
-        "network",
-        "test_install.py::test_constraints_fit_what_is_declared",
-    ),
+    "pip install -c slurm/constraints.txt …": ("network", CONSTRAINTS),
     "python scripts/bench.py prepare --runs 3": ("minutes", BENCH_PREPARE),
     "python scripts/bench.py train --cells lstm gru": ("minutes", BENCH_TRAIN),
     f"{BENCH} train --sizes 256x16x64 512x64x64 1024x128x128 --rounds 5": ("a GPU", BENCH_TRAIN),
@@ -192,8 +194,16 @@ THERE = {
     **{f"sbatch {o} slurm/train.sh --config {c}": ("a cluster", NODES) for o, c in LARGER.items()},
     "source slurm/cluster.sh": ("a cluster", LOCAL),
     "charlm compare runs/charlm-sweep-*": ("a cluster", SWEEP),
+    "sbatch --array=0-2 slurm/sweep.sh sweep.txt --config wikipedia-simple": ("a cluster", SWEEP),
+    "sbatch slurm/evaluate.sh runs/charlm-sweep-JOBID_1": ("a cluster", CHAIN),
+    f"sbatch {ONE_GPU} slurm/train.sh --config runs/charlm-sweep-JOBID_1/config.yaml": ("a cluster", SWEEP),
     "WANDB_MODE=online sbatch slurm/train.sh …": ("a cluster and an account", ""),
     "scancel --signal=USR1 JOBID": ("a cluster", REQUEUED),
+    "wandb login": ("an account", ""),
+    "pip install -e . -c slurm/constraints.txt": ("network", CONSTRAINTS),
+    f"pip install --force-reinstall torch==2.13.0 --index-url {INDEX}": ("network", ""),
+    "pip install tensorboard": ("network", ""),
+    "srun --gpus=1 nvidia-smi": ("a GPU", ""),
     "wandb sync runs/NAME/wandb/latest-run": ("an account", REQUEUED),
 }
 # Python of the READMEs runs as it stands, but for these.
@@ -321,6 +331,7 @@ def desk(tmp_path_factory):
         patch.chdir(desk)
         main(["train", "--config", "mine.yaml", *shlex.split(f"{TINY} {HELD}")])
         main(["export", "runs/mine", "model.onnx"])
+    (desk / "seeds.json").write_text('[{"test bpc": 1.5}, {"test bpc": 1.6}]')
     (desk / "mine.yaml").write_bytes((desk / "runs" / "mine" / "config.yaml").read_bytes())
     return desk
 

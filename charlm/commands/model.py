@@ -132,7 +132,7 @@ def _files(paths: list[str]) -> list[tuple[str, str]]:
     except OSError as error:
         raise CharlmError(f"--text {error.filename}: {error.strerror}") from error
     if rows := [file.name for file in files if format_of(file.name) not in ("", "text")]:
-        advice = "it would be scored with its marks; give plain text, or train with it as a split (data.test)"
+        advice = "it would be scored with its marks; write its column to a .txt, or name it as data.test"
         raise CharlmError(f"--text {rows[0]}: holds rows, and {advice}")
     if not (filled := [(file.name, file.path) for file in files if os.path.getsize(file.path)]):
         raise CharlmError(f"--text {' '.join(paths)}: the file is empty")

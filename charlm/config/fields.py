@@ -57,7 +57,7 @@ class DataConfig(checks.Section):
     """What is between the documents of a text file, such as <|endoftext|>, line breaks around it included;
     "\\n\\n": blank lines."""
     separator: str = "\n"
-    """Text inserted between two documents if the vocabulary has no end-of-document symbol."""
+    """Text between two documents if the vocabulary has no end-of-document symbol; it counts in figures."""
     split_by: Literal["document", "character"] = "document"
     """document: hold out documents drawn at random with data.seed. character: cut the text into three
     contiguous parts (train, validation, test), measured in bytes for a bytes-only vocabulary."""

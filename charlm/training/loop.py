@@ -263,9 +263,9 @@ def finish(run: Run, setup: Setup) -> Summary:
     for split, figures in (("validation", summary.best), ("test", summary.test)):
         if figures:
             run.say(SCORES.format(split, **figures))
-    ngram = setup.corpus.info["floors"].get("ngram")
-    if ngram and summary.best and summary.best["bpc"] > ngram["bpc"]:
-        run.say(f"counting reaches {ngram['bpc']:.4f} bpc on validation: train longer, or try --model.size")
+    floor = setup.corpus.info["floors"].get("ngram", {}).get("bpc")
+    if floor and summary.best and summary.best["bpc"] > floor:
+        run.say(f"counting reaches {floor:.4f} bpc on validation: train longer, or try --model.ngrams 6")
     run.say(f"done: {run.state.step} steps; the best weights are in {run.dir / 'model'}")
     return summary
 

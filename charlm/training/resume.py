@@ -134,7 +134,7 @@ def resume_or_start(run: Run, setup: Setup) -> State:
         record(run.config, setup.corpus)
     run.begin(setup)
     if loaded is not None:
-        last = ", the last; a larger train.steps trains on" if run.state.step == run.state.steps else ""
+        last = ", the last; more train.steps or minutes train on" if run.state.step == run.state.steps else ""
         run.say(f"resumed {run.dir} at step {run.state.step}{last}{changes and f'; changed here: {changes}'}")
         optim, step, was, end = run.config.optim, run.state.step, facts.get("steps"), run.state.steps
         before = learning_rate(step - 1, from_dict(facts["config"]).optim, was)
@@ -201,16 +201,18 @@ def _check_same(run: Run, corpus: Corpus, facts: dict, vocab: Vocab) -> str:
     before, now = (flatten(public(config)) for config in (from_dict(facts["config"]), run.config))
     differ = [key for key in now if now[key] != before[key] and not key.startswith(MAY_CHANGE)]
     where = f"run_dir={str(run.dir)!r}"
+    start = f"; there, --train.init_from {run.dir} starts from its weights"
     if {*differ} - {*run.config.train.allow_change}:
-        other = ", ".join(f"{key} is {now[key]!r}, was {before[key]!r}" for key in differ)
+        named = [key for key in now if now[key] != before[key] and key in (*differ, "model.size")]
+        other = ", ".join(f"{key} is {now[key]!r}, was {before[key]!r}" for key in named)
         allow = f"allow it (--train.allow_change {','.join(differ)}), " if may_change(differ) else ""
-        advice = f"Take those values back, {allow}or name another run_dir"
-        start = f"there, --train.init_from {run.dir} starts from these weights"
-        raise CharlmError(f"{where} holds a run of another config: {other}. {advice}; {start}")
+        fits = all(may_change([key]) for key in differ if key.startswith("model."))
+        advice = f"Take those values back, {allow}or name another run_dir{start if fits else ''}"
+        raise CharlmError(f"{where} holds a run of another config: {other}. {advice}")
     what = "vocabulary" if vocab != corpus.vocab else "text"
     if what == "vocabulary" or facts["text_sha256"] != corpus.splits["train"]["sha256"]:
         another = f"another {what} than {corpus.folder} holds now"
-        raise CharlmError(f"{where} was trained on {another}; name another run_dir")
+        raise CharlmError(f"{where} was trained on {another}; name another run_dir{start}")
     return ", ".join(f"{key} {before[key]} → {now[key]}" for key in differ)
 
 

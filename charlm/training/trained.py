@@ -120,7 +120,7 @@ def _opened(run: str | Path) -> Trained:
     # "runs/nmae" next to a folder runs is a typing error, not a model of a user named runs.
     local = path.is_absolute() or name.startswith(".") or name.count("/") != 1 or path.parent.is_dir()
     if not path.is_dir() and local:
-        names = {p.name: p for p in (*Path("runs").glob("*"), *path.parent.glob("*"))}
+        names = {p.name: p for p in (*path.parent.glob("*"), *Path("runs").glob("*")) if p.is_dir()}
         near = difflib.get_close_matches(path.name, names, 1)
         hint = f"; did you mean {names[near[0]]}?" if near else ""
         raise CharlmError(f"{run}: no such run directory, model folder or hub id{hint}")

@@ -49,3 +49,14 @@ def test_ones_own_lines_and_the_environment_of_the_folder_are_both_used(shell, t
 def test_a_script_that_is_called_wrongly_says_how(shell, line, told):
     done = shell(line)
     assert done.returncode and told in done.stderr, done
+
+
+def test_a_sweep_with_more_lines_than_tasks_says_so(shell, tmp_path):
+    """The training itself is replaced: without slurm it cannot start."""
+    (tmp_path / "slurm" / "train.sh").write_text('printf "%s|" "$@"\n')
+    (tmp_path / "sweep.txt").write_text("--a 1\n# not this\n\n--b 'x y'\n--c 3\n")
+    variables = "SLURM_SUBMIT_DIR=. SLURM_JOB_NAME=s SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=1"
+    enough = shell(f"{variables} SLURM_ARRAY_TASK_MAX=2 bash slurm/sweep.sh sweep.txt --config c").stdout
+    assert enough == "--config|c|--run_dir|runs/s-7_1|--b|x y|"
+    fewer = shell(f"{variables} SLURM_ARRAY_TASK_MAX=1 bash slurm/sweep.sh sweep.txt --config c").stdout
+    assert "has 3 lines of options, but --array ends at 1" in fewer and fewer.endswith(enough)

@@ -482,7 +482,7 @@ def test_output_that_is_not_a_terminal_is_plain_lines(tmp_path):
     ]
     assert "--- sample, step 10 ---" in lines and "--- sample, best ---" in lines
     assert lines[-4].startswith("validation: ") and lines[-3].startswith("test: ")
-    assert lines[-2].startswith("counting reaches ") and lines[-2].endswith("or try --model.size")
+    assert lines[-2].startswith("counting reaches ") and lines[-2].endswith("or try --model.ngrams 6")
     assert lines[-1] == f"done: 20 steps; the best weights are in {config.run_dir}/model"
     assert any("4 lanes × 7 characters per step" in line for line in lines)
     assert ran.stderr == ""  # nothing of the libraries' own

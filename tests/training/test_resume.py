@@ -191,7 +191,8 @@ def test_another_config_is_refused_naming_what_differs(stopped, section, keys, t
     with pytest.raises(CharlmError) as error:
         train(changed(stopped, **{section: keys}), quiet=True)
     assert told in str(error.value) and stopped.run_dir in str(error.value)
-    assert f"name another run_dir; there, --train.init_from {stopped.run_dir} starts" in str(error.value)
+    start = f"name another run_dir; there, --train.init_from {stopped.run_dir} starts" in str(error.value)
+    assert start == (section != "model" or "dropout" in keys)  # weights of another shape do not fit
     allow = f"allow it (--train.allow_change {section}.{next(iter(keys))})"
     assert (allow in str(error.value)) == (section == "optim" or "dropout" in keys)
     after = files_of(stopped.run_dir)
@@ -281,6 +282,14 @@ def test_a_run_that_is_extended_says_what_becomes_of_the_rate_and_how_to_keep_it
     assert rates[4:] == pytest.approx([0.0004] * 6)
 
 
+def test_another_size_is_named_first_and_no_way_leads_into_the_next_refusal(tmp_path):
+    config = small(tmp_path / "run", model={"size": "tiny", "hidden_size": 6}, train={"steps": 2})
+    train(config, quiet=True)
+    with pytest.raises(CharlmError, match=r"model\.size is None, was 'tiny'") as error:
+        train(changed(config, model={"size": None, "hidden_size": 8}), quiet=True)
+    assert str(error.value).endswith("Take those values back, or name another run_dir")
+
+
 def test_a_text_that_changed_under_the_same_name_is_refused(tmp_path):
     """The config says the same; the file holds the same characters in another order, then others."""
     path = tmp_path / "text.txt"
@@ -289,6 +298,8 @@ def test_a_text_that_changed_under_the_same_name_is_refused(tmp_path):
     train(config, quiet=True, watch=ask_to_stop_at(6))
     path.write_text(MIXED[::-1], encoding="utf-8")
     with pytest.raises(CharlmError, match="was trained on another text"):
+        train(config, quiet=True)
+    with pytest.raises(CharlmError, match=f"; there, --train.init_from {config.run_dir} starts from its"):
         train(config, quiet=True)
     path.write_text(MIXED.replace("q", "ы"), encoding="utf-8")
     with pytest.raises(CharlmError, match="was trained on another vocabulary than"):
@@ -339,7 +350,7 @@ def test_running_a_finished_run_again_says_done_and_changes_nothing(done, capsys
     before, told = files_of(config.run_dir), status(config.run_dir)
     again = train(config)
     said = capsys.readouterr().out
-    last = f"resumed {config.run_dir} at step 12, the last; a larger train.steps trains on"
+    last = f"resumed {config.run_dir} at step 12, the last; more train.steps or minutes train on"
     assert last in said and "done: 12 steps" in said
     assert again == summary and status(config.run_dir) == told
     after = files_of(config.run_dir)

@@ -88,16 +88,15 @@ def test_killed_fifty_times_a_run_ends_in_the_bits_of_one_that_was_not(tmp_path)
 
 PLACES = ("fsync", "replace", "rename", "unlink", "mkdir")  # of the module os
 DIE = """
-import os, resource, signal
-calls = 0
+import itertools, os, signal
+counter = itertools.count(1)
 def dying(real):
     def call(*args, **options):
-        global calls
-        calls += 1
-        if calls == {at} and {early}:
+        number = next(counter)  # of several threads, too, each has its own
+        if number == {at} and {early}:
             os.kill(os.getpid(), signal.SIGKILL)
         result = real(*args, **options)
-        if calls == {at}:
+        if number == {at}:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
     return call
@@ -138,6 +137,7 @@ class Killer:
             elif full:
                 self.full += 1
             else:  # done: calls were fewer
+                assert codes[0] == 0, said
                 return
         for rank in start(""):
             said = rank.communicate()[0]
