@@ -11,7 +11,7 @@
 # and one of these, if charlm is not in .venv of this folder:
 #
 #   module load python/3.12 && source ~/venvs/charlm/bin/activate          # modules
-#   source ~/miniforge3/etc/profile.d/conda.sh && conda activate charlm    # conda (conda create -n charlm python=3.12)
+#   source ~/miniforge3/etc/profile.d/conda.sh && conda activate charlm    # conda (conda create -n charlm python=3.11)
 #   source ~/charlm/.venv/bin/activate                                     # uv (uv venv, uv pip install)
 #   PATH=$PWD/slurm/apptainer:$PATH                                        # a container, see slurm/charlm.def
 

@@ -2,7 +2,7 @@
 # Train on one node or many until it is done, over as many time limits and preemptions as that takes:
 #
 #   sbatch slurm/train.sh --config wikipedia-en
-#   sbatch --nodes=4 --gpus-per-node=8 slurm/train.sh --config wikipedia-en
+#   sbatch --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 slurm/train.sh --config wikipedia-en
 #
 # Options before the script go to slurm, options after it to `charlm train`. The lines below ask for 4 GPUs and 16
 # CPUs per node; for nodes of two GPUs: sbatch --gpus-per-node=2 --ntasks-per-node=2 slurm/train.sh …

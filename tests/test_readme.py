@@ -134,6 +134,7 @@ ON_CPU = "--ways scripts/bench/ways/wikipedia_cpu.txt --config wikipedia-sample 
 ON_CPU += " --threads 1 --max_characters 200000"
 LOCAL = "slurm/test_scripts.py::test_ones_own_lines_and_the_environment_of_the_folder_are_both_used"
 SWEEP = "slurm/test_slurm.py::test_a_sweep_trains_every_line_in_a_run_directory_of_its_own"
+CPU_BUILD = "python3 -m venv .venv && .venv/bin/pip install"
 INDEX = "https://download.pytorch.org/whl/cu128"
 CONSTRAINTS = "test_install.py::test_constraints_fit_what_is_declared"
 CHAIN = "slurm/test_slurm.py::test_a_chain_prepares_then_trains_then_evaluates"
@@ -203,6 +204,8 @@ THERE = {
     "pip install -e . -c slurm/constraints.txt": ("network", CONSTRAINTS),
     f"pip install --force-reinstall torch==2.13.0 --index-url {INDEX}": ("network", ""),
     "pip install tensorboard": ("network", ""),
+    f"{CPU_BUILD} torch --index-url https://download.pytorch.org/whl/cpu": ("network", ""),
+    "charlm compare runs/charlm-sweep-JOBID_*": ("a cluster", SWEEP),
     "srun --gpus=1 nvidia-smi": ("a GPU", ""),
     "wandb sync runs/NAME/wandb/latest-run": ("an account", REQUEUED),
 }
