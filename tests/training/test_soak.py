@@ -95,10 +95,11 @@ def dying(real):
         number = next(counter)  # of several threads, too, each has its own
         if number == {at} and {early}:
             os.kill(os.getpid(), signal.SIGKILL)
-        result = real(*args, **options)
-        if number == {at}:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
+        try:
+            return real(*args, **options)
+        finally:  # also where it raised: the folder was there already, say
+            if number == {at}:
+                os.kill(os.getpid(), signal.SIGKILL)
     return call
 for name in {places}:
     setattr(os, name, dying(getattr(os, name)))
