@@ -77,6 +77,17 @@ def test_the_loss_falls_on_mixed_scripts(finished):
     assert told[-1][1] < 0.75 * told[0][1]
 
 
+def test_a_carry_starts_from_zeros_after_carry_windows(tmp_path):
+    """With 1 every window begins so: the second step differs from that of a carry that is handed on."""
+    seen = {}
+    for windows in (None, 64, 1):
+        made = small(tmp_path / str(windows), train={"steps": 3, "batch_size": 1, "carry_windows": windows})
+        seen[windows] = []
+        train(made, quiet=True, watch=lambda step, model, loss, to=seen[windows]: to.append(loss))
+    assert seen[None] == seen[64] and seen[1][0] == seen[64][0]
+    assert seen[1][1] != seen[64][1]
+
+
 def test_config_yaml_reads_back_as_the_same_config(finished):
     config, _ = finished
     again = load_config(f"{config.run_dir}/config.yaml")
