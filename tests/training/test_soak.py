@@ -124,9 +124,10 @@ class Killer:
         draw = self.draw
         return DIE.format(at=draw.randint(1, calls), early=draw.random() < 0.5, places=PLACES)
 
-    def until_done(self, start, stage: str, kills: int, calls: int) -> None:
+    def until_done(self, start, stage: str, kills: int, calls: int, next_is: str = "") -> None:
         """start(code that is run before) → processes, again and again: the first one killed so many times,
-        with a full disk now and then; then to the end."""
+        with a full disk now and then; then to the end. next_is: what the command says when it was killed
+        after the last thing that it does, and asks for the next."""
         while self.kills.get(stage, 0) < kills:
             full = self.draw.random() < 0.1
             ranks = start(FULL if full else self.dies(calls))
@@ -138,11 +139,11 @@ class Killer:
             elif full:
                 self.full += 1
             else:  # done: calls were fewer
-                assert codes[0] == 0, said
+                assert codes[0] == 0 or (next_is and next_is in said[0]), said
                 return
         for rank in start(""):
             said = rank.communicate()[0]
-            assert rank.returncode == 0, said
+            assert rank.returncode == 0 or (next_is and next_is in said), said
 
 
 def start_ranks(config, processes, before):
@@ -172,7 +173,8 @@ def test_killed_at_named_places_every_command_ends_as_one_that_was_not(tmp_path)
     for stage in ("count", "encode"):
         for mode in (["--shard", "0/2"], ["--shard", "1/2"], ["--merge", "2"]):
             start = command_of(*prepare, tmp_path / "shards", *mode)
-            killer.until_done(start, f"{stage} {' '.join(mode)}", NAMED // 33, 8)
+            next_is = "are not encoded yet" if (stage, mode[0]) == ("count", "--merge") else ""
+            killer.until_done(start, f"{stage} {' '.join(mode)}", NAMED // 33, 8, next_is)
     assert arrays(tmp_path / "shards") == arrays(tmp_path / "whole")
 
     options = OPTIONS | {"train": {"steps": 800, "batch_size": 6, "bptt": 16}, "log": {"every": 5}}
