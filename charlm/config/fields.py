@@ -165,7 +165,7 @@ class TrainConfig(checks.Section):
     bptt: checks.Positive = 64
     """Characters that each lane advances per step: the window of truncated backpropagation through time.
     Gradients reach back no further, but the carry (the recurrent state) is passed on to the next window."""
-    carry_windows: checks.Positive | None = 64
+    carry_windows: checks.Positive | None = 256
     """Windows after which the carry of a lane starts again from zeros, one lane after the other: so a model
     learns to begin a text, as for a prompt. null: only where an epoch starts."""
     accumulate: checks.Positive = 1
