@@ -99,7 +99,8 @@ class Lanes:
         if carry is not None and (every := self.carry_windows):
             turn, n, first = position.window % every, self.batch_size, self.lanes.start
             low, high = (max(-(-i * n // every) - first, 0) for i in (turn, turn + 1))
-            torch._foreach_zero_([part[:, low:high] for part in carry])
+            if low < high:
+                torch._foreach_zero_([part[:, low:high] for part in carry])
 
     def _view(self, position: Position) -> torch.Tensor:
         """[B, T + 1] of the ids. Raises CharlmError where their file has shrunk: to read on would end the
