@@ -194,7 +194,6 @@ THERE = {
     "sbatch --gpus-per-node=0 slurm/hello.sh": ("a cluster", SMOKE),
     **{f"sbatch {o} slurm/train.sh --config {c}": ("a cluster", NODES) for o, c in LARGER.items()},
     "source slurm/cluster.sh": ("a cluster", LOCAL),
-    "charlm compare runs/charlm-sweep-*": ("a cluster", SWEEP),
     "sbatch --array=0-2 slurm/sweep.sh sweep.txt --config wikipedia-simple": ("a cluster", SWEEP),
     "sbatch slurm/evaluate.sh runs/charlm-sweep-JOBID_1": ("a cluster", CHAIN),
     f"sbatch {ONE_GPU} slurm/train.sh --config runs/charlm-sweep-JOBID_1/config.yaml": ("a cluster", SWEEP),
