@@ -118,7 +118,10 @@ def test_a_signal_while_the_text_is_prepared_ends_at_once(tmp_path, number, code
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     words = ["train", str(pipe), "--run_dir", str(tmp_path / "run"), "--data.dir", str(tmp_path / "data")]
-    process = Fork([*words, "--log.wandb", "disabled"], environment(), apart=True)
+    heard = (
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"  # though these tests run under nohup
+    )
+    process = Fork([*words, "--log.wandb", "disabled"], environment(), apart=True, before=heard)
     with open(pipe, "wb", buffering=0) as writer:
         writer.write(b"text " * 1000)
         time.sleep(0.3)
