@@ -282,7 +282,7 @@ def test_a_run_that_is_extended_says_what_becomes_of_the_rate_and_how_to_keep_it
     assert rates[4:] == pytest.approx([0.0004] * 6)
 
 
-def test_another_size_is_named_first_and_no_way_leads_into_the_next_refusal(tmp_path):
+def test_another_size_is_named_and_no_way_leads_into_the_next_refusal(tmp_path):
     config = small(tmp_path / "run", model={"size": "tiny", "hidden_size": 6}, train={"steps": 2})
     train(config, quiet=True)
     with pytest.raises(CharlmError, match=r"model\.size is None, was 'tiny'") as error:
