@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
-from itertools import takewhile
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,34 +23,24 @@ from charlm.errors import CharlmError, CharlmWarning, UsageError
 from charlm.terminal import say, shown, stopped, visible
 
 _python_format = warnings.formatwarning  # which main replaces
-COMMANDS = {  # command → module of this folder that has a function of that name, what the command does
-    "hello": ("train", 'the classroom example: an RNN learns "hello" in ten steps'),
-    "prepare": ("train", "text → vocabulary and ids on disk"),
-    "train": ("train", "train a model, or resume a run that was stopped"),
-    "watch": ("train", "a run on the terminal: curve, figures, latest sample, time left"),
-    "compare": ("train", "runs side by side: configs, figures, curves"),
-    "doctor": ("train", "check a config on this machine: devices, speed, memory, disk, time"),
-    "evaluate": ("model", "bits per character and per byte on held-out text"),
-    "sample": ("model", "draw text from a model"),
-    "push": ("model", "put a model on the Hugging Face Hub"),
-    "export": ("model", "write a model as ONNX, for serving without torch"),
-    "report": ("model", "one HTML page of a run: curves, samples, cells, surprises"),
-    "completion": ("cli", "a script that completes commands, options and values on Tab"),
+COMMANDS = {  # command → module of this folder that has a function of that name, group, what it does
+    "hello": ("train", "learn", 'the classroom example: an RNN learns "hello" in ten steps'),
+    "prepare": ("train", "prepare", "text → vocabulary and ids on disk"),
+    "doctor": ("train", "prepare", "check a config on this machine: devices, speed, memory, disk, time"),
+    "train": ("train", "train", "train a model, or resume a run that was stopped"),
+    "watch": ("train", "train", "a run on the terminal: curve, figures, latest sample, time left"),
+    "compare": ("train", "train", "runs side by side: configs, figures, curves"),
+    "evaluate": ("model", "use", "bits per character and per byte on held-out text"),
+    "sample": ("model", "use", "draw text from a model"),
+    "push": ("model", "share", "put a model on the Hugging Face Hub"),
+    "export": ("model", "share", "write a model as ONNX, for serving without torch"),
+    "report": ("model", "look inside", "one HTML page of a run: curves, samples, cells, surprises"),
+    "completion": ("cli", "set up", "a script that completes commands, options and values on Tab"),
 }
 SYNONYMS = {"fit": "train", "resume": "train", "generate": "sample", "test": "evaluate", "plot": "report"}
-
-GROUPS = {
-    "learn": ("hello",),
-    "prepare": ("prepare", "doctor"),
-    "train": ("train", "watch", "compare"),
-    "use": ("evaluate", "sample"),
-    "share": ("push", "export"),
-    "look inside": ("report",),
-    "set up": ("completion",),
-}
 _TABLE = "\n".join(
-    f"{group}:\n" + "\n".join(f"  {name:<11} {COMMANDS[name][1]}" for name in names)
-    for group, names in GROUPS.items()
+    f"{group}:\n" + "\n".join(f"  {name:<11} {COMMANDS[name][2]}" for name in names)
+    for group, names in groupby(COMMANDS, lambda name: COMMANDS[name][1])
 )
 USAGE = f"""\
 usage: charlm COMMAND [options]
@@ -162,7 +152,7 @@ class Parser(argparse.ArgumentParser):
     """The arguments of a command: none is abbreviated, and errors are UsageErrors."""
 
     def __init__(self, command: str, more: str = "", **kwargs):
-        about = COMMANDS[command][1]
+        about = COMMANDS[command][2]
         about = f"{about[0].upper()}{about[1:]}. {more}"
         super().__init__(f"charlm {command}", description=about, allow_abbrev=False, **kwargs)
 
@@ -250,7 +240,7 @@ def _all_parsers() -> argparse.ArgumentParser:
         for name in COMMANDS:
             with suppress(SystemExit):
                 _function(name)(["--help", "all"])
-    for (name, (_, about)), parent in zip(COMMANDS.items(), found, strict=True):
+    for (name, (*_, about)), parent in zip(COMMANDS.items(), found, strict=True):
         parser = commands.add_parser(name, help=about, parents=[parent], add_help=False)
         if name != "hello":
             parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

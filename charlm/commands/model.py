@@ -8,7 +8,6 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from charlm.commands.cli import FIGURES, TERMS, Parser
@@ -101,7 +100,8 @@ def evaluate(argv: list[str]) -> None:
     settings = dataclasses.replace(config.evaluate, **_given(args, "lanes", "context"))
     score = dynamic.evaluate_dynamic if args.dynamic else evaluate.evaluate
     texts = []
-    for name, ids in _encoded(files, vocab) if files else [_split(args, vocab, config)]:
+    given = ((n, evaluate.ids_of(vocab, Path(path).read_bytes(), f"--text {n}")) for n, path in files)
+    for name, ids in given if files else [_split(args, vocab, config)]:
         ids = ids[: args.max_characters]
         texts.append({"text": name} | score(model, vocab, ids, settings, **adapting))
         if args.by_context:
@@ -139,21 +139,6 @@ def _files(paths: list[str]) -> list[tuple[str, str]]:
     return [(paths[0], filled[0][1])] if len(paths) == len(files) == 1 else filled
 
 
-def _encoded(files: list[tuple[str, str]], vocab) -> Iterator[tuple]:
-    """(name, ids) of each of these texts of at least 2 symbols."""
-    from charlm.evaluation.evaluate import targets_of
-
-    for name, path in files:
-        try:
-            ids = vocab.encode(Path(path).read_bytes())
-            targets_of(ids)
-        except UnicodeDecodeError as error:
-            raise CharlmError(f"--text {name}: byte {error.start:,} is not UTF-8") from error
-        except CharlmError as error:
-            raise CharlmError(f"--text {name}: {error}") from error
-        yield name, ids
-
-
 def _split(args: argparse.Namespace, vocab, config):
     """(name, ids) of the split to score."""
     from charlm.training.trained import corpus_of
@@ -162,10 +147,9 @@ def _split(args: argparse.Namespace, vocab, config):
     trust = args.trust or args.config is not None
     corpus = corpus_of(run.parent if run.name == "model" else run, config, trust)
     if corpus.vocab != vocab:
-        raise CharlmError(
-            f"{corpus.folder}: its vocabulary ({len(corpus.vocab)} symbols) does not fit the model "
-            f"({len(vocab)} symbols); name the config that the model was trained with, or --text FILE"
-        )
+        fits = f"vocabulary ({len(corpus.vocab)} symbols) does not fit the model ({len(vocab)} symbols)"
+        advice = "name the config that the model was trained with, or --text FILE"
+        raise CharlmError(f"{corpus.folder}: its {fits}; {advice}")
     split = args.split or "test"
     corpus.verify(split)
     return split, corpus[split]
@@ -292,7 +276,5 @@ def export(argv: list[str]) -> None:
 
     model, vocab, _ = load(args.run, "cpu", "fp32")
     difference = onnx.export(model, vocab, args.file)
-    say(
-        f"{args.file}: {args.file.stat().st_size:,} bytes, {len(vocab)} symbols; "
-        f"onnxruntime agrees with the model within {difference:.1g}"
-    )
+    agrees = f"onnxruntime agrees with the model within {difference:.1g}"
+    say(f"{args.file}: {args.file.stat().st_size:,} bytes, {len(vocab)} symbols; {agrees}")

@@ -14,6 +14,4 @@ In the order in which text passes through them:
     build         a corpus from start to end, restartable, alone or in shards
     baselines     what a unigram, an n-gram and xz score on validation
     prepared      a prepared corpus: found, built, waited for, opened, verified
-
-Imports config.
 """

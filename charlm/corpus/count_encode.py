@@ -18,7 +18,6 @@ from itertools import islice
 
 import numpy as np
 
-from charlm.config.checks import require
 from charlm.config.fields import Config
 from charlm.corpus import kernels
 from charlm.corpus.batches import Piece, TextBatch, TextSource
@@ -72,7 +71,7 @@ class Text:
         if config.data.shuffle and splits[0] == "train":
             self.splits_of[0] = [ORDERED]
             advice = "permutes documents, which data.split_by=character cuts: set data.split_by=document"
-            require(not self.contiguous, "data.shuffle", config.data.shuffle, advice)
+            config.data.require(not self.contiguous, "shuffle", advice)
         self._scratch = threading.local()
 
     def _draw(self) -> np.ndarray:

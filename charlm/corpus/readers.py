@@ -207,9 +207,8 @@ def _of_dataset(data: DataConfig) -> dict[str, list[Reader]]:
 
 
 def _refuse_streaming(data: DataConfig) -> None:
-    if data.streaming:
-        text = f"{describe(data)} is not made of parquet files"
-        raise CharlmError(f"data.streaming=True: {text}; set data.streaming=false")
+    advice = f"{describe(data)} is not made of parquet files; set data.streaming=false"
+    data.require(not data.streaming, "streaming", advice)
 
 
 def _readers(data: DataConfig, format: str, paths: list[str]) -> list[Reader]:
@@ -251,10 +250,8 @@ def read_error(error: BaseException, data: DataConfig, file: str = "") -> Charlm
     missing = isinstance(error, FileNotFoundError) and "://" in message
     offline = any(word in message.lower() for word in ("connect", "offline"))
     if missing or offline or isinstance(error, ConnectionError):
-        advice = (
-            "Run `charlm prepare` where there is a network; machines without one open the prepared corpus"
-        )
-        advice += " in data.dir (HF_HUB_OFFLINE=1 spares them the wait)"
+        advice = "Run `charlm prepare` where there is a network; machines without one open the prepared"
+        advice += " corpus in data.dir (HF_HUB_OFFLINE=1 spares them the wait)"
         return Unreadable(f"{text}: cannot be reached ({message}). {advice}")
     first = " ".join(str(cause).split())
     message += f" ({first})" if first not in message else ""

@@ -74,8 +74,7 @@ class Json(Table):
         self.schema = pa.schema([(name, pa.string()) for name in self.names])
 
     def spans(self, file: Local, piece: int) -> Iterator[Span]:
-        with open(file.path, "rb") as opened:
-            head = opened.read(1 << 20)
+        head = Span(file, 0, 1 << 20).read()
         low, rows, found = 3 * head.startswith(BOM_UTF8), 0, self.found[file]
         whole = re.match(rb"\s*(\[|[^\n]*[{\[,:][ \t\r]*\n)", head[low:])
         one = [Span(file, low, os.path.getsize(file.path))]

@@ -133,15 +133,12 @@ class Vocab:
             if config.unknown == "bytes":
                 size += 128 + len(_BEYOND_ASCII) - np.concatenate([[0], np.cumsum(codes < 0x80)])
             keep = int(np.searchsorted(size, config.max_size, side="right")) - 1
-            if keep < 1:
-                needed = f"spelling any text in bytes takes {size[0]} symbols"
-                advice = "set more, or vocab.bytes_only=true for bytes alone"
-                raise CharlmError(f"vocab.max_size={config.max_size}: {needed}; {advice}")
+            needed = f"spelling any text in bytes takes {size[0]} symbols"
+            advice = f"{needed}; set more, or vocab.bytes_only=true for bytes alone"
+            config.require(keep > 0, "max_size", advice)
             codes = codes[:keep]
         characters = map(chr, np.sort(codes).tolist())
         return cls(characters, unknown=config.unknown, end_of_document=config.end_of_document)
-
-    # text → ids
 
     @cached_property
     def tables(self) -> tuple[np.ndarray, np.ndarray]:
@@ -217,8 +214,6 @@ class Vocab:
 
         text = str(text, "utf-8") if isinstance(text, bytes) else text
         return normalized(pa.array([text], pa.large_string()), self.normalize or ())[0].as_py()
-
-    # ids → text
 
     @cached_property
     def spelling(self) -> list[bytes]:

@@ -77,13 +77,7 @@ def evaluate_dynamic(
 
 @torch.no_grad()
 def adapted_nats(
-    model: CharLM,
-    ids: np.ndarray,
-    rate: float,
-    decay: float,
-    lanes: int = 1,
-    window: int = WINDOW,
-    context: int = 0,
+    model: CharLM, ids: np.ndarray, rate: float, decay: float, lanes: int, window: int, context: int
 ) -> Iterator[Tensor]:
     """The nats of the predictions of each window: float32[N, window], the last one perhaps shorter."""
     starts, length, context = lanes_of(targets_of(ids), lanes, context)

@@ -63,6 +63,18 @@ def targets_of(ids: np.ndarray) -> int:
     return len(ids) - 1
 
 
+def ids_of(vocab: Vocab, text: bytes, name: str) -> np.ndarray:
+    """The ids of a text to score. Raises CharlmError, with the name, where there are none."""
+    try:
+        ids = vocab.encode(text)
+        targets_of(ids)
+    except UnicodeDecodeError as error:
+        raise CharlmError(f"{name}: byte {error.start:,} is not UTF-8 ({error.reason})") from error
+    except CharlmError as error:
+        raise CharlmError(f"{name}: {error}") from error
+    return ids
+
+
 def windows(
     model: CharLM,
     ids: np.ndarray,

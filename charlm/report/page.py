@@ -16,7 +16,7 @@ from charlm.corpus.prepared import Corpus, baseline_title
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.evaluation.by_context import by_context
-from charlm.evaluation.evaluate import targets_of
+from charlm.evaluation.evaluate import ids_of
 from charlm.files import replace
 from charlm.model.char_lm import CharLM
 from charlm.monitor.run_files import History, read_history
@@ -100,7 +100,7 @@ def choose_text(run: RunContents, text: bytes | None) -> tuple[str, np.ndarray]:
     if run.model is None:
         return "", np.empty(0, np.uint8)
     if text is not None:
-        return "given", _encoded(text, run.vocab)
+        return "given", ids_of(run.vocab, text, "--text")
     if run.corpus is not None and run.corpus.vocab == run.vocab:
         for split in ("validation", "test", "train"):
             if split in run.corpus.splits and len(run.corpus[split]) > 1:
@@ -110,17 +110,6 @@ def choose_text(run: RunContents, text: bytes | None) -> tuple[str, np.ndarray]:
     run.missing.append("Held-out text: the model reads text that it generated; --text FILE gives another.")
     text = generate(run.model, run.vocab, length=GENERATED, prompt="", temperature=0.8)
     return "generated", run.vocab.encode(text)
-
-
-def _encoded(text: bytes, vocab: Vocab) -> np.ndarray:
-    try:
-        ids = vocab.encode(text)
-        targets_of(ids)
-    except UnicodeDecodeError as error:
-        raise CharlmError(f"--text: byte {error.start:,} is not UTF-8 ({error.reason})") from error
-    except CharlmError as error:
-        raise CharlmError(f"--text: {error}") from error
-    return ids
 
 
 def render(run: RunContents, text_source: str, ids: np.ndarray) -> str:

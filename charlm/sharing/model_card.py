@@ -43,7 +43,6 @@ def model_card(
         title=Path(config.run_dir).name if config else "Character-level model",
         model=model,
         temperature=f"{config.sample.temperature if config else 0.8:g}",
-        parameters=model.num_parameters,
         vocab=vocab,
         config=config,
         local_sources=("stdlib", "literal", *BUILDERS),

@@ -46,12 +46,12 @@ def test_a_window_s_figure_does_not_depend_on_what_follows(cell):
     model, other = make(LETTERS, cell), RANDOM.copy()
     changed = 3 * WINDOW + 1  # the first target of the fourth window
     other[changed:] = 0
-    ours, theirs = (windows_of(model, ids, 0.01, 0.1) for ids in (RANDOM, other))
+    ours, theirs = (windows_of(model, ids, 0.01, 0.1, 1, WINDOW, 0) for ids in (RANDOM, other))
     assert len(ours) == len(theirs) == 6
     for i, (one, two) in enumerate(zip(ours, theirs, strict=True)):
         assert np.array_equal(one, two) == (i < 3), i
     for n in (2, WINDOW + 1, WINDOW + 2, 3 * WINDOW):
-        nats = np.concatenate(windows_of(model, RANDOM[:n], 0.01, 0.1), axis=1)
+        nats = np.concatenate(windows_of(model, RANDOM[:n], 0.01, 0.1, 1, WINDOW, 0), axis=1)
         assert nats == pytest.approx(np.concatenate(ours, axis=1)[:, : n - 1], rel=1e-5)
 
 
