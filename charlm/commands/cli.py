@@ -1,7 +1,5 @@
 """charlm COMMAND …: the table of commands, exit codes, what the parsers share, and shell completion."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

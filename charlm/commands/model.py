@@ -1,7 +1,5 @@
 """charlm evaluate, sample, report, push, export: what is done with a trained model."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

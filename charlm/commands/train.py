@@ -1,7 +1,5 @@
 """charlm train, prepare, watch, compare, doctor, hello."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

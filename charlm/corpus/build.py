@@ -228,9 +228,10 @@ class Build:
     def _describe(self, layout: Layout, digests: dict[str, str]) -> dict:
         """The content of corpus.json, in addition to FORMAT."""
         config, vocab, histograms, sizes = self.config, layout.vocab, layout.histograms, layout.sizes
-        total = {k: sum(size[k] for size in sizes.values()) for k in ("characters", "bytes", "symbols")}
-        named = sources.fingerprinted(config.data)
-        figures = {}
+        found, counted = [text.source for text in self.texts], ("duplicates", "documents", "skipped")
+        total = {name: sum(getattr(source, name) for source in found) for name in counted}
+        total |= {k: sum(size[k] for size in sizes.values()) for k in ("characters", "bytes", "symbols")}
+        named, figures = sources.fingerprinted(config.data), {}
         if "validation" in sizes:
             train, validation = (IdFile(self.partial / f"{s}.npy") for s in ("train", "validation"))
             # Not in this thread: a signal would interrupt compiled code.
@@ -246,9 +247,6 @@ class Build:
             "source": redact({k: v for k, v in named.items() if v not in (None, "")}),
             "vocab": asdict(config.vocab) | {"size": len(vocab)},
             "origins": sources.origins(config.data),
-            "duplicates": sum(text.source.duplicates for text in self.texts),
-            "documents": sum(text.source.documents for text in self.texts),
-            "skipped": sum(text.source.skipped for text in self.texts),
             **total,
             "fallback_rate": 0.0 if vocab.bytes_only else fallback / total["symbols"],
             **layout.facts,

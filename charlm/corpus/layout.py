@@ -1,8 +1,6 @@
 """From the counts to the vocabulary, the size of every split, and the place of every piece in it; and the
 arrays while they are written: any piece at any time, each to its own place."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -63,7 +61,7 @@ class Layout:
         replace(folder / LAYOUT_FILE, buffer.getvalue())
 
     @classmethod
-    def load(cls, folder: Path) -> Layout:
+    def load(cls, folder: Path) -> "Layout":
         with np.load(folder / LAYOUT_FILE) as file:
             sizes, facts, names = json.loads(str(file["json"]))
             starts, histograms = dict(zip(names, file["starts"], strict=True)), file["histograms"]
