@@ -4,7 +4,6 @@ import mmap
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -42,7 +41,7 @@ class Text:
 
     def __init__(self, data: DataConfig):
         self.delimiter, self.by_line = data.delimiter.encode(), data.document == "line" and not data.delimiter
-        self.cut = partial(_cut, data.normalize or ())
+        self.steps = data.normalize or ()
 
     def spans(self, file: Local, piece: int) -> Iterator[Span]:
         """The whole file, about piece bytes at a time."""
@@ -62,7 +61,7 @@ class Text:
                 if hasattr(mmap, "MADV_DONTNEED"):
                     text.madvise(mmap.MADV_DONTNEED)  # so that resident memory does not grow
             low, rows, stop = low if rows else start, rows + 1, end
-            while end - low > piece and (high := self.cut(file.path, low + piece)) < end:
+            while end - low > piece and (high := _cut(self.steps, file.path, low + piece)) < end:
                 yield Span(file, low, high, last=False)
                 low = high
         if rows:

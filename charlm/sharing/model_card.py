@@ -67,10 +67,9 @@ def _shown(config: Config) -> dict:
     """The sections of a config that change the result, without paths of this machine."""
     shown = {n: asdict(getattr(config, n)) for n in ("data", "vocab", "model", "optim", "train", "evaluate")}
     shown["data"] = fingerprinted(config.data)
-    if config.data.source in BUILDERS:
-        shown["data"]["data_files"] = each(config.data.data_files, _name)
     shown["data"]["text"] = config.data.text[:200]
     paths = [name for name in ("validation", "test") if is_path(shown["data"][name], config.data)]
+    paths += ["data_files"] * (config.data.source in BUILDERS)
     shown["data"] |= {name: each(shown["data"][name], _name) for name in paths}
     if config.train.minutes or config.train.epochs:
         del shown["train"]["steps"]  # its default, which has no effect
