@@ -134,11 +134,10 @@ def absolute(path: str) -> str:
 
 def head_of(path: str) -> bytes:
     """The first bytes of a file, decompressed."""
-    try:
-        with {".bz2": bz2.open, ".gz": gzip.open}.get(PurePath(path).suffix, open)(path, "rb") as file:
-            return file.read(300)
-    except (OSError, EOFError):  # what reads it reports it
-        return b""
+    opened = {".bz2": bz2.open, ".gz": gzip.open}.get(PurePath(path).suffix, open)
+    with suppress(OSError, EOFError), opened(path, "rb") as file:  # what reads it reports it
+        return file.read(300)
+    return b""
 
 
 @cache

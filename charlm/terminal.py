@@ -7,6 +7,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from select import select
 
 COLORS = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "cyan": 36}
@@ -110,17 +111,15 @@ def titled(title: str, values: list[str]) -> str:
 def keys() -> Iterator:
     """Read keys without Enter; yields wait(seconds), which returns the key pressed meanwhile, or ''. Where
     there is no terminal to read from (a pipe, the background, Windows) none is ever pressed."""
-    try:
-        import termios
-        import tty
-    except ImportError:
-        termios = None
-    in_background = False
+    readable = sys.stdin.isatty() and find_spec("termios") is not None
     with suppress(OSError):  # a terminal that controls nothing
-        in_background = os.tcgetpgrp(0) != os.getpgrp()
-    if termios is None or in_background or not sys.stdin.isatty():
+        readable = readable and os.tcgetpgrp(0) == os.getpgrp()
+    if not readable:
         yield lambda seconds: time.sleep(seconds) or ""
         return
+    import termios
+    import tty
+
     before = termios.tcgetattr(0)
     tty.setcbreak(0)
     try:

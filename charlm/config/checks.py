@@ -140,9 +140,8 @@ def check_together(config) -> None:
     advice = "must be one ASCII character, not a quote or line break, such as \\t or ;"
     allowed = len(data.field_delimiter) < 2 and data.field_delimiter.isascii()
     data.require(allowed and data.field_delimiter not in {*'"\r\n'}, "field_delimiter", advice)
-    numbers = all(map(str.isdecimal, data.columns))
     advice = "data.header=false: give the number of a column, from 1"
-    data.require(data.header or numbers, "text_column", advice)
+    data.require(data.header or all(map(str.isdecimal, data.columns)), "text_column", advice)
     data.require(data.text_column, "text_column", "name a column, or a list of columns")
     data.require(data.source, "source", "name a hub id, a folder, a format, stdlib or literal")
     if data.source in BUILDERS:

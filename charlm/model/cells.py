@@ -14,8 +14,7 @@ from torch.func import functional_call
 
 from charlm.checked import choice_advice
 from charlm.config.fields import ModelConfig
-from charlm.errors import CharlmError
-from charlm.model.layers import bernoulli_mask, cast
+from charlm.model.layers import Cast, bernoulli_mask
 
 Carry = tuple[Tensor, ...]
 
@@ -78,7 +77,7 @@ class TorchCell(Cell):
         mask = bernoulli_mask(first.weight_hh_l0, drop) if drop else None
         weights = [w for layer in layers for w in layer._flat_weights]
         if mask is not None or not exact:  # autocast would run cuDNN's recurrent layers in fp16 always
-            weights = cast(weights, dtype, mask)
+            weights = [*Cast.apply(dtype, mask, *weights)]
         traced = torch.jit.is_tracing()  # ONNX requires a layer as one node
         if exact and len(layers) == 1 and first.mode == "GRU" and x.device.type == "cpu" and not traced:
             out, h = GruWindow.apply(x, state[0][0], *weights)
@@ -136,10 +135,9 @@ CELLS: dict[str, Cell] = {
 def cell_of(config: ModelConfig) -> Cell:
     """The cell named model.cell. Raises CharlmError for an unknown name, or an option it does not support."""
     cell = CELLS.get(config.cell)
-    if cell is None:
-        raise CharlmError(f"model.cell={config.cell!r}: {choice_advice(config.cell, list(CELLS))}")
-    if config.weight_drop and cell.recurrent_weight is None:
-        raise CharlmError(f"model.weight_drop={config.weight_drop}: not for cell {config.cell}; set it to 0")
+    config.require(cell, "cell", choice_advice(config.cell, list(CELLS)))
+    allowed = not config.weight_drop or cell.recurrent_weight
+    config.require(allowed, "weight_drop", f"not for cell {config.cell}; set it to 0")
     return cell
 
 

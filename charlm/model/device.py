@@ -27,10 +27,9 @@ def keep(yes: bool) -> None:
     system clears every page of it first, a quarter of the time of an LSTM of 512 units with 64 lanes × 64
     characters. Other allocators are not changed.
     """
-    try:
+    libc = None
+    with suppress(OSError, TypeError):  # TypeError on Windows
         libc = ctypes.CDLL(None)
-    except (OSError, TypeError):  # TypeError on Windows
-        return
     if hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(_MMAP_MAX, 0 if yes else 65536)
         libc.mallopt(_TRIM_THRESHOLD, -1 if yes else 64 << 20)  # -1: never

@@ -48,17 +48,14 @@ def activation_penalty(h: Tensor, dropped: Tensor, ar: float, tar: float) -> Ten
     return penalty - penalty.detach()
 
 
-def cast(weights: list[Tensor], dtype: torch.dtype, mask: Tensor | None = None) -> list[Tensor]:
+class Cast(torch.autograd.Function):
     """Copies of recurrent layers' weights in a dtype, whose gradients reach the originals.
 
     On a GPU torch keeps the weights as views of one buffer in cuDNN's order. Copied one by one they would lie
     apart, and cuDNN would gather them again in every call; views of one buffer become views of its copy.
-    mask: of the shape of the (first layer's) recurrent weights, which are multiplied by it.
+    mask: None, or of the shape of the (first layer's) recurrent weights, which are multiplied by it.
     """
-    return list(_Cast.apply(dtype, mask, *weights))
 
-
-class _Cast(torch.autograd.Function):
     @staticmethod
     def forward(ctx, dtype, mask, *weights):
         ctx.dtypes, ctx.mask = [w.dtype for w in weights], mask

@@ -85,9 +85,8 @@ class Doctor:
     def devices(self) -> None:
         """Versions, the device, cuDNN's kernels, lanes per process."""
         build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-        versions = f"charlm {__version__}, torch {torch.__version__} ({build})"
         others = f"accelerate {accelerate.__version__}, Python {platform.python_version()}"
-        self.report("versions", f"{versions}, {others}")
+        self.report("versions", f"charlm {__version__}, torch {torch.__version__} ({build}), {others}")
         batch, train = self.config.train.batch_size, self.config.train
         device = f"{self.world} process(es) on {self.device.type}"
         if self.device.type == "cuda":
@@ -180,9 +179,8 @@ class Doctor:
         """Whether Weights & Biases and the Hub are used online."""
         mode, why = wandb_mode(self.config.log.wandb)
         jobs = mode == "online" and "SLURM_JOB_ID" not in os.environ and shutil.which("sbatch")
-        self.report(
-            "wandb", f"{mode} ({why})" + "; in jobs of slurm/ offline, unless WANDB_MODE is set" * bool(jobs)
-        )
+        note = "; in jobs of slurm/ offline, unless WANDB_MODE is set" * bool(jobs)
+        self.report("wandb", f"{mode} ({why}){note}")
         names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
         offline = [n for n in names if os.environ.get(n, "").upper() in ("1", "ON", "YES", "TRUE")]
         self.report("hub", f"offline ({', '.join(offline)})" if offline else "online, if it can be reached")

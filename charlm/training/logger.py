@@ -63,18 +63,16 @@ def wandb_mode(choice: str) -> tuple[str, str]:
             raise CharlmError(f"WANDB_MODE={mode}: choose one of online, offline, disabled")
         return mode, "WANDB_MODE"
     url = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    try:
+    account = None
+    with suppress(OSError, netrc.NetrcParseError):
         account = netrc.netrc(os.environ.get("NETRC")).authenticators(url.hostname or "")
-    except (OSError, netrc.NetrcParseError):
-        account = None
     if not os.environ.get("WANDB_API_KEY") and account is None:
         return "disabled", "no account found; log.wandb=offline records for a later `wandb sync`"
-    try:
+    with suppress(OSError, ValueError):
         port = url.port or (80 if url.scheme == "http" else 443)
         socket.create_connection((url.hostname, port), timeout=3).close()
-    except (OSError, ValueError):
-        return "offline", f"{url.hostname} cannot be reached; `wandb sync` later"
-    return "online", "account found"
+        return "online", "account found"
+    return "offline", f"{url.hostname} cannot be reached; `wandb sync` later"
 
 
 class Logger:
@@ -141,8 +139,7 @@ class Logger:
             yield
         except Exception as error:  # for instance, the process of wandb has ended
             kept = f"the figures are in {self.path}, and {tracker.name} gets them all when the run is resumed"
-            problem = f"{tracker.name}: failed, no longer used ({type(error).__name__} {error})"
-            self.say(f"{problem}; {kept}")
+            self.say(f"{tracker.name}: failed, no longer used ({type(error).__name__} {error}); {kept}")
             self.trackers.remove(tracker)
 
     def _open_tracker(self, name: str, run_id: str) -> None:

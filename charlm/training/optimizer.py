@@ -34,20 +34,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
         group["lr"] = value
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices that are multiplied decay; biases and the embedding do not, and form a group without."""
+def make_optimizer(model: nn.Module, optim: OptimConfig) -> "AdamW":
+    """The optimizer of a config: AdamW, or Adam, which is AdamW without decay. Matrices that are multiplied
+    decay; biases and the embedding do not, and form a group without."""
     others = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     others |= {id(m.bias) for m in model.modules() if isinstance(m, NGrams)}
-    parts = {weight_decay: [], 0.0: []}
+    parts = {optim.weight_decay: [], 0.0: []}
     for p in model.parameters():
         if p.requires_grad:
-            parts[weight_decay if p.ndim > 1 and id(p) not in others else 0.0].append(p)
-    return [{"params": group, "weight_decay": decay} for decay, group in parts.items() if group]
-
-
-def make_optimizer(model: nn.Module, optim: OptimConfig) -> "AdamW":
-    """The optimizer of a config: AdamW, or Adam, which is AdamW without decay."""
-    groups = parameter_groups(model, optim.weight_decay)
+            parts[optim.weight_decay if p.ndim > 1 and id(p) not in others else 0.0].append(p)
+    groups = [{"params": group, "weight_decay": decay} for decay, group in parts.items() if group]
     return AdamW(groups, lr=optim.learning_rate, betas=optim.betas, eps=optim.eps)
 
 
@@ -97,10 +93,9 @@ class AdamW(torch.optim.Optimizer):
                 torch._foreach_sub_(steps, [overflow] * len(steps))
 
     def _new_state(self, p: torch.Tensor) -> dict[str, torch.Tensor]:
-        state = self.state[p]
-        state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-        return state
+        step = torch.zeros((), dtype=torch.float32, device=p.device)
+        self.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        return self.state[p]
 
 
 def averaged(model: CharLM) -> dict[str, nn.Parameter]:

@@ -5,7 +5,7 @@ import re
 import time
 import uuid
 from concurrent.futures import Future
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -71,7 +71,7 @@ class State:
         self.losses.append(loss)
 
 
-class Run:
+class Run(AbstractContextManager):
     """The run of a config, on this process. Within it the run directory is locked."""
 
     def __init__(self, config: Config, quiet: bool, stop: Stop):
@@ -102,11 +102,7 @@ class Run:
                 refuse_links(self.dir, ".lock", ".lock.owner", "checkpoints", "model", "samples", "wandb")
                 self.hold()
         except OSError as error:
-            where = f"run_dir={str(self.dir)!r}"
-            raise CharlmError(f"{where}: cannot be written ({error.strerror})") from error
-
-    def __enter__(self) -> "Run":
-        return self
+            raise CharlmError(f"run_dir={str(self.dir)!r}: cannot be written ({error.strerror})") from error
 
     def hold(self) -> None:
         """Lock the run directory, or again where its lock was deleted. Raises CharlmError if another process

@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from torch import Tensor, distributed, nn
 
 from charlm.config.fields import Config
-from charlm.errors import CharlmError
 from charlm.model.char_lm import Carry, CharLM
 from charlm.model.device import Recorded
 from charlm.training.optimizer import AdamW, averaged
@@ -109,8 +108,8 @@ class Step:
 def records_steps(config: Config, accelerator: Accelerator) -> bool:
     """True if steps are recorded as a CUDA graph: train.cuda_graph, or by default wherever it is possible.
     Raises CharlmError for train.cuda_graph=True where it is not."""
-    if config.train.cuda_graph and accelerator.scaler is not None:
-        raise CharlmError("train.cuda_graph=True: does not work in fp16; set null, or train.precision=bf16")
+    fits = not config.train.cuda_graph or accelerator.scaler is None
+    config.train.require(fits, "cuda_graph", "does not work in fp16; set null, or train.precision=bf16")
     if config.train.cuda_graph is None:
         return accelerator.scaler is None and accelerator.device.type == "cuda"
     return config.train.cuda_graph

@@ -11,7 +11,7 @@ from charlm.config.fields import ModelConfig
 from charlm.errors import CharlmError
 from charlm.model import layers
 from charlm.model.char_lm import CharLM
-from charlm.model.layers import LockedDropout, bernoulli_mask, cast, cross_entropy
+from charlm.model.layers import Cast, LockedDropout, bernoulli_mask, cross_entropy
 from charlm.model.pretrained import weights_of
 from charlm.training.loop import train
 
@@ -199,7 +199,7 @@ def flattened(layer: nn.RNNBase) -> nn.RNNBase:
 
 def test_of_one_buffer_they_become_views_of_one_laid_out_alike():
     layer = flattened(nn.LSTM(3, 5))
-    low = cast(layer._flat_weights, torch.bfloat16)
+    low = Cast.apply(torch.bfloat16, None, *layer._flat_weights)
     assert len({w.untyped_storage().data_ptr() for w in low}) == 1
     for w, ours in zip(layer._flat_weights, low, strict=True):
         assert ours.dtype == torch.bfloat16 and torch.equal(ours, w.to(torch.bfloat16))
@@ -208,7 +208,7 @@ def test_of_one_buffer_they_become_views_of_one_laid_out_alike():
 
 def test_gradients_come_back_in_the_dtype_of_the_weights():
     for layer in (nn.GRU(3, 5), flattened(nn.GRU(3, 5))):
-        low = cast(layer._flat_weights, torch.bfloat16)
+        low = Cast.apply(torch.bfloat16, None, *layer._flat_weights)
         sum((i + 2) * w.sum() for i, w in enumerate(low)).backward()
         for i, w in enumerate(layer._flat_weights):
             assert torch.equal(w.grad, torch.full_like(w, i + 2))
@@ -218,7 +218,7 @@ def test_a_mask_takes_recurrent_weights_out_of_a_copy_and_of_the_gradient():
     for layer in (nn.LSTM(3, 5), flattened(nn.LSTM(3, 5))):
         before = [w.detach().clone() for w in layer._flat_weights]
         mask = torch.rand(20, 5).round()
-        copies = cast(layer._flat_weights, torch.float32, mask)
+        copies = Cast.apply(torch.float32, mask, *layer._flat_weights)
         sum(w.sum() for w in copies).backward()
         for i, (w, old, copy) in enumerate(zip(layer._flat_weights, before, copies, strict=True)):
             factor = mask if i == 1 else torch.ones_like(w)
@@ -228,7 +228,7 @@ def test_a_mask_takes_recurrent_weights_out_of_a_copy_and_of_the_gradient():
 def test_a_weight_that_ends_before_the_buffer_does_is_cast_whole():
     buffer = torch.arange(40.0)
     weights = [buffer[7:19].view(4, 3), buffer[25:30]]
-    for w, ours in zip(weights, cast(weights, torch.float64), strict=True):
+    for w, ours in zip(weights, Cast.apply(torch.float64, None, *weights), strict=True):
         assert torch.equal(ours, w.double())
 
 

@@ -9,7 +9,7 @@ import torch
 from helpers import MIXED, assert_same_state, changed, newest, small, train_on
 
 from charlm import load
-from charlm.config.fields import EvaluateConfig, ModelConfig
+from charlm.config.fields import EvaluateConfig, ModelConfig, OptimConfig
 from charlm.errors import CharlmError
 from charlm.evaluation.dynamic import _Adapting, evaluate_dynamic
 from charlm.evaluation.evaluate import evaluate
@@ -19,7 +19,7 @@ from charlm.sampling.cpu_step import steppable
 from charlm.sampling.generate import ModelStepper
 from charlm.sharing.onnx import export
 from charlm.training.loop import train
-from charlm.training.optimizer import Average, averaged, parameter_groups
+from charlm.training.optimizer import Average, averaged, make_optimizer
 
 B, T, V, N, LINES = 3, 19, 11, 4, 1 << 12
 IDS = torch.from_numpy(np.random.default_rng(0).integers(0, V, (B, T)))
@@ -191,7 +191,8 @@ def test_the_mean_is_over_targets_that_count():
 
 def test_neither_the_counts_nor_how_much_they_weigh_by_kind_decay():
     model = model_of()
-    decays = {id(p): g["weight_decay"] for g in parameter_groups(model, 0.1) for p in g["params"]}
+    groups = make_optimizer(model, OptimConfig(weight_decay=0.1)).param_groups
+    decays = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
     ngrams = model.ngrams
     assert id(ngrams.table) not in decays and len(decays) == len(averaged(model))
     assert (decays[id(ngrams.weight)], decays[id(ngrams.bias)]) == (0.1, 0.0)

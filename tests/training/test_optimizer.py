@@ -12,7 +12,7 @@ from torch import nn
 from charlm.config.fields import ModelConfig, OptimConfig
 from charlm.errors import CharlmError
 from charlm.model.char_lm import CharLM
-from charlm.training.optimizer import learning_rate, make_optimizer, parameter_groups, set_learning_rate
+from charlm.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 
 schedules = st.sampled_from(["cosine", "linear", "constant"])
 
@@ -116,7 +116,7 @@ def test_set_learning_rate_sets_all_groups():
 
 
 def decays_of(model: nn.Module) -> dict[str, float]:
-    groups = parameter_groups(model, 0.3)
+    groups = make_optimizer(model, OptimConfig(weight_decay=0.3)).param_groups
     of = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert len(of) == sum(len(group["params"]) for group in groups), "a parameter is in two groups"
     return {name: of[id(p)] for name, p in model.named_parameters()}
@@ -147,7 +147,8 @@ def test_tied_weights_are_there_once_and_do_not_decay():
     told = decays_of(model)
     assert told["input.weight"] == 0.0
     assert "output.weight" not in told
-    assert sum(len(g["params"]) for g in parameter_groups(model, 0.3)) == len(list(model.parameters())) == 10
+    groups = make_optimizer(model, OptimConfig(weight_decay=0.3)).param_groups
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters())) == 10
 
 
 def test_a_decay_step_shrinks_only_the_matrices():
