@@ -76,11 +76,6 @@ def has_color() -> bool:
     return is_live() and not os.environ.get("NO_COLOR")
 
 
-def has_braille() -> bool:
-    """Whether stdout's encoding has all of Unicode."""
-    return (sys.stdout.encoding or "").lower().startswith(("utf", "gb18030"))
-
-
 def colored(text: str, color: str) -> str:
     """Text in one of COLORS."""
     return f"\x1b[{COLORS[color]}m{text}\x1b[0m"

@@ -12,7 +12,7 @@ from itertools import groupby, pairwise
 from tqdm import tqdm
 
 from charlm.monitor.run_files import ENDED, History, runs_near
-from charlm.terminal import colored, has_braille, has_color, keys, screen, side_by_side, wrapped
+from charlm.terminal import colored, has_color, keys, screen, side_by_side, wrapped
 
 SECONDS = 1.0  # between two pictures
 PLOT_ROWS = 12
@@ -29,7 +29,8 @@ def show(run: History, live: bool) -> None:
 
     def lines(rows: int = 40) -> list[str]:
         columns = shutil.get_terminal_size().columns
-        return picture(run, columns, rows, braille=has_braille(), color=has_color())
+        braille = (sys.stdout.encoding or "").lower().startswith(("utf", "gb18030"))  # all of Unicode
+        return picture(run, columns, rows, braille=braille, color=has_color())
 
     if not live or run.state in ENDED:
         print("\n".join(lines()))

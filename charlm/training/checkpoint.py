@@ -107,10 +107,9 @@ def refuse_lost(run_dir: Path) -> None:
         raise CharlmError(f"run_dir={str(run_dir)!r}: {problem}; {advice}")
 
 
-def load_checkpoint(folder: str | Path) -> tuple[dict, Tensors, Vocab]:
+def load_checkpoint(folder: Path) -> tuple[dict, Tensors, Vocab]:
     """(facts, tensors, vocabulary) of a checkpoint, every file compared with its sha256. Raises, naming the
     file, DamagedCheckpoint, or OSError where it cannot be read now."""
-    folder = Path(folder)
     try:
         kind = FORMAT | {"files": dict[str, ENTRY]}
         manifest = read(folder / "manifest.json", kind, "not a checkpoint of this version of charlm")

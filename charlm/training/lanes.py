@@ -117,6 +117,5 @@ class Lanes:
 
     def after(self, position: Position) -> Position:
         """The position one window on. A new epoch (window 0) means a carry of zeros."""
-        if position.window + 1 < self.windows:
-            return Position(position.epoch, position.window + 1)
-        return Position(position.epoch + 1, 0)
+        epochs, window = divmod(position.window + 1, self.windows)
+        return Position(position.epoch + epochs, window)

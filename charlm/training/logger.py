@@ -27,13 +27,6 @@ from charlm.files import replace
 from charlm.terminal import moving_bar, shown, shows_bars
 
 
-def _leave_others() -> None:
-    """End the group of this run's processes."""
-    from accelerate import PartialState  # here, because charlm watch imports this file
-
-    PartialState().destroy_process_group()
-
-
 def read_records(file: BinaryIO) -> Iterator[dict]:
     """The records in the next lines of metrics.jsonl, with step and time; what is no figure is left out. An
     incomplete last line, half written, stays to be read."""
@@ -260,9 +253,10 @@ class Logger:
                     with redirect_stdout(io.StringIO()):  # trackio's own finish(): else it greets at the exit
                         sys.modules["trackio"].finish() if tracker.name == "trackio" else tracker.finish()
         # When Python ends, for another run may follow. After a failure others may hang in the process group.
-        atexit.unregister(_leave_others)
+        leave = type(self.accelerator.state).destroy_process_group
+        atexit.unregister(leave)
         if not failed:
-            atexit.register(_leave_others)
+            atexit.register(leave, self.accelerator.state)
 
     def _finish_wandb(self, run, failed: bool) -> None:
         folder, started = Path(run.dir).parent, time.monotonic()

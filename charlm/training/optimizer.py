@@ -28,12 +28,6 @@ def learning_rate(step: int, optim: OptimConfig, steps: int | None) -> float:
     return optim.learning_rate * (1 - (1 - optim.final_ratio) * fall)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """The same learning rate for every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = value
-
-
 def make_optimizer(model: nn.Module, optim: OptimConfig) -> "AdamW":
     """The optimizer of a config: AdamW, or Adam, which is AdamW without decay. Matrices that are multiplied
     decay; biases and the embedding do not, and form a group without."""
@@ -44,7 +38,7 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> "AdamW":
         if p.requires_grad:
             parts[optim.weight_decay if p.ndim > 1 and id(p) not in others else 0.0].append(p)
     groups = [{"params": group, "weight_decay": decay} for decay, group in parts.items() if group]
-    return AdamW(groups, lr=optim.learning_rate, betas=optim.betas, eps=optim.eps)
+    return AdamW(groups, {"lr": optim.learning_rate, "betas": optim.betas, "eps": optim.eps})
 
 
 class AdamW(torch.optim.Optimizer):
@@ -54,14 +48,11 @@ class AdamW(torch.optim.Optimizer):
     state and groups. torch.optim's own class imports torch's compiler in its first call, which takes longer
     than the rest of a start (2 s), and checks in every step what is checked once here.
 
-    groups: of parameters of one device, each group with its weight_decay. A parameter without a gradient is
-    skipped; its state is made with its first gradient.
+    AdamW(groups, {"lr": …, "betas": …, "eps": …}): groups of parameters of one device, each with its
+    weight_decay. A parameter without a gradient is skipped; its state is made with its first gradient.
     """
 
     _step_supports_amp_scaling = True  # the kernel skips a step whose gradients overflowed
-
-    def __init__(self, groups: list[dict], lr: float, betas: tuple[float, float], eps: float):
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
 
     def add_param_group(self, param_group: dict) -> None:
         """A group of parameters; options that it does not set are the defaults."""

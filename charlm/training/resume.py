@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from socket import gethostname
@@ -45,11 +46,10 @@ def save_checkpoint(run: Run, setup: Setup, *, wait: bool = False) -> None:
             run.state.saved = run.state.step
             run.check_finite(setup.model)
             run.logger.sync()  # no checkpoint without the figures that lead to it
-            facts, tensors = state_of(run, setup)
+            content = (*state_of(run, setup), setup.corpus.vocab, run.config.checkpoint.keep)
             if run.main:
                 if not (run.dir / "config.yaml").exists():  # the folder was removed
                     record(run.config, setup.corpus)
-                content = (facts, tensors, setup.corpus.vocab, run.config.checkpoint.keep)
                 run.write_in_background(checkpoint.write_checkpoint, run.dir, *content, run.say, (1, 4))
             run.write_status("running")
         if wait:
@@ -63,7 +63,6 @@ def state_of(run: Run, setup: Setup) -> tuple[dict, checkpoint.Tensors]:
     state, accelerator = run.state, run.accelerator
     carry = state.carry or setup.model.zeros(len(setup.lanes.lanes))
     losses = torch.stack(state.losses).cpu() if state.losses else torch.zeros(0)  # since the last log line
-    losses = gather_object([losses])  # of each process
     random, kind = {"cpu": torch.get_rng_state()}, run.device.type
     if kind != "cpu":
         random[kind] = torch.get_device_module(run.device).get_rng_state()
@@ -71,7 +70,7 @@ def state_of(run: Run, setup: Setup) -> tuple[dict, checkpoint.Tensors]:
         "model": weights_of(setup.model),
         "optimizer": checkpoint.optimizer_tensors(setup.model, setup.optimizer),
         "carry": {str(i): torch.cat(gather_object([c.cpu()]), 1) for i, c in enumerate(carry)},
-        "losses": {"losses": torch.stack(losses)},
+        "losses": {"losses": torch.stack(gather_object([losses]))},
         "random": {name: torch.stack(gather_object([r])) for name, r in random.items()},
     }
     if setup.average is not None:
@@ -226,25 +225,18 @@ def secure_best(run: Run, setup: Setup) -> None:
     if run.main:
         held = read_best(run.dir, setup.corpus.vocab)
         if held is None or held["step"] != step:
-            if safe := _restore_best(run, best):
+            safe = held is not None and held["step"] > step
+            with suppress(checkpoint.DamagedCheckpoint):
+                loaded = checkpoint.load_checkpoint(checkpoint.folder_of(run.dir, step))
+                with torch.random.fork_rng(devices=[]):  # the run's random state has been restored by now
+                    model = checkpoint.evaluated_model(*loaded)
+                model.save_pretrained(folder, loaded[-1], step=step, validation=best)
                 run.write_card(setup)
                 run.say(f"{folder}: written again from the checkpoint of step {step}")
-            safe = safe or (held is not None and held["step"] > step)
+                safe = True
     if not gather_object([safe])[0]:
         run.state.best, run.state.evaluated = None, -1
         if run.main:
             lost = f"{folder}: the best weights, of step {step}, are damaged or missing"
             advice = "and no checkpoint has them; the next evaluation chooses again"
             warnings.warn(f"{lost}, {advice}", CharlmWarning, stacklevel=2)
-
-
-def _restore_best(run: Run, best: dict) -> bool:
-    """Write model/ from the checkpoint of the best step; False where that is gone or damaged."""
-    try:
-        facts, tensors, vocab = checkpoint.load_checkpoint(checkpoint.folder_of(run.dir, best["step"]))
-    except checkpoint.DamagedCheckpoint:
-        return False
-    with torch.random.fork_rng(devices=[]):  # the random state of the run has been restored by now
-        model = checkpoint.evaluated_model(facts, tensors, vocab)
-    model.save_pretrained(run.dir / "model", vocab, step=best["step"], validation=best)
-    return True

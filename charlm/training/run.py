@@ -29,8 +29,7 @@ from charlm.training.signals import Stop, Watchdog
 from charlm.training.step import Clock, records_steps
 
 _LOST = r"gloo|NCCL|Connection (closed|reset)|ProcessGroup|TCPStore"  # in errors of torch.distributed
-_MEMORY = r"out of memory|can't allocate memory"  # in errors of torch, on a GPU and on a CPU
-_OUT_OF_RANGE = r"out of range in self|out of bounds"  # in errors of torch, for an id
+_MEMORY = r"out of memory|can't allocate memory"  # the same, on a GPU and on a CPU
 
 
 class Diverged(CharlmError):
@@ -206,7 +205,7 @@ class Run(AbstractContextManager):
     def _lost(self, problem: str) -> str:
         """Store that the run failed, in any process, for the main one may be lost. Returns the message.
         While the processes have not met, a lock is that of another run, whose status stays."""
-        message = f"{problem}; {self._resumable()}"
+        message = f"{problem}; {self.last_checkpoint(command=True)}"
         path = self.dir / "status.json"
         with suppress(OSError, ValueError):  # an earlier status has the step of the checkpoint
             content = read(path) | {"status": "failed", "error": message}
@@ -264,18 +263,16 @@ class Run(AbstractContextManager):
         if explained:
             raise explained from error
 
-    def last_checkpoint(self) -> str:
-        """For messages: which checkpoint a run that fails now would resume from."""
+    def last_checkpoint(self, command: bool = False) -> str:
+        """For messages: which checkpoint a run that fails now would resume from. command: and how."""
         steps = steps_of(self.dir)
-        return f"the last checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
-
-    def _resumable(self) -> str:
-        then = "the same command resumes from it" if steps_of(self.dir) else "the same command starts again"
-        return f"{self.last_checkpoint()}, {then}"
+        last = f"the last checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
+        then = f", the same command {'resumes from it' if steps else 'starts again'}"
+        return last + then if command else last
 
     def _explained(self, error: BaseException | None) -> CharlmError | None:
         """As a CharlmError what the machine, not the program, is to blame for."""
-        if isinstance(error, IndexError) and re.search(_OUT_OF_RANGE, str(error)):
+        if isinstance(error, IndexError) and re.search("out of range in self|out of bounds", str(error)):
             found = self._verified and self._verified.exception()
             message = str(found or "an id is outside the vocabulary; `charlm prepare --verify` looks for it")
         elif isinstance(error, OSError) and error.errno and not isinstance(error, BrokenPipeError):
@@ -290,7 +287,7 @@ class Run(AbstractContextManager):
             )
         elif isinstance(error, RuntimeError) and self.world > 1 and re.search(_LOST, str(error)):
             lost = "has lost another process of this run, which has ended or cannot be reached"
-            message = f"process {self.accelerator.process_index} {lost}; {self._resumable()}"
+            message = f"process {self.accelerator.process_index} {lost}; {self.last_checkpoint(True)}"
         else:
             return None
         return CharlmError(message)

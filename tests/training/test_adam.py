@@ -25,7 +25,7 @@ def model_and_groups() -> tuple[nn.Module, list[dict]]:
 
 def ours() -> tuple[nn.Module, AdamW]:
     model, groups = model_and_groups()
-    return model, AdamW(groups, **OPTIONS)
+    return model, AdamW(groups, OPTIONS)
 
 
 def torchs() -> tuple[nn.Module, torch.optim.AdamW]:

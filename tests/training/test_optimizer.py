@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from helpers import small
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -12,7 +13,10 @@ from torch import nn
 from charlm.config.fields import ModelConfig, OptimConfig
 from charlm.errors import CharlmError
 from charlm.model.char_lm import CharLM
-from charlm.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from charlm.training.loop import train_step
+from charlm.training.optimizer import learning_rate, make_optimizer
+from charlm.training.run import State
+from charlm.training.setup import make_accelerator, set_up
 
 schedules = st.sampled_from(["cosine", "linear", "constant"])
 
@@ -105,11 +109,12 @@ def test_while_the_last_step_is_not_known_the_rate_does_not_fall():
     assert told == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4], rel=1e-15)
 
 
-def test_set_learning_rate_sets_all_groups():
-    optimizer = make_optimizer(tiny(), OptimConfig(weight_decay=0.3))
-    assert len(optimizer.param_groups) == 2
-    set_learning_rate(optimizer, 0.123)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.123, 0.123]
+def test_a_step_sets_the_rate_of_all_groups(tmp_path):
+    optim = {"weight_decay": 0.3, "learning_rate": 0.5, "warmup_steps": 5}
+    config = small(tmp_path / "run", optim=optim)
+    setup = set_up(config, make_accelerator(config), print)
+    train_step(config, setup, State())
+    assert [group["lr"] for group in setup.optimizer.param_groups] == [0.1, 0.1]
 
 
 # what decays
