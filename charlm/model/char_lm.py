@@ -10,6 +10,7 @@ Windows are time-first in memory, as the kernels of the recurrent layers read th
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,18 +24,9 @@ from charlm.model.ngrams import NGrams
 from charlm.model.pretrained import load_model, save_model
 
 
-class OneHot(nn.Module):
+def one_hot(vocab_size: int, ids: Tensor) -> Tensor:
     """ids [B, T] → float32 [B, T, V]."""
-
-    def __init__(self, vocab_size: int):
-        super().__init__()
-        self.vocab_size = vocab_size
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return F.one_hot(ids, self.vocab_size).float()
-
-    def extra_repr(self) -> str:
-        return str(self.vocab_size)
+    return F.one_hot(ids, vocab_size).float()
 
 
 class CharLM(nn.Module):
@@ -46,7 +38,7 @@ class CharLM(nn.Module):
         self.vocab: Vocab | None = None  # set by from_pretrained
         self.compute_dtype = torch.float32  # bfloat16: low-precision copies of the weights, made in the graph
         E, H = config.embedding_size or vocab_size, config.hidden_size
-        self.input = nn.Embedding(vocab_size, E) if config.embedding_size else OneHot(vocab_size)
+        self.input = nn.Embedding(vocab_size, E) if config.embedding_size else partial(one_hot, vocab_size)
         # One module per layer, dropout outside: cuDNN's own dropout has a random state that cannot be saved.
         self.layers = nn.ModuleList(self.cell.layer(H if i else E, config) for i in range(config.num_layers))
         self.output = nn.Linear(H, vocab_size)

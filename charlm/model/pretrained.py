@@ -139,8 +139,9 @@ def read_best(run_dir: Path, vocab: Vocab) -> dict | None:
     folder = run_dir / "model"
     try:
         about = read(folder / "config.json", ABOUT | {"step": Count, "validation": (FIGURES, None)})
-        same = sha256_of(folder / "model.safetensors") == about["weights_sha256"] and Vocab.load(folder) == vocab
-        return {"step": about["step"], "validation": about["validation"]} if same else None
+        whole = sha256_of(folder / "model.safetensors") == about["weights_sha256"]
+        whole = whole and Vocab.load(folder) == vocab
+        return {"step": about["step"], "validation": about["validation"]} if whole else None
     except (FileNotFoundError, ValueError):  # or a CharlmError; another OSError does not show a damage
         return None
 
