@@ -29,7 +29,7 @@ from charlm.training.signals import Stop, Watchdog
 from charlm.training.step import Clock, records_steps
 
 _LOST = r"gloo|NCCL|Connection (closed|reset)|ProcessGroup|TCPStore"  # in errors of torch.distributed
-_MEMORY = r"out of memory|can't allocate memory"  # the same, on a GPU and on a CPU
+_MEMORY = r"out of memory|can't allocate memory"  # in errors of torch, on a GPU and on a CPU
 
 
 class Diverged(CharlmError):
