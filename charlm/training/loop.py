@@ -294,8 +294,7 @@ def _best_model(run: Run, setup: Setup) -> CharLM:
     vocab = setup.corpus.vocab
     model = CharLM.from_pretrained(run.dir / "model") if run.main else CharLM(run.config.model, len(vocab))
     run.state.best = gather_object([read_best(run.dir, vocab)["validation"] if run.main else None])[0]
-    model = model.to(run.device).eval()
-    for p in model.parameters():
+    for p in model.to(run.device).eval().parameters():
         broadcast(p.data)
     model.compute_dtype = setup.model.compute_dtype
     return model
