@@ -126,6 +126,15 @@ def test_a_recorded_step_trains_as_the_plain_one_does(tmp_path, precision, ngram
         assert ours == pytest.approx(theirs, rel=1e-4 if precision == "fp32" else 0.02), step
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_step_computes_in_the_precision_asked_for(tmp_path, precision):
+    config, seen = run(tmp_path, "run", precision=precision, cuda_graph=False), set()
+    setup = set_up(config, make_accelerator(config), print)
+    setup.model.output_dropout.register_forward_pre_hook(lambda _, args: seen.add(args[0].dtype))
+    train_step(config, setup, State())
+    assert seen == {torch.bfloat16 if precision == "bf16" else torch.float16}
+
+
 def test_a_step_is_recorded_where_it_can_be(tmp_path):
     for precision, expected in (("bf16", True), ("fp32", True), ("fp16", False)):
         AcceleratorState._reset_state(reset_partial_state=True)

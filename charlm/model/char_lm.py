@@ -36,7 +36,7 @@ class CharLM(nn.Module):
         super().__init__()
         self.config, self.vocab_size, self.cell = config, vocab_size, cell_of(config)
         self.vocab: Vocab | None = None  # set by from_pretrained
-        self.compute_dtype = torch.float32  # bfloat16: low-precision copies of the weights, made in the graph
+        self.compute_dtype = torch.float32  # if lower: copies of the weights in it, made in the graph
         E, H = config.embedding_size or vocab_size, config.hidden_size
         self.input = nn.Embedding(vocab_size, E) if config.embedding_size else partial(one_hot, vocab_size)
         # One module per layer, dropout outside: cuDNN's own dropout has a random state that cannot be saved.

@@ -78,10 +78,10 @@ def float64_device(device: torch.device) -> torch.device:
 
 
 def set_precision(model: nn.Module, precision: str, name: str, say: Callable[[str], object]) -> None:
-    """What a model computes in on an NVIDIA GPU: fp32, tf32 or bf16 (fp16 is accelerate's). Other devices
-    compute in fp32, and say so, with the name of the option, if another one is set."""
+    """What a model computes in on an NVIDIA GPU: fp32, tf32, bf16 or fp16 (whose scaler is accelerate's).
+    Other devices compute in fp32, and say so, with the name of the option, if another one is set."""
     if model.device.type == "cuda":
-        model.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        model.compute_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
         kind = "tf32" if precision == "tf32" else "ieee"  # tf32 is torch's own default for recurrent layers
         torch.backends.cudnn.rnn.fp32_precision = torch.backends.cuda.matmul.fp32_precision = kind
     elif precision != "fp32":

@@ -359,17 +359,18 @@ def test_tied_weights_need_an_embedding_as_wide_as_the_layers():
         make(embedding=E, tie_weights=True)
 
 
-# bf16
+# bf16 and fp16
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @each_cell
 @each_depth
 @each_input
-def test_bf16_computes_near_fp32_and_its_gradients_are_float32(cell, nonlinearity, layers, embedding):
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_16_bits_compute_near_fp32_and_gradients_are_float32(cell, nonlinearity, layers, embedding, low):
     results = {}
     ids, targets = text(lanes=7, length=9), text(lanes=7, length=9, seed=5)
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, low):
         model = make(cell, nonlinearity, layers, embedding, hidden=8)
         model.compute_dtype = dtype
         with torch.backends.mkldnn.flags(enabled=False):
@@ -382,8 +383,8 @@ def test_bf16_computes_near_fp32_and_its_gradients_are_float32(cell, nonlinearit
         assert {p.dtype for p in model.parameters()} == {p.grad.dtype for p in model.parameters()}
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         results[dtype] = (logits.float(), loss, carry, [p.grad for p in model.parameters()])
-    exact, rough = results[torch.float32], results[torch.bfloat16]
-    assert not torch.equal(exact[0], rough[0]), "bf16 was not used"
+    exact, rough = results[torch.float32], results[low]
+    assert not torch.equal(exact[0], rough[0]), f"{low} was not used"
     torch.testing.assert_close(rough[0], exact[0], rtol=0, atol=0.03)
     torch.testing.assert_close(rough[1], exact[1], rtol=0, atol=0.01)
     torch.testing.assert_close(rough[2], exact[2], rtol=0, atol=0.06)

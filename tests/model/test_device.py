@@ -1,10 +1,14 @@
-"""Freed memory that stays: counted in pages that the system clears, which noise does not move."""
+"""Freed memory that stays, counted in pages that the system clears, which noise does not move; precision."""
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers import environment
+
+from charlm.model.device import set_precision
 
 COUNT = """
 import resource, sys, torch
@@ -51,3 +55,24 @@ def test_memory_is_asked_for_once_while_it_is_kept_and_given_back_after(counted)
 
 def test_beside_a_gpu_all_is_as_before(counted):
     assert counted[0][0] >= 5 * 30  # 32 in a block, if pages are large
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "kind"),
+    [
+        ("fp32", torch.float32, "ieee"),
+        ("tf32", torch.float32, "tf32"),
+        ("bf16", torch.bfloat16, "ieee"),
+        ("fp16", torch.float16, "ieee"),
+    ],
+)
+def test_what_a_gpu_is_told_to_compute_in(precision, dtype, kind):
+    """Nothing is computed here: tests/test_gpu.py does, where there is one."""
+    model, flags = SimpleNamespace(device=torch.device("cuda")), torch.backends
+    before = flags.cudnn.rnn.fp32_precision, flags.cuda.matmul.fp32_precision
+    try:
+        set_precision(model, precision, "train.precision", pytest.fail)
+        assert model.compute_dtype == dtype
+        assert flags.cudnn.rnn.fp32_precision == flags.cuda.matmul.fp32_precision == kind
+    finally:
+        flags.cudnn.rnn.fp32_precision, flags.cuda.matmul.fp32_precision = before
