@@ -3,20 +3,20 @@
 Three: symbol frequencies (unigram), an n-gram with Witten-Bell smoothing, and the compressor xz. They read
 nothing but the ids; time and memory are bounded for a corpus of any size.
 
-The counts of the n-gram are exact: nothing is hashed. All text is one array, a border before every block:
+The counts of the n-gram are exact: nothing is hashed. All text is one array, a border after every block:
 
-    | t h e   c a t | s a t   o n | t h e   m a t
+    | t h e   c a t | s a t   o n | t h e   m a t |
       train block 0   block 1       held out
 
-Positions are in groups, one per context. At order 1 all are in one group; from order n to n + 1 each group is
-split by the symbol n places back. Contexts that the held-out text lacks are dropped on the way, and so are
-positions with a border n places back, whose context is shorter.
+Positions are in groups, one per context; from order n to n + 1 each group is split by the symbol n places
+back. Contexts that the held-out text lacks are dropped on the way, and so are positions with a border n
+places back, whose context is shorter. Memory is slow: so a few groups at a time go through all orders, and
+each position brings the symbols before it along (a record).
 """
 
 import lzma
 import math
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -24,17 +24,18 @@ import numpy as np
 from charlm.corpus.kernels import compiled
 from charlm.corpus.vocabulary import Vocab
 
-# Of a larger training split, this many blocks of this many symbols are counted: evenly spread, because text
-# changes from start to end; long, because the split may be on a network disk. Takes seconds and 300 MB.
+# Of a larger split, so many blocks of so many symbols are counted or scored: evenly spread, because text
+# changes from start to end; long, because the split may be on a network disk. Takes two seconds and 300 MB.
 TRAIN_BLOCKS, TRAIN_BLOCK = 512, 1 << 15
-# Of a larger held-out split the start is scored: enough for bpc within some thousandths, and for xz, which
-# starts with nothing learned.
-HELD_OUT_SYMBOLS = 1_000_000
+HELD_OUT_BLOCKS, HELD_OUT_BLOCK = 40, 15_000  # enough for bpc within some thousandths
+XZ_BYTES = 500_000  # of these are compressed: half a second
 # The order rises while that saves so many nats per symbol: past the best order (5 for 1 MB of Shakespeare, 6
 # for 4 MB of enwik8) Witten-Bell smoothing gets worse with each.
 MIN_GAIN = 0.005
-MAX_ORDER = 8
+MAX_ORDER = 8  # at most: a record has no more symbols
 REPEATED = 24  # symbols in a row that a held-out text shares with the training text where it repeats it
+RECORDS = 1 << 21  # made at a time, 32 MB
+PART = 1 << 15  # of them that go through all orders at a time: they fit a processor's cache
 
 
 def unigram(train_counts: np.ndarray, held_out_counts: np.ndarray, vocab: Vocab) -> dict[str, float]:
@@ -60,45 +61,45 @@ def ngram(train: np.ndarray, held_out: np.ndarray, vocab: Vocab, workers: int = 
     within h. (Witten and Bell 1991, "The zero-frequency problem", method C; interpolated as in Chen and
     Goodman 1998, "An empirical study of smoothing techniques for language modeling".)
     """
-    blocks = _blocks(train)
-    held_out = held_out[:HELD_OUT_SYMBOLS]
-    border = np.array([len(vocab)], np.uint16)
-    text = np.concatenate([part for block in [*blocks, held_out] for part in (border, block)])
-    start = len(text) - len(held_out)
-    positions = np.flatnonzero(text != border).astype(np.int32)
-    parts = [(positions, text[positions], np.array([0, len(positions)]))]
-    p = np.full(len(held_out), 1 / len(vocab))
-    order, nats = 0, math.inf
-    with ThreadPoolExecutor(workers) as pool:
+    blocks = _spread(train, TRAIN_BLOCKS, TRAIN_BLOCK)
+    scored = _spread(held_out, HELD_OUT_BLOCKS, HELD_OUT_BLOCK)
+    size, symbols = len(vocab), sum(map(len, scored))
+    border = np.array([size], np.uint16)
+    text = np.concatenate([border] * 8 + [part for block in [*blocks, *scored] for part in (block, border)])
+    start = len(text) - symbols - len(scored)
+    counts = sum(np.bincount(block, minlength=size + 1) for block in blocks)
+    p = np.full((symbols + len(scored), MAX_ORDER + 1), 1 / size)  # of every held-out symbol, at every order
+    if total := int(counts.sum()):
+        distinct = np.count_nonzero(counts)
+        p[:, 1:] = ((counts[text[start:]] + distinct / size) / (total + distinct))[:, None]
+    p[text[start:] == size] = 1  # borders cost nothing
+    bounds = _sizes(text, size)
 
-        def refine(back: int) -> list[tuple[np.ndarray, ...]]:
-            split = partial(_refine, text, start, len(vocab), len(held_out), back)
-            return [*pool.map(split, *zip(*parts, strict=True))]
+    def first_order(low: int, high: int) -> None:
+        inner = bounds[low : high + 1] - bounds[low]
+        higher_orders(2, _records(text, start, size, low, inner), inner)
 
-        while order < MAX_ORDER:
-            if order:
-                parts = refine(order)
-            if order == 1:
-                parts = _shared(*parts[0], workers)
-            [*pool.map(partial(_score, start, len(vocab), p), *zip(*parts, strict=True))]
-            higher = 0.0 - float(np.log(p).sum())  # 0.0 instead of -0.0 for a certainty
-            if nats - higher <= MIN_GAIN * len(held_out):
-                break
-            order, nats = order + 1, higher
-        every = 1 + len(held_out) // 16384  # of a sample of the held-out symbols
-        for i, (positions, symbols, bounds) in enumerate(parts):
-            kept = (positions < start) | ((positions - start) % every == 0)
-            parts[i] = positions[kept], symbols[kept], np.append(0, np.cumsum(kept))[bounds]
-        for back in range(min(order + 1, MAX_ORDER), REPEATED + 2):  # the last drops what training lacks
-            parts = refine(back)
-    repeated = sum(int((positions >= start).sum()) for positions, *_ in parts)
+    def higher_orders(order: int, records: np.ndarray, bounds: np.ndarray) -> None:
+        if order <= MAX_ORDER:
+            records, bounds = _split(text[start:], size, order, p, records, bounds)
+            for low, high in _parts(bounds, PART):
+                part = records[bounds[low] : bounds[high]]
+                higher_orders(order + 1, part, bounds[low : high + 1] - bounds[low])
+
+    with ThreadPoolExecutor(min(workers, 4)) as pool:  # more would take more memory
+        repeated = pool.submit(_repeated, text, start)
+        [*pool.map(first_order, *zip(*_parts(bounds, RECORDS), strict=True))]
+    nats = (0.0 - np.log(p).sum(axis=0)).tolist()  # 0.0 instead of -0.0 for a certainty
+    order = 1
+    while order < MAX_ORDER and nats[order] - nats[order + 1] > MIN_GAIN * max(symbols, 1):
+        order += 1
     return {
         "order": order,
         "smoothing": "Witten-Bell",
         "train_symbols": sum(map(len, blocks)),
-        "held_out_symbols": len(held_out),
-        "repeated": repeated * every / max(len(held_out), 1),
-        **_figures(nats, np.bincount(held_out, minlength=len(vocab)), vocab),
+        "held_out_symbols": symbols,
+        "repeated": repeated.result(),
+        **_figures(nats[order], np.bincount(np.concatenate(scored), minlength=size), vocab),
     }
 
 
@@ -106,10 +107,13 @@ def xz(held_out: np.ndarray, vocab: Vocab) -> dict[str, int | float]:
     """The size of the held-out text alone under xz -9e, headers and checksum included. held_out: ids, uint8
     or uint16. Returns held_out_bytes (how many were compressed, see the limit above), nats_per_character,
     bpc, bpb. The ends of documents have no bytes and cost nothing here."""
-    held_out = held_out[:HELD_OUT_SYMBOLS]
-    text = vocab.decode_bytes(held_out)
-    nats = 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) * math.log(2)
-    return {"held_out_bytes": len(text), **_figures(nats, np.bincount(held_out, minlength=len(vocab)), vocab)}
+    scored = np.concatenate(_spread(held_out, HELD_OUT_BLOCKS, HELD_OUT_BLOCK))
+    whole = vocab.decode_bytes(scored)
+    text = whole[:XZ_BYTES]
+    # Up to 8 MB, preset 6 gives what 9 does, sooner.
+    bits = 8 * len(lzma.compress(text, preset=6 | lzma.PRESET_EXTREME)) * len(whole) / max(len(text), 1)
+    counts = np.bincount(scored, minlength=len(vocab))
+    return {"held_out_bytes": len(text), **_figures(bits * math.log(2), counts, vocab)}
 
 
 def _figures(nats: float, counts: np.ndarray, vocab: Vocab) -> dict[str, float]:
@@ -119,77 +123,139 @@ def _figures(nats: float, counts: np.ndarray, vocab: Vocab) -> dict[str, float]:
     return {"nats_per_character": per_character, "bpc": per_character / math.log(2), "bpb": bpb}
 
 
-def _blocks(train: np.ndarray) -> list[np.ndarray]:
-    """All of it, or blocks evenly spread over it, the first at its start and the last at its end."""
-    spare = len(train) - TRAIN_BLOCKS * TRAIN_BLOCK
+def _spread(ids: np.ndarray, count: int, size: int) -> list[np.ndarray]:
+    """All of it, or so many blocks evenly spread over it, the first at its start and the last at its end."""
+    spare = len(ids) - count * size
     if spare <= 0:
-        return [train[:]]
-    starts = (k * TRAIN_BLOCK + k * spare // (TRAIN_BLOCKS - 1) for k in range(TRAIN_BLOCKS))
-    return [train[s : s + TRAIN_BLOCK] for s in starts]
+        return [ids[:]]
+    starts = (k * size + k * spare // (count - 1) for k in range(count))
+    return [ids[s : s + size] for s in starts]
 
 
-# text: uint16[n], held out from start on. positions: int32[m]; those of group g are positions[bounds[g] :
-# bounds[g + 1]], ascending; symbols: uint16[m], of text there, because to look up far apart is slow.
-# bounds: int64[groups + 1]. size: of the vocabulary; also the symbol of a border.
+def _repeated(text: np.ndarray, start: int) -> float:
+    """The share of held-out symbols (of a sample) that follow REPEATED symbols which training has, too."""
+    every = 1 + (len(text) - start) // 16384
+    sample = _hashes(text[start:-2], REPEATED, np.ones(1 << 22, np.bool_))[::every]
+    likely = np.zeros(1 << 22, np.bool_)
+    likely[sample >> _42] = True
+    found = np.isin(sample, _hashes(text[:start], REPEATED, likely))
+    return np.count_nonzero(found) * every / max(len(text) - start - 1, 1)
 
 
-def _shared(positions, symbols, bounds, workers):
-    """The groups in parts of about equal size, for so many threads."""
-    cuts = np.searchsorted(bounds, np.linspace(0, len(positions), workers + 1))
-    parts = ((slice(bounds[a], bounds[b]), bounds[a : b + 1] - bounds[a]) for a, b in pairwise(cuts))
-    return [(positions[part], symbols[part], inner) for part, inner in parts]
+def _parts(bounds: np.ndarray, size: int) -> list[tuple[int, int]]:
+    """Groups in parts of about so many positions, or of one larger group: (first, last + 1)."""
+    if bounds[-1] <= size:
+        return [(0, len(bounds) - 1)]
+    cuts = np.searchsorted(bounds, np.append(np.arange(0, bounds[-1], size), bounds[-1]))
+    return [*pairwise(np.unique(cuts).tolist())]
+
+
+# text: uint16[n], held out from start on; size: of the vocabulary, also the symbol of a border. bounds:
+# int64[groups + 1]; group g is records[bounds[g] : bounds[g + 1]], in the order of the text. A record is two
+# uint64 of four times 16 bits, the lowest first: the symbol and those 2, 3 and 4 places back; 0 and those 5,
+# 6 and 7 back. Where it is the held-out symbol number i, the low half of i stands for the symbol and 1 + the
+# high half for the 0. (Unsigned: a signed index would be checked for its sign each time.)
+_0, _1, _16, _32, _42, _48 = map(np.uint64, (0, 1, 16, 32, 42, 48))
+_LOW, _FACTOR = map(np.uint64, (0xFFFF, 0x9E3779B97F4A7C15))
 
 
 @compiled
-def _score(start, size, p, positions, symbols, bounds):
-    """Update p: float64[n - start], the probability of every held-out symbol, from one order to the next."""
+def _hashes(text, width, likely):
+    """uint64, of all `width` symbols in a row (two of 2^64 are hardly equal by chance), of the likely ones.
+    likely: bool[2^22], by the first 22 bits of a hash."""
+    hashes, found, rolling, factor = np.empty(len(text), np.uint64), 0, _0, _1
+    for _ in range(width):
+        factor *= _FACTOR
+    for i in range(len(text)):
+        rolling = rolling * _FACTOR + np.uint64(text[i])
+        if i >= width:
+            rolling -= factor * np.uint64(text[i - width])
+        if i >= width - 1 and likely[rolling >> _42]:
+            hashes[found] = rolling
+            found += 1
+    return hashes[:found]
+
+
+@compiled
+def _sizes(text, size):
+    """The bounds of the groups of order 2: all symbols of the text, by the symbol before."""
+    bounds = np.zeros(size + 2, np.int64)
+    for i in range(1, len(text)):
+        bounds[text[i - 1] + 1] += text[i] != size
+    for group in range(size):
+        bounds[group + 1] += bounds[group]
+    return bounds[: size + 1]
+
+
+@compiled
+def _records(text, start, size, low, bounds):
+    """The records of some of these groups: after the symbol `low`, low + 1, … bounds: of these alone."""
+    records, ends = np.empty((bounds[-1], 2), np.uint64), bounds[:-1].copy()
+    low, groups = np.uint64(low), np.uint64(len(ends))
+    for i in range(8, len(text)):
+        group = np.uint64(text[i - 1]) - low
+        if group < groups and text[i] != size:
+            near, far = np.uint64(text[i]), _0
+            if i >= start:
+                near, far = np.uint64(i - start) & _LOW, np.uint64(1 + (i - start >> 16))
+            near |= (
+                np.uint64(text[i - 2]) << _16 | np.uint64(text[i - 3]) << _32 | np.uint64(text[i - 4]) << _48
+            )
+            far |= (
+                np.uint64(text[i - 5]) << _16 | np.uint64(text[i - 6]) << _32 | np.uint64(text[i - 7]) << _48
+            )
+            end = np.uint64(ends[group])
+            records[end, 0], records[end, 1] = near, far
+            ends[group] += 1
+    return records
+
+
+@compiled
+def _split(held_out, size, order, p, records, bounds):
+    """Update p: float64[n, orders + 1], of held_out: uint16[n], from one order to the next and all above.
+    Returns the records and bounds of the groups of the next: by the next symbol back in every record."""
     count = np.zeros(size, np.int64)  # all zero again after every group
+    group_of = np.zeros(size + 1, np.uint32)  # of a symbol, from 1; zero again, too. The border has none.
+    split, ends = np.empty_like(records), np.zeros(len(records) + 1, np.uint32)
+    groups = filled = np.uint32(0)
     for g in range(len(bounds) - 1):
-        total = distinct = 0
-        for k in range(bounds[g], bounds[g + 1]):
-            i, symbol = positions[k], symbols[k]
-            if i < start:
-                total += 1
-                distinct += count[symbol] == 0
-                count[symbol] += 1
-            elif total:
-                p[i - start] = (count[symbol] + distinct * p[i - start]) / (total + distinct)
-        for symbol in symbols[bounds[g] : bounds[g + 1]]:
-            count[symbol] = 0
-
-
-@compiled
-def _refine(text, start, size, most, back, positions, symbols, bounds):
-    """Split each group by the symbol `back` places back, into at most `most` groups with held-out text."""
-    group_of = np.full(size + 1, -1)  # of a symbol; all -1 again after every group. The border has none.
-    new_positions, new_symbols = np.empty_like(positions), np.empty_like(symbols)
-    new_bounds, found = np.zeros(most + 1, np.int64), np.empty_like(positions)
-    groups = filled = 0
-    for g in range(len(bounds) - 1):
-        group = positions[bounds[g] : bounds[g + 1]]
-        held_out = len(group)  # where its held-out positions start
-        while held_out and group[held_out - 1] >= start:
-            held_out -= 1
-        if not held_out:  # not in training: nor is any longer context
+        a, z = np.uint64(bounds[g]), np.uint64(bounds[g + 1])
+        b = z  # where its held-out records start
+        while b > a and records[b - _1, 1] & _LOW:
+            b -= _1
+        if b in (a, z):  # training, or the held-out text, has no such context, nor a longer one
             continue
-        first = groups
-        for i in group[held_out:]:
-            symbol = text[i - back]
-            if symbol != size and group_of[symbol] < 0:
+        known = groups
+        for k in range(b, z):
+            symbol = records[k, 0] >> _16 & _LOW
+            if symbol != size and not group_of[symbol]:
+                groups += np.uint32(1)
                 group_of[symbol] = groups
-                groups += 1
-        for k in range(len(group)):  # sizes
-            found[k] = new = group_of[text[group[k] - back]]
-            if new >= 0:
-                new_bounds[new + 1] += 1
-        for new in range(first, groups):  # sizes → starts
-            filled, new_bounds[new + 1] = filled + new_bounds[new + 1], filled
-        for k in range(len(group)):  # starts → ends, which are the starts of the next
-            new = found[k]
-            if new >= 0:
-                new_positions[new_bounds[new + 1]] = group[k]
-                new_symbols[new_bounds[new + 1]] = symbols[bounds[g] + k]
-                new_bounds[new + 1] += 1
-        for i in group[held_out:]:
-            group_of[text[i - back]] = -1
-    return new_positions[:filled], new_symbols[:filled], new_bounds[: groups + 1]
+        ends[0] = distinct = 0
+        for k in range(a, b):
+            symbol = records[k, 0] & _LOW
+            distinct += count[symbol] == 0
+            count[symbol] += 1
+            ends[group_of[records[k, 0] >> _16 & _LOW]] += np.uint32(1)
+        for k in range(b, z):
+            i = (records[k, 1] & _LOW) - _1 << _16 | records[k, 0] & _LOW
+            probability = (count[held_out[i]] + distinct * p[i, order - 1]) / (b - a + distinct)
+            for higher in range(order, p.shape[1]):
+                p[i, higher] = probability
+            ends[group_of[records[k, 0] >> _16 & _LOW]] += np.uint32(1)
+        for k in range(a, b):
+            count[records[k, 0] & _LOW] = 0
+        for group in range(known + 1, groups + 1):  # sizes → starts
+            filled, ends[group] = filled + ends[group], filled
+        for k in range(a, z):  # starts → ends
+            near, far = records[k, 0], records[k, 1]
+            group = group_of[near >> _16 & _LOW]
+            if group:
+                end = np.uint64(ends[group])
+                split[end, 0] = near & _LOW | near >> _32 << _16 | far >> _16 << _48
+                split[end, 1] = far & _LOW | far >> _32 << _16
+                ends[group] += np.uint32(1)
+        for k in range(b, z):
+            group_of[records[k, 0] >> _16 & _LOW] = 0
+    ends[0] = 0
+    return split[:filled], ends[: groups + 1].astype(np.int64)

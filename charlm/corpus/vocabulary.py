@@ -223,7 +223,7 @@ class Vocab:
 
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """The bytes that ids spell, also where they are not UTF-8."""
-        return b"".join(map(self.spelling.__getitem__, map(int, ids)))
+        return b"".join(np.array(self.spelling, object)[np.asarray(ids, np.int64)])
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text that ids spell; bytes that are not UTF-8 become U+FFFD."""

@@ -225,8 +225,8 @@ def test_what_repeats_the_training_text_is_counted(limits, trial, order):
     size, train, held_out = trial
     vocab = VOCABS[size]
     limits(MAX_ORDER=order, REPEATED=4)
-    seen = {tuple(train[i - 4 : i]) for i in range(4, len(train))}
-    repeats = sum(tuple(held_out[i - 4 : i]) in seen for i in range(5, len(held_out)))
+    seen = {tuple(train[i - 4 : i]) for i in range(4, len(train) + 1)}
+    repeats = sum(tuple(held_out[i - 4 : i]) in seen for i in range(4, len(held_out)))
     got = baselines.ngram(ids(train, vocab), ids(held_out, vocab), vocab)
     assert got["repeated"] == pytest.approx(repeats / max(len(held_out), 1))
 
@@ -242,14 +242,35 @@ def test_the_report_warns_of_a_text_that_repeats_itself(tmp_path):
         assert max(map(len, report.splitlines()[1:])) <= 80
 
 
-def test_of_a_large_held_out_split_only_the_start_is_scored(limits):
+def test_of_a_large_held_out_split_blocks_are_scored(limits):
     vocab = letters(8)
-    train, held_out = ids(some_text(300, 1), vocab), ids(some_text(100, 2), vocab)
-    start = baselines.ngram(train, held_out[:50], vocab), baselines.xz(held_out[:50], vocab)
-    whole = baselines.ngram(train, held_out, vocab), baselines.xz(held_out, vocab)
-    limits(HELD_OUT_SYMBOLS=50)
-    assert (baselines.ngram(train, held_out, vocab), baselines.xz(held_out, vocab)) == start != whole
-    assert start[0]["held_out_symbols"] == start[1]["held_out_bytes"] == 50
+    train, held_out = ids(some_text(300, 1), vocab), ids(some_text(100, 2)[:400], vocab)
+    limits(HELD_OUT_BLOCKS=3, HELD_OUT_BLOCK=50, MAX_ORDER=4, MIN_GAIN=-math.inf)
+    slow = WittenBell([train.tolist()], 8, 4)
+    blocks = [held_out[k : k + 50] for k in (0, 175, 350)]
+    got = baselines.ngram(train, held_out, vocab)
+    nats = sum(slow.nats(block.tolist(), 4) for block in blocks)
+    assert got["held_out_symbols"] == 150
+    assert got["nats_per_character"] == pytest.approx(nats / 150, rel=1e-9)
+    assert baselines.xz(held_out, vocab) == baselines.xz(np.concatenate(blocks), vocab)
+
+
+def test_xz_stops_after_so_many_bytes_and_says_the_average(limits):
+    vocab = Vocab("aé", unknown="error")
+    text = ids(np.random.default_rng(0).integers(0, 2, 5000), vocab)
+    limits(XZ_BYTES=1000)
+    bits = 8 * len(lzma.compress(vocab.decode_bytes(text)[:1000], preset=9 | lzma.PRESET_EXTREME))
+    got = baselines.xz(text, vocab)
+    assert (got["held_out_bytes"], got["bpb"]) == (1000, pytest.approx(bits / 1000, rel=1e-12))
+    assert got["bpc"] == pytest.approx(got["bpb"] * len(vocab.decode_bytes(text)) / 5000, rel=1e-12)
+
+
+@pytest.mark.parametrize(("records", "part"), [(1, 1), (40, 7), (300, 1 << 15)])
+def test_groups_that_are_taken_together_change_nothing(limits, records, part):
+    vocab, train, held_out = letters(8), some_text(300, 1), some_text(100, 2)
+    expected = baselines.ngram(ids(train, vocab), ids(held_out, vocab), vocab)
+    limits(RECORDS=records, PART=part)
+    assert baselines.ngram(ids(train, vocab), ids(held_out, vocab), vocab, 3) == expected
 
 
 @pytest.mark.parametrize("size", [8, 300])
