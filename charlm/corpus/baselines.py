@@ -24,8 +24,8 @@ import numpy as np
 from charlm.corpus.kernels import compiled
 from charlm.corpus.vocabulary import Vocab
 
-# Of a larger split, so many blocks of so many symbols are counted or scored: evenly spread, because text
-# changes from start to end; long, because the split may be on a network disk. Takes two seconds and 300 MB.
+# Of a larger split, so many blocks of so many symbols are counted or scored: evenly spread, as text changes
+# from start to end; long, for network disks. 2 s and 300 MB, or 1 GB where one context is most of the text.
 TRAIN_BLOCKS, TRAIN_BLOCK = 512, 1 << 15
 HELD_OUT_BLOCKS, HELD_OUT_BLOCK = 40, 15_000  # enough for bpc within some thousandths
 XZ_BYTES = 500_000  # of these are compressed: half a second
@@ -75,21 +75,22 @@ def ngram(train: np.ndarray, held_out: np.ndarray, vocab: Vocab, workers: int = 
     p[text[start:] == size] = 1  # borders cost nothing
     bounds = _sizes(text, size)
 
-    def first_order(low: int, high: int) -> None:
-        inner = bounds[low : high + 1] - bounds[low]
+    def all_orders(low: int, inner: np.ndarray) -> None:
         higher_orders(2, _records(text, start, size, low, inner), inner)
 
     def higher_orders(order: int, records: np.ndarray, bounds: np.ndarray) -> None:
-        if order <= MAX_ORDER:
+        while order <= MAX_ORDER:
             records, bounds = _split(text[start:], size, order, p, records, bounds)
-            for low, high in _parts(bounds, PART):
-                part = records[bounds[low] : bounds[high]]
-                higher_orders(order + 1, part, bounds[low : high + 1] - bounds[low])
+            order += 1
+            if len(records) <= 2 * RECORDS:  # larger ones would be held in memory at every order
+                for low, inner in _parts(bounds, PART):
+                    higher_orders(order, records[bounds[low] :][: inner[-1]], inner)
+                return
 
     with ThreadPoolExecutor(min(workers, 4)) as pool:  # more would take more memory
         repeated = pool.submit(_repeated, text, start)
-        [*pool.map(first_order, *zip(*_parts(bounds, RECORDS), strict=True))]
-    nats = (0.0 - np.log(p).sum(axis=0)).tolist()  # 0.0 instead of -0.0 for a certainty
+        [*pool.map(all_orders, *zip(*_parts(bounds, RECORDS), strict=True))]
+    nats = [0.0 - float(np.log(column).sum()) for column in p.T]  # 0.0 instead of -0.0 for a certainty
     order = 1
     while order < MAX_ORDER and nats[order] - nats[order + 1] > MIN_GAIN * max(symbols, 1):
         order += 1
@@ -134,20 +135,19 @@ def _spread(ids: np.ndarray, count: int, size: int) -> list[np.ndarray]:
 
 def _repeated(text: np.ndarray, start: int) -> float:
     """The share of held-out symbols (of a sample) that follow REPEATED symbols which training has, too."""
-    every = 1 + (len(text) - start) // 16384
-    sample = _hashes(text[start:-2], REPEATED, np.ones(1 << 22, np.bool_))[::every]
-    likely = np.zeros(1 << 22, np.bool_)
+    hashes = _hashes(text[start:-2], REPEATED, np.ones(1 << 22, np.bool_))
+    sample, likely = hashes[:: 1 + len(hashes) // 16384], np.zeros(1 << 22, np.bool_)
     likely[sample >> _42] = True
     found = np.isin(sample, _hashes(text[:start], REPEATED, likely))
-    return np.count_nonzero(found) * every / max(len(text) - start - 1, 1)
+    return float(found.sum() / max(len(found), 1) * len(hashes) / max(len(text) - start - 1, 1))
 
 
-def _parts(bounds: np.ndarray, size: int) -> list[tuple[int, int]]:
-    """Groups in parts of about so many positions, or of one larger group: (first, last + 1)."""
+def _parts(bounds: np.ndarray, size: int) -> list[tuple[int, np.ndarray]]:
+    """Groups in parts of about so many positions, or one larger group: (first group, bounds from there)."""
     if bounds[-1] <= size:
-        return [(0, len(bounds) - 1)]
+        return [(0, bounds)]
     cuts = np.searchsorted(bounds, np.append(np.arange(0, bounds[-1], size), bounds[-1]))
-    return [*pairwise(np.unique(cuts).tolist())]
+    return [(a, bounds[a : b + 1] - bounds[a]) for a, b in pairwise(np.unique(cuts).tolist())]
 
 
 # text: uint16[n], held out from start on; size: of the vocabulary, also the symbol of a border. bounds:
