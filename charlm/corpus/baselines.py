@@ -90,7 +90,7 @@ def ngram(train: np.ndarray, held_out: np.ndarray, vocab: Vocab, workers: int = 
     with ThreadPoolExecutor(min(workers, 4)) as pool:  # more would take more memory
         repeated = pool.submit(_repeated, text, start)
         [*pool.map(all_orders, *zip(*_parts(bounds, RECORDS), strict=True))]
-    nats = [0.0 - float(np.log(column).sum()) for column in p.T]  # 0.0 instead of -0.0 for a certainty
+    nats = sum(0.0 - np.log(rows).sum(axis=0) for rows in np.array_split(p, 100)).tolist()  # 0.0, never -0.0
     order = 1
     while order < MAX_ORDER and nats[order] - nats[order + 1] > MIN_GAIN * max(symbols, 1):
         order += 1
