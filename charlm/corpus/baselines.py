@@ -73,7 +73,8 @@ def ngram(train: np.ndarray, held_out: np.ndarray, vocab: Vocab, workers: int = 
         distinct = np.count_nonzero(counts)
         p[:, 1:] = ((counts[text[start:]] + distinct / size) / (total + distinct))[:, None]
     p[text[start:] == size] = 1  # borders cost nothing
-    bounds = _sizes(text, size)
+    followed = sum(np.bincount(block[:-1], minlength=size) for block in [*blocks, *scored])
+    bounds = np.append(0, np.cumsum(followed))  # of the groups of order 2, by the symbol before
 
     def all_orders(low: int, inner: np.ndarray) -> None:
         higher_orders(2, _records(text, start, size, low, inner), inner)
@@ -174,17 +175,6 @@ def _hashes(text, width, likely):
             hashes[found] = rolling
             found += 1
     return hashes[:found]
-
-
-@compiled
-def _sizes(text, size):
-    """The bounds of the groups of order 2: all symbols of the text, by the symbol before."""
-    bounds = np.zeros(size + 2, np.int64)
-    for i in range(1, len(text)):
-        bounds[text[i - 1] + 1] += text[i] != size
-    for group in range(size):
-        bounds[group + 1] += bounds[group]
-    return bounds[: size + 1]
 
 
 @compiled

@@ -20,7 +20,7 @@ from charlm.model.char_lm import CharLM
 from charlm.model.device import keep_freed_memory, own_rng, peak_memory
 from charlm.model.pretrained import read_best
 from charlm.training.checkpoint import steps_of
-from charlm.training.optimizer import learning_rate
+from charlm.training.optimizer import learning_rate, set_learning_rate
 from charlm.training.resume import resume_or_start, save_checkpoint, secure_best, state_of
 from charlm.training.run import Run, State, Summary
 from charlm.training.setup import Setup, set_up
@@ -90,8 +90,7 @@ def train_step(config: Config, setup: Setup, state: State, watch: Watch | None =
     """One step of training, which state counts. Returns the norm [] of the gradient before clipping."""
     x, y = setup.lanes.window(state.position)  # int64 [B, T] on the device
     setup.lanes.restart(state.position, state.carry)
-    for group in setup.optimizer.param_groups:
-        group["lr"] = learning_rate(state.step, config.optim, state.steps)
+    set_learning_rate(setup.optimizer, learning_rate(state.step, config.optim, state.steps))
     loss, norm, carry = setup.step(x, y, state.carry)  # forward, backward, clip; the carry is detached
     if watch is not None:
         watch(state.step, setup.model, loss.item())  # sync

@@ -28,6 +28,12 @@ def learning_rate(step: int, optim: OptimConfig, steps: int | None) -> float:
     return optim.learning_rate * (1 - (1 - optim.final_ratio) * fall)
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """The same learning rate for every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
 def make_optimizer(model: nn.Module, optim: OptimConfig) -> "AdamW":
     """The optimizer of a config: AdamW, or Adam, which is AdamW without decay. Matrices that are multiplied
     decay; biases and the embedding do not, and form a group without."""

@@ -21,6 +21,7 @@ from charlm.model.char_lm import CharLM
 from charlm.model.pretrained import load_weights, weights_of
 from charlm.training.lanes import Lanes
 from charlm.training.loop import train_step
+from charlm.training.optimizer import set_learning_rate
 from charlm.training.run import State
 from charlm.training.setup import make_accelerator, set_up
 
@@ -137,8 +138,7 @@ class TextbookTrial(Trial):
         self.state = State()
 
     def step(self, rate: float) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         x, y = self.lanes.window(self.state.position)
         loss, carry = self.model(x, self.state.carry, y)
         loss.backward()
@@ -174,8 +174,7 @@ class GPTTrial(Trial):
         self.draw = np.random.default_rng(self.seed)
 
     def step(self, rate: float) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.optimizer, rate)
         starts = self.draw.integers(0, len(self.ids) - self.gpt.block, self.gpt.batch)
         x, y = windows_at(self.ids, starts, self.gpt.block)
         if device().type == "cuda":  # copied while the step before is computed
