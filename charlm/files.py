@@ -13,7 +13,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from hashlib import sha256
 from itertools import chain
@@ -46,6 +46,15 @@ def write_synced(path: str | Path, content: bytes | str, synced: bool = True) ->
             os.fsync(file.fileno())
 
 
+@contextmanager
+def writing(name: str | Path) -> Iterator[None]:
+    """Raise CharlmError, with the name of what is written, for an error of the disk."""
+    try:
+        yield
+    except OSError as error:
+        raise CharlmError(f"{name}: cannot be written ({error.strerror})") from error
+
+
 def write_at(file, content: memoryview, offset: int) -> int:
     """Write at a place of an unbuffered file, in any thread; returns the bytes written."""
     if hasattr(os, "pwrite"):
@@ -63,9 +72,8 @@ def replace(path: str | Path, content: bytes | str, synced: bool = True) -> None
     try:
         write_synced(partial, content, synced)
         os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    finally:
+        partial.unlink(missing_ok=True)  # where it was not renamed
     if synced:
         sync_folder(Path(path).parent)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from charlm.config.parse import load_config
 from charlm.corpus.prepared import prepare
 from charlm.corpus.vocabulary import Vocab
-from charlm.errors import CharlmError
+from charlm.files import writing
 from charlm.model.char_lm import CharLM
 from charlm.training.lanes import Lanes, Position
 from charlm.training.loop import train
@@ -58,10 +58,8 @@ def hello(explain: bool = False, debug: bool = False, figure: str | None = None)
             chance = panels[1]["chances"][i]
             print(f"given {''.join(text[: i + 1])!r}, {targets[i]!r} is likely next: p = {chance:.3f}")
         if figure is not None:
-            try:
+            with writing(f"--figure {figure}"):
                 Path(figure).write_text(draw(panels, text, targets, corpus.vocab), encoding="utf-8")
-            except OSError as error:
-                raise CharlmError(f"--figure {figure}: cannot be written ({error.strerror})") from error
             print(f"the figure is in {figure}")
     return lines
 

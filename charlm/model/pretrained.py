@@ -18,7 +18,7 @@ from charlm.config.checks import Positive, without_retired
 from charlm.config.fields import ModelConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
-from charlm.files import replace
+from charlm.files import replace, writing
 from charlm.model.cells import cell_of
 
 if TYPE_CHECKING:
@@ -39,13 +39,11 @@ def save_model(model: CharLM, folder: str | Path, vocab: Vocab, **about) -> None
     weights = save(weights_of(model), {"format": "pt"})
     content = FORMAT | {"vocab_size": model.vocab_size, "model": vars(model.config)} | about
     content["weights_sha256"] = sha256(weights).hexdigest()
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         vocab.save(folder / "vocab.json")
         replace(folder / "config.json", json.dumps(content, indent=2) + "\n")
         replace(folder / "model.safetensors", weights)
-    except OSError as error:
-        raise CharlmError(f"{folder}: cannot be written ({error.strerror})") from error
 
 
 def load_model(cls: type[CharLM], name: str | Path, device: str | torch.device = "cpu", **hub) -> CharLM:

@@ -17,7 +17,7 @@ from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.evaluation.by_context import by_context
 from charlm.evaluation.evaluate import ids_of
-from charlm.files import replace
+from charlm.files import replace, writing
 from charlm.model.char_lm import CharLM
 from charlm.monitor.run_files import History, read_history
 from charlm.report.plots import context_plot, import_matplotlib, training_plots
@@ -59,10 +59,8 @@ def write_page(source: str, output: str | None, text: bytes | None, device: str 
     run = read_run(source, device)
     page = render(run, *choose_text(run, text))
     path = Path(output) if output else (Path(source) if Path(source).is_dir() else Path()) / "report.html"
-    try:
+    with writing(path):
         replace(path, page)
-    except OSError as error:
-        raise CharlmError(f"{path}: cannot be written ({error.strerror})") from error
     return path, run.missing
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
-from charlm.files import replace
+from charlm.files import replace, writing
 from charlm.model.char_lm import CharLM
 
 OPSET = 17  # of 2022: every current runtime supports it
@@ -70,10 +70,8 @@ def export(model: CharLM, vocab: Vocab, path: str | Path) -> float:
     difference = _compare(window, onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]))
     if not difference < TOLERANCE:  # nan too, of a model that diverged
         raise CharlmError(f"{path}: onnxruntime's output differs from the model by {difference:g}")
-    try:
+    with writing(path):
         replace(path, content)
-    except OSError as error:
-        raise CharlmError(f"{path}: cannot be written ({error.strerror})") from error
     return difference
 
 

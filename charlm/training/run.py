@@ -16,7 +16,7 @@ from torch import Tensor
 from charlm.checked import read, refuse_links
 from charlm.config.fields import Config
 from charlm.errors import CharlmError
-from charlm.files import replace
+from charlm.files import replace, writing
 from charlm.locks import locked
 from charlm.model.char_lm import Carry, CharLM
 from charlm.sharing.model_card import model_card
@@ -89,19 +89,14 @@ class Run(AbstractContextManager):
             self.logger = Logger(config, self.accelerator, quiet=quiet, hold=self.hold)
             self.device, self.say = self.accelerator.device, self.logger.say
             self.main, self.world = self.accelerator.is_main_process, self.accelerator.num_processes
-            self._lock_folder()
+            with writing(f"run_dir={str(self.dir)!r}"):
+                refuse_lost(self.dir)
+                if self.main:
+                    refuse_links(self.dir, ".lock", ".lock.owner", "checkpoints", "model", "samples", "wandb")
+                    self.hold()
         except BaseException:
             self.watchdog.stop(done=False)  # it would end a process that goes on to something else
             raise
-
-    def _lock_folder(self) -> None:
-        try:
-            refuse_lost(self.dir)
-            if self.main:
-                refuse_links(self.dir, ".lock", ".lock.owner", "checkpoints", "model", "samples", "wandb")
-                self.hold()
-        except OSError as error:
-            raise CharlmError(f"run_dir={str(self.dir)!r}: cannot be written ({error.strerror})") from error
 
     def hold(self) -> None:
         """Lock the run directory, or again where its lock was deleted. Raises CharlmError if another process
