@@ -167,10 +167,9 @@ def parse_with_config(parser: Parser, argv: list[str]) -> tuple:
     args, rest = parser.parse_known_args(argv[len(paths) :])
     if paths:
         rest = [*_options_for(paths, " ".join(rest)), *rest]
-    help_words = {"-h", "--help"} & set(rest)
-    parents = [parser] if help_words else []  # in the help, not in --print_config
-    options = {"description": parser.description, "parents": tuple(parents)}
-    return args, parse(rest, parser.prog, brief=bool(help_words) and "all" not in rest, **options)
+    helps = bool({"-h", "--help"} & set(rest))
+    options = {"description": parser.description, "parents": (parser,) * helps}  # not in --print_config
+    return args, parse(rest, parser.prog, brief=helps and "all" not in rest, **options)
 
 
 def _options_for(paths: list[str], options: str) -> list[str]:

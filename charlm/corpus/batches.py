@@ -211,9 +211,7 @@ def _cut(utf8, offsets, whole_characters: bool) -> Iterator[tuple[int, int, int,
 
 def utf8_of(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """The buffers of a string or binary array: utf8 uint8[n], offsets int64[rows + 1]; null is empty."""
-    texts = texts.cast(pa.large_binary())
-    if texts.null_count:
-        texts = pc.fill_null(texts, b"")
+    texts = pc.fill_null(texts.cast(pa.large_binary()), b"")  # the same buffers where none is null
     if len(texts) == 0:
         return np.empty(0, np.uint8), np.zeros(1, np.int64)
     _, offsets, values = texts.buffers()

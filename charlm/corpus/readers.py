@@ -185,8 +185,7 @@ def readers_of(data: DataConfig) -> dict[str, list[Reader]]:
     for split, files in files_of(data).items():
         if split:
             groups = groupby(files, key=lambda file: file.format)
-            found = [r for kind, group in groups for r in _readers(data, kind, [f.path for f in group])]
-            splits[split] = found
+            splits[split] = [r for kind, of in groups for r in _readers(data, kind, [f.path for f in of])]
     return splits
 
 

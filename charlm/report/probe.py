@@ -209,27 +209,23 @@ def character_display(character: str) -> str:
     return character
 
 
-def _byte_display(byte: int) -> tuple[str, str]:
-    if byte < 0x80:
-        return character_display(chr(byte)), f"byte 0x{byte:02X}, {name_of(chr(byte))}"
-    return f"{byte:02X}", f"byte 0x{byte:02X}"
+def _display(code: int, byte: bool = False) -> tuple[str, str]:
+    """(display, name) of a code point or a byte."""
+    if byte and code >= 0x80:
+        return f"{code:02X}", f"byte 0x{code:02X}"
+    return character_display(chr(code)), f"byte 0x{code:02X}, " * byte + name_of(chr(code))
 
 
 def symbol_displays(vocab: Vocab) -> list[tuple[str, str]]:
     """(display, name) of every symbol: 'a' and "'a' (U+0061 LATIN SMALL LETTER A)", 'E2' and 'byte 0xE2'."""
-    characters = [(character_display(c), name_of(c)) for c in vocab.characters]
-    end = [("■", "end of document")] * vocab.end_of_document
-    return characters + [_byte_display(b) for b in vocab.byte_symbols] + end
+    symbols = [_display(ord(c)) for c in vocab.characters] + [_display(b, True) for b in vocab.byte_symbols]
+    return symbols + [("■", "end of document")] * vocab.end_of_document
 
 
 def character_counts(vocab: Vocab, counts: list[tuple[int, int]]) -> list[tuple[str, str, int, float]]:
     """(display, name, count, percent of the largest count) of (code, count) as corpus.json lists them."""
-    rows = []
-    for code, count in counts:
-        character = character_display(chr(code)), name_of(chr(code))
-        display, name = _byte_display(code) if vocab.bytes_only else character
-        rows.append((display, name, count, 100 * count / max(n for _, n in counts)))
-    return rows
+    most = max((count for _, count in counts), default=0)
+    return [(*_display(code, vocab.bytes_only), count, 100 * count / most) for code, count in counts]
 
 
 def plain_characters(vocab: Vocab) -> list[str]:

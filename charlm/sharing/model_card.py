@@ -73,7 +73,6 @@ def _shown(config: Config) -> dict:
     shown["data"] |= {name: each(shown["data"][name], _name) for name in paths}
     if config.train.minutes or config.train.epochs:
         del shown["train"]["steps"]  # its default, which has no effect
-    shown["optim"]["betas"] = list(shown["optim"]["betas"])
     start = Path(config.train.init_from)
     if start.exists() or start.is_absolute() or len(start.parts) != 2:  # not an id on the Hub
         shown["train"]["init_from"] = start.name

@@ -100,13 +100,6 @@ def from_launcher(name: str, default: int) -> int:
         raise CharlmError(f"{name}={value}: {advice}") from None
 
 
-def _answers(address: str, port: int) -> bool:
-    """Whether something listens there."""
-    with suppress(OSError), socket.create_connection((address, port), timeout=5.0):
-        return True
-    return False
-
-
 _runs = itertools.count()  # of this process, one after the other
 
 
@@ -147,7 +140,9 @@ class Watchdog:
             time.sleep(0.05)
 
         try:
-            while not first and not _answers(address, port):  # TCPStore would wait, too, but deaf to signals
+            while not first:  # TCPStore would wait, too, but deaf to signals
+                with suppress(OSError), socket.create_connection((address, port), timeout=5.0):
+                    break
                 missing = f"missing: process 0, for {address}:{port} does not answer"
                 wait()
             missing = ""
