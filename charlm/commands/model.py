@@ -57,7 +57,6 @@ def _given(args: argparse.Namespace, *names: str, prefix: str = "") -> dict:
 
 
 def evaluate(argv: list[str]) -> None:
-    """Score held-out text."""
     parser = _run_parser("evaluate", f"{TERMS} {FIGURES}.")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--split", help="split of the run's corpus (default: test)")
@@ -173,7 +172,6 @@ def _figures_text(name: str, figures: dict) -> str:
 
 
 def sample(argv: list[str]) -> None:
-    """Draw text from a model."""
     parser = _run_parser("sample", "Options that are not given come from the config of the run.")
     parser.add_argument("--prompt", help="text that the sample continues")
     parser.add_argument("--length", type=int, help="symbols to draw")
@@ -211,7 +209,6 @@ def sample(argv: list[str]) -> None:
 
 
 def report(argv: list[str]) -> None:
-    """Write the HTML page of a run."""
     parser = _run_parser("report")
     parser.add_argument("--output", metavar="FILE", help="where to write it (default: RUN/report.html)")
     parser.add_argument("--text", metavar="FILE", help="text for the model to read, instead of held-out text")
@@ -233,7 +230,6 @@ def report(argv: list[str]) -> None:
 
 
 def push(argv: list[str]) -> None:
-    """Send a model to the Hugging Face Hub."""
     parser = Parser("push", "The model card is sent too. Offline the command lists what it would send.")
     parser.add_argument("run", help="run directory or model folder")
     parser.add_argument("name", help="repository on the Hub: user/name or organization/name")
@@ -261,7 +257,6 @@ def push(argv: list[str]) -> None:
 
 
 def export(argv: list[str]) -> None:
-    """Write a model as ONNX."""
     parser = Parser("export", "From (ids, carry) to (log-probabilities, carry). Needs onnx and onnxruntime.")
     parser.add_argument("run", help="run directory, model folder or hub id")
     parser.add_argument("file", type=Path, help="file to write, such as model.onnx")

@@ -20,7 +20,6 @@ PREPARE = (
 
 
 def train(argv: list[str]) -> None:
-    """Train a model, or resume its run."""
     parser = Parser("train", f"{TEXT.format('train')} {TERMS} {FIGURES}.", add_help=False)
     parser.add_argument("--json", action="store_true", help="print only the result, as JSON")
     if not argv:
@@ -42,7 +41,6 @@ def train(argv: list[str]) -> None:
 
 
 def prepare(argv: list[str]) -> None:
-    """Prepare the corpus of a config, all of it or a part."""
     parser = Parser("prepare", f"{TEXT.format('prepare')} {PREPARE}", add_help=False)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--shard", metavar="I/N", help="count or encode part I, from 0, of N")
@@ -73,7 +71,6 @@ def prepare(argv: list[str]) -> None:
 
 
 def watch(argv: list[str]) -> None:
-    """Show a run on the terminal, while it trains or afterwards."""
     parser = Parser("watch", "q or Ctrl-C ends it, and the run goes on.")
     parser.add_argument("run", help="run directory")
     mode = parser.add_mutually_exclusive_group()
@@ -93,7 +90,6 @@ def watch(argv: list[str]) -> None:
 
 
 def compare(argv: list[str]) -> None:
-    """Compare runs: a table of what differs, and their curves in one picture."""
     parser = Parser("compare", "The best on validation comes first.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, such as runs/*")
     parser.add_argument("--figure", metavar="FILE", help="draw the curves: a file .svg, .png or .pdf")
@@ -106,7 +102,6 @@ def compare(argv: list[str]) -> None:
 
 
 def doctor(argv: list[str]) -> None:
-    """Check a config on this machine; exit with 1 if it is not ready to train."""
     parser = Parser("doctor", "Nothing is written.", add_help=False)
     parser.add_argument("--hours", type=float, metavar="H", help="time limit that the training must fit in")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
@@ -117,11 +112,10 @@ def doctor(argv: list[str]) -> None:
         from charlm.monitor.doctor import Doctor
 
     if not Doctor(config, args.hours, args.json).examine():
-        sys.exit(1)
+        sys.exit(1)  # not ready to train
 
 
 def hello(argv: list[str]) -> None:
-    """Train the RNN of the classroom example."""
     parser = Parser("hello")
     parser.add_argument("--explain", action="store_true", help="show data, formula, weights, what is likely")
     parser.add_argument("--debug", action="store_true", help="show the shapes, also by character")
