@@ -86,8 +86,7 @@ def refuse_links(folder: str | Path, *names: str) -> None:
 
 
 def size_of(path: str | Path) -> int:
-    """The bytes of a file. Raises OSError, and ValueError for a folder, a device or a pipe, which may have no
-    end."""
+    """The bytes of a file. Raises OSError, and ValueError for a folder, or an endless device or pipe."""
     found = Path(path).stat()
     if not stat.S_ISREG(found.st_mode):
         raise ValueError("is not a file")

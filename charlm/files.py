@@ -37,8 +37,7 @@ KEPT = 64 << 20  # bytes of files from which digests are kept
 
 
 def write_synced(path: str | Path, content: bytes | str, synced: bool = True) -> None:
-    """Write a new file and, unless synced=False, wait until it is on the disk. Raises FileExistsError where
-    there is one, or a link."""
+    """Write a new file and, if synced, wait for the disk. FileExistsError where there is one, or a link."""
     with open(path, "xb") as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
         file.flush()

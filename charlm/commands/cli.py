@@ -173,8 +173,7 @@ def parse_with_config(parser: Parser, argv: list[str]) -> tuple:
 
 
 def _options_for(paths: list[str], options: str) -> list[str]:
-    """The options that these files and folders stand for, before the given ones. Raises UsageError for the
-    name of a config."""
+    """The options that these files and folders stand for. Raises UsageError for the name of a config."""
     from charlm.config.parse import shipped_configs
     from charlm.corpus.sources import format_of
 

@@ -270,8 +270,7 @@ def verify(config: Config) -> Corpus:
 
 
 def wait_for(config: Config) -> Corpus:
-    """The corpus of a config that another process is preparing. Polls the disk: a collective call would time
-    out on a large corpus."""
+    """The corpus that another process is preparing. Polls the disk: a collective call would time out."""
     folder = folder_of(config)
     for polls in count():
         if os.path.isdir(folder):

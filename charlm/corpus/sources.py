@@ -79,8 +79,7 @@ def describe(data: DataConfig) -> str:
 
 
 def stdlib_files() -> list[Path]:
-    """The source files of this Python's standard library, without its tests, sorted. Raises CharlmError if
-    it has none."""
+    """The sources of this Python's standard library, sorted, without tests. Raises CharlmError for none."""
     root = Path(sysconfig.get_path("stdlib"))
     skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     skip |= {path.name for path in root.glob("_sysconfigdata*")}  # of the machine that built this Python

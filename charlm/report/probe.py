@@ -229,8 +229,7 @@ def character_counts(vocab: Vocab, counts: list[tuple[int, int]]) -> list[tuple[
 
 
 def plain_characters(vocab: Vocab) -> list[str]:
-    """One character per symbol, for facts about text: a byte of a multi-byte character counts as a letter,
-    the end of a document as NUL."""
+    """One character per symbol, for facts: a letter for a byte beyond ASCII, NUL for a document end."""
     byte_symbols = [chr(b) if b < 0x80 else "é" for b in vocab.byte_symbols]
     return [*vocab.characters, *byte_symbols, *["\0"] * vocab.end_of_document]
 

@@ -103,8 +103,7 @@ class Lanes:
                 torch._foreach_zero_([part[:, low:high] for part in carry])
 
     def _view(self, position: Position) -> torch.Tensor:
-        """[B, T + 1] of the ids. Raises CharlmError where their file has shrunk: to read on would end the
-        process by SIGBUS."""
+        """[B, T + 1] of the ids. Raises CharlmError where their file has shrunk: a read would be a SIGBUS."""
         if self._file is not None and self._file.size() < len(self._file):
             advice = "copy it again, or delete its folder to prepare it again"
             raise CharlmError(f"{self._name}: was cut off while training read it; {advice}")

@@ -75,8 +75,7 @@ def make_accelerator(config: Config, patient: bool = False) -> Accelerator:
 
 
 def set_up(config: Config, accelerator: Accelerator, say: Callable[[str], None]) -> Setup:
-    """Prepare or open the corpus, then build the rest. say: prints a line for people. Raises CharlmError for
-    what the user can correct."""
+    """Prepare or open the corpus, then build the rest. say: prints a line for people. Raises CharlmError."""
     rank, processes, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     cell_of(config.model), records_steps(config, accelerator)  # refuse these before the corpus is prepared
     corpus = _corpus(config, accelerator.is_main_process)
