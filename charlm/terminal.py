@@ -71,11 +71,6 @@ def is_live() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
-def has_color() -> bool:
-    """Whether stdout is a terminal that may be written to in color (no-color.org)."""
-    return is_live() and not os.environ.get("NO_COLOR")
-
-
 def colored(text: str, color: str) -> str:
     """Text in one of COLORS."""
     return f"\x1b[{COLORS[color]}m{text}\x1b[0m"

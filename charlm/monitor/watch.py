@@ -1,6 +1,7 @@
 """The picture of a run on a terminal: progress, curve of the loss, figures, latest sample."""
 
 import math
+import os
 import re
 import shutil
 import signal
@@ -12,7 +13,7 @@ from itertools import groupby, pairwise
 from tqdm import tqdm
 
 from charlm.monitor.run_files import ENDED, History, runs_near
-from charlm.terminal import colored, has_color, keys, screen, side_by_side, wrapped
+from charlm.terminal import colored, is_live, keys, screen, side_by_side, wrapped
 
 SECONDS = 1.0  # between two pictures
 PLOT_ROWS = 12
@@ -30,7 +31,8 @@ def show(run: History, live: bool) -> None:
     def lines(rows: int = 40) -> list[str]:
         columns = shutil.get_terminal_size().columns
         braille = (sys.stdout.encoding or "").lower().startswith(("utf", "gb18030"))  # all of Unicode
-        return picture(run, columns, rows, braille=braille, color=has_color())
+        color = is_live() and not os.environ.get("NO_COLOR")  # no-color.org
+        return picture(run, columns, rows, braille=braille, color=color)
 
     if not live or run.state in ENDED:
         print("\n".join(lines()))
