@@ -200,13 +200,11 @@ def local_files(paths: list[str], encoding: str = "utf-8") -> list[Local]:
             head = file.read(262)
         place = re.sub(r".*/charlm-pipe-\w+", "", place)  # in errors
         zstd = not member and head.startswith(b"\x28\xb5\x2f\xfd")  # `datasets` needs a package for it
-        if not member and not zstd and not _MAGIC.match(head):
-            files.append(Local(local, place) if utf8 else _copied(local, place, encoding))
-            continue
-        if head.startswith(b"PK\3\4") and not is_zipfile(local):
+        archive = not zstd and _MAGIC.match(head)
+        if (member or archive) and head.startswith(b"PK\3\4") and not is_zipfile(local):
             raise CharlmError(f"{place}: a zip archive that is damaged or cut off")
-        extracted = member + local if member or zstd else manager.extract(local)
-        members = map(str, [extracted] if member or zstd else manager.iter_files(extracted))
+        extracted = manager.extract(local) if archive and not member else member + local
+        members = map(str, manager.iter_files(extracted) if archive and not member else [extracted])
         members = [m for m in members if "::" in m or os.path.isfile(m)]  # a tar archive may hold pipes
         suffixes = {m: PurePath(m.split("::")[0]).suffix.lower()[1:] for m in members}
         texts = [m for m in members if suffixes[m] not in _FOREIGN.split()] or members
