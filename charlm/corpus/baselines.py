@@ -25,7 +25,7 @@ from charlm.corpus.kernels import compiled
 from charlm.corpus.vocabulary import Vocab
 
 # Of a larger split, so many blocks of so many symbols are counted or scored: evenly spread, as text changes
-# from start to end; long, for network disks. 2 s and 300 MB, or 1 GB where one context is most of the text.
+# from start to end; long, for network disks. 1 s and 360 MB, or 1 GB where one context is most of the text.
 TRAIN_BLOCKS, TRAIN_BLOCK = 512, 1 << 15
 HELD_OUT_BLOCKS, HELD_OUT_BLOCK = 40, 15_000  # enough for bpc within some thousandths
 XZ_BYTES = 500_000  # of these are compressed: half a second
@@ -68,40 +68,46 @@ def ngram(train: np.ndarray, held_out: np.ndarray, vocab: Vocab, workers: int = 
     text = np.concatenate([border] * 8 + [part for block in [*blocks, *scored] for part in (block, border)])
     start = len(text) - symbols - len(scored)
     counts = sum(np.bincount(block, minlength=size + 1) for block in blocks)
-    p = np.full((symbols + len(scored), MAX_ORDER + 1), 1 / size)  # of every held-out symbol, at every order
-    if total := int(counts.sum()):
-        distinct = np.count_nonzero(counts)
-        p[:, 1:] = ((counts[text[start:]] + distinct / size) / (total + distinct))[:, None]
-    p[text[start:] == size] = 1  # borders cost nothing
     followed = sum(np.bincount(block[:-1], minlength=size) for block in [*blocks, *scored])
     bounds = np.append(0, np.cumsum(followed))  # of the groups of order 2, by the symbol before
+    parts = _parts(bounds, RECORDS)
+    first = [low for low, _ in parts]
+    positions = _positions(text, size, np.digitize(np.arange(size), first) - 1, bounds[first], bounds[-1])
+    p = np.full(symbols + len(scored), 1 / size)  # of every held-out symbol, at the order reached
+    if total := int(counts.sum()):
+        distinct = np.count_nonzero(counts)
+        p = (counts[text[start:]] + distinct / size) / (total + distinct)
+    nats = 0.0 - float(np.log(p[text[start:] != size]).sum())  # 0.0, never -0.0
 
-    def all_orders(low: int, inner: np.ndarray) -> None:
-        higher_orders(2, _records(text, start, size, low, inner), inner)
+    def all_orders(low: int, inner: np.ndarray) -> np.ndarray:
+        return higher_orders(2, _records(text, start, positions[bounds[low] :], low, inner), inner)
 
-    def higher_orders(order: int, records: np.ndarray, bounds: np.ndarray) -> None:
+    def higher_orders(order: int, records: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+        gains = np.zeros(MAX_ORDER + 1)  # in nats, of each order over the one before
         while order <= MAX_ORDER:
-            records, bounds = _split(text[start:], size, order, p, records, bounds)
+            inner = _parts(bounds, PART)
+            if len(inner) > 1 and len(records) <= 2 * RECORDS:  # larger ones would be held at every order
+                for low, part in inner:
+                    gains += higher_orders(order, records[bounds[low] :][: part[-1]], part)
+                break
+            gains[order], records, bounds = _split(text[start:], size, p, records, bounds)
             order += 1
-            if len(records) <= 2 * RECORDS:  # larger ones would be held in memory at every order
-                for low, inner in _parts(bounds, PART):
-                    higher_orders(order, records[bounds[low] :][: inner[-1]], inner)
-                return
+        return gains
 
     with ThreadPoolExecutor(min(workers, 4)) as pool:  # more would take more memory
         repeated = pool.submit(_repeated, text, start)
-        [*pool.map(all_orders, *zip(*_parts(bounds, RECORDS), strict=True))]
-    nats = sum(0.0 - np.log(rows).sum(axis=0) for rows in np.array_split(p, 100)).tolist()  # 0.0, never -0.0
+        gains = sum(pool.map(all_orders, *zip(*parts, strict=True)), np.zeros(MAX_ORDER + 1))
     order = 1
-    while order < MAX_ORDER and nats[order] - nats[order + 1] > MIN_GAIN * max(symbols, 1):
+    while order < MAX_ORDER and gains[order + 1] > MIN_GAIN * max(symbols, 1):
         order += 1
+        nats -= float(gains[order])
     return {
         "order": order,
         "smoothing": "Witten-Bell",
         "train_symbols": sum(map(len, blocks)),
         "held_out_symbols": symbols,
         "repeated": repeated.result(),
-        **_figures(nats[order], np.bincount(np.concatenate(scored), minlength=size), vocab),
+        **_figures(nats, np.bincount(np.concatenate(scored), minlength=size), vocab),
     }
 
 
@@ -156,7 +162,7 @@ def _parts(bounds: np.ndarray, size: int) -> list[tuple[int, np.ndarray]]:
 # uint64 of four times 16 bits, the lowest first: the symbol and those 2, 3 and 4 places back; 0 and those 5,
 # 6 and 7 back. Where it is the held-out symbol number i, the low half of i stands for the symbol and 1 + the
 # high half for the 0. (Unsigned: a signed index would be checked for its sign each time.)
-_0, _1, _16, _32, _42, _48 = map(np.uint64, (0, 1, 16, 32, 42, 48))
+_0, _1, _4, _16, _32, _42, _48 = map(np.uint64, (0, 1, 4, 16, 32, 42, 48))
 _LOW, _FACTOR = map(np.uint64, (0xFFFF, 0x9E3779B97F4A7C15))
 
 
@@ -178,36 +184,44 @@ def _hashes(text, width, likely):
 
 
 @compiled
-def _records(text, start, size, low, bounds):
-    """The records of some of these groups: after the symbol `low`, low + 1, … bounds: of these alone."""
-    records, ends = np.empty((bounds[-1], 2), np.uint64), bounds[:-1].copy()
-    low, groups = np.uint64(low), np.uint64(len(ends))
+def _positions(text, size, part_of, ends, total):
+    """uint32[total], by the part of the symbol before, part_of: int64[size], from ends: int64[parts] on."""
+    positions = np.empty(total, np.uint32)
     for i in range(8, len(text)):
-        group = np.uint64(text[i - 1]) - low
-        if group < groups and text[i] != size:
-            near, far = np.uint64(text[i]), _0
-            if i >= start:
-                near, far = np.uint64(i - start) & _LOW, np.uint64(1 + (i - start >> 16))
-            near |= (
-                np.uint64(text[i - 2]) << _16 | np.uint64(text[i - 3]) << _32 | np.uint64(text[i - 4]) << _48
-            )
-            far |= (
-                np.uint64(text[i - 5]) << _16 | np.uint64(text[i - 6]) << _32 | np.uint64(text[i - 7]) << _48
-            )
-            end = np.uint64(ends[group])
-            records[end, 0], records[end, 1] = near, far
-            ends[group] += 1
+        if text[i] != size and text[i - 1] != size:
+            part = part_of[text[i - 1]]
+            positions[ends[part]] = i
+            ends[part] += 1
+    return positions
+
+
+@compiled
+def _records(text, start, positions, low, bounds):
+    """The records of the first positions, by the symbol before: low, low + 1, … bounds: of these alone."""
+    records, ends = np.empty((bounds[-1], 2), np.uint64), bounds[:-1].copy()
+    for k in range(len(records)):
+        i = np.uint64(positions[k])
+        near, far = np.uint64(text[i]), _0
+        if i >= start:
+            near, far = np.uint64(i - start) & _LOW, np.uint64(1 + (i - start >> _16))
+        for n in range(_1, _4):
+            near |= np.uint64(text[i - _1 - n]) << _16 * n
+            far |= np.uint64(text[i - _4 - n]) << _16 * n
+        group = np.uint64(text[i - _1]) - np.uint64(low)
+        end = np.uint64(ends[group])
+        records[end, 0], records[end, 1] = near, far
+        ends[group] += 1
     return records
 
 
 @compiled
-def _split(held_out, size, order, p, records, bounds):
-    """Update p: float64[n, orders + 1], of held_out: uint16[n], from one order to the next and all above.
-    Returns the records and bounds of the groups of the next: by the next symbol back in every record."""
+def _split(held_out, size, p, records, bounds):
+    """Update p: float64[n], of held_out: uint16[n], from one order to the next. Returns what that gains in
+    nats; the records and bounds of the groups of the next order: by the next symbol back in every record."""
     count = np.zeros(size, np.int64)  # all zero again after every group
     group_of = np.zeros(size + 1, np.uint32)  # of a symbol, from 1; zero again, too. The border has none.
     split, ends = np.empty_like(records), np.zeros(len(records) + 1, np.uint32)
-    groups = filled = np.uint32(0)
+    gain, groups, filled = 0.0, np.uint32(0), np.uint32(0)
     for g in range(len(bounds) - 1):
         a, z = np.uint64(bounds[g]), np.uint64(bounds[g + 1])
         b = z  # where its held-out records start
@@ -229,23 +243,23 @@ def _split(held_out, size, order, p, records, bounds):
             ends[group_of[records[k, 0] >> _16 & _LOW]] += np.uint32(1)
         for k in range(b, z):
             i = (records[k, 1] & _LOW) - _1 << _16 | records[k, 0] & _LOW
-            probability = (count[held_out[i]] + distinct * p[i, order - 1]) / (b - a + distinct)
-            for higher in range(order, p.shape[1]):
-                p[i, higher] = probability
+            probability = (count[held_out[i]] + distinct * p[i]) / (b - a + distinct)
+            gain += math.log(probability / p[i])
+            p[i] = probability
             ends[group_of[records[k, 0] >> _16 & _LOW]] += np.uint32(1)
         for k in range(a, b):
             count[records[k, 0] & _LOW] = 0
         for group in range(known + 1, groups + 1):  # sizes → starts
             filled, ends[group] = filled + ends[group], filled
+        ends[0] = filled  # those of no group end where the next ones start: a branch would cost more
         for k in range(a, z):  # starts → ends
             near, far = records[k, 0], records[k, 1]
             group = group_of[near >> _16 & _LOW]
-            if group:
-                end = np.uint64(ends[group])
-                split[end, 0] = near & _LOW | near >> _32 << _16 | far >> _16 << _48
-                split[end, 1] = far & _LOW | far >> _32 << _16
-                ends[group] += np.uint32(1)
+            end = np.uint64(ends[group])
+            split[end, 0] = near & _LOW | near >> _32 << _16 | far >> _16 << _48
+            split[end, 1] = far & _LOW | far >> _32 << _16
+            ends[group] += np.uint32(1)
         for k in range(b, z):
             group_of[records[k, 0] >> _16 & _LOW] = 0
     ends[0] = 0
-    return split[:filled], ends[: groups + 1].astype(np.int64)
+    return gain, split[:filled], ends[: groups + 1].astype(np.int64)
