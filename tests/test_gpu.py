@@ -48,7 +48,10 @@ def run(tmp_path, name: str, **train_options):
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 def test_a_model_learns_saves_resumes_and_samples(tmp_path, precision, cell):
     ngrams = 3 if cell == "gru" else 0
-    config = changed(run(tmp_path, "run", precision=precision), model={"cell": cell, "ngrams": ngrams})
+    config = changed(
+        run(tmp_path, "run", precision=precision),
+        model={"cell": cell, "ngrams": ngrams, "recall": 8 * ngrams},
+    )
     summary = train(config, quiet=True)
     told = [loss for _, loss in losses(config.run_dir)]
     assert summary.status == "done" and sum(told[-5:]) < 0.9 * sum(told[:5])
@@ -117,7 +120,10 @@ def test_layers_in_one_call_are_those_one_by_one(monkeypatch, cell, dtype):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_recorded_step_trains_as_the_plain_one_does(tmp_path, precision, ngrams):
     plain = run(tmp_path, "plain", precision=precision, cuda_graph=False)
-    plain = changed(plain, model={"dropout": 0.0, "norm": "layer", "residual": True, "ngrams": ngrams})
+    plain = changed(
+        plain,
+        model={"dropout": 0.0, "norm": "layer", "residual": True, "ngrams": ngrams, "recall": 8 * ngrams},
+    )
     recorded = changed(plain, train={"cuda_graph": None, "accumulate": 2})
     recorded.run_dir = str(tmp_path / "recorded")
     train(plain, quiet=True)
@@ -209,11 +215,11 @@ def test_ids_that_stay_on_the_host_give_the_same_windows(monkeypatch):
 @pytest.mark.parametrize("ngrams", [0, 4])
 def test_a_gpu_and_a_cpu_train_alike_in_fp32(tmp_path, monkeypatch, ngrams):
     """With n-grams, whose counts are looked up there and here."""
-    on_gpu = changed(run(tmp_path, "gpu"), model={"dropout": 0.0, "ngrams": ngrams})
+    on_gpu = changed(run(tmp_path, "gpu"), model={"dropout": 0.0, "ngrams": ngrams, "recall": 8 * ngrams})
     train(on_gpu, quiet=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     AcceleratorState._reset_state(reset_partial_state=True)
-    on_cpu = changed(run(tmp_path, "cpu"), model={"dropout": 0.0, "ngrams": ngrams})
+    on_cpu = changed(run(tmp_path, "cpu"), model={"dropout": 0.0, "ngrams": ngrams, "recall": 8 * ngrams})
     train(on_cpu, quiet=True)
     for (step, ours), (_, theirs) in zip(losses(on_gpu.run_dir), losses(on_cpu.run_dir), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3), step

@@ -52,6 +52,11 @@ class ModelConfig(checks.Section):
     """Lines of the table of counts, 64 bytes each, in memory and in the model's files. Where a line is full,
     what is rare makes way; 2 million lines served 55 million symbols."""
 
+    recall: checks.Natural = 0
+    """Remember what followed each of the last contexts of 2 to 8 symbols in the text that is read, in so many
+    slots per length, such as 4096, and correct the network's prediction by it: names and phrases come again;
+    0: do not. It is part of the carry."""
+
     @property
     def in_one_call(self) -> bool:
         """Whether cuDNN can run all layers in one call, several at a time: there is nothing between them."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from charlm.config.checks import require
-from charlm.config.fields import EvaluateConfig
+from charlm.config.fields import EvaluateConfig, ModelConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.model.char_lm import Carry, CharLM
@@ -124,6 +124,11 @@ def nats_of(
 #     lane 1        (d→e e→f f→g) g→h h→i …  l→m     3 symbols of context, not counted
 
 
+def context_of(config: EvaluateConfig, model: ModelConfig) -> int:
+    """Symbols in front of a lane. After four times model.recall little is left of what was in its slots."""
+    return max(config.context, 4 * model.recall)
+
+
 def lanes_of(targets: int, lanes: int, context: int) -> tuple[np.ndarray, int, int]:
     """The starts int64[N] of up to so many lanes, their length, of which the last lane's may lack some
     targets, and the context in front of each; no lane is shorter than its context."""
@@ -144,7 +149,7 @@ def evaluate(
     """
     rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
     targets = targets_of(ids)
-    starts, length, context = lanes_of(targets, config.lanes, config.context)
+    starts, length, context = lanes_of(targets, config.lanes, context_of(config, model.config))
     lanes = len(starts)
     starts = starts[lanes * rank // world : lanes * (rank + 1) // world]
     sums = torch.zeros(4, dtype=torch.float64, device=float64_device(model.device))

@@ -2,8 +2,8 @@
 
 Shapes: B lanes on this rank, T window, V vocabulary, E embedding (V when one-hot), H hidden, L layers.
 The *carry* is the recurrent state handed from one window to the next: a tuple of [L, B, H] tensors, (h,) for
-rnn and gru, (h, c) for lstm; None stands for zeros. With model.ngrams its last tensor, [1, B, n - 1], holds
-the symbols that the n-grams of the next window begin with.
+rnn and gru, (h, c) for lstm; None stands for zeros. With model.ngrams, [1, B, n - 1] follows, the symbols
+that the n-grams of the next window begin with; with model.recall, [1, B, ·], the memory of Recall.
 
 Windows are time-first in memory, as the kernels of the recurrent layers read them: [B, T, ·] below is a view.
 """
@@ -19,14 +19,21 @@ from torch import Tensor, nn
 from charlm.config.fields import ModelConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.model.cells import Carry, cell_of, flatten_weights
+from charlm.model.evidence import Evidence, NGrams, Recall
 from charlm.model.layers import LockedDropout, RMSNorm, activation_penalty, cross_entropy
-from charlm.model.ngrams import NGrams
 from charlm.model.pretrained import load_model, save_model
 
 
 def one_hot(vocab_size: int, ids: Tensor) -> Tensor:
     """ids [B, T] → float32 [B, T, V]."""
     return F.one_hot(ids, vocab_size).float()
+
+
+def _corrected(log_p: Tensor, evidence: list, h: Tensor) -> Tensor:
+    """The network's ln p after all evidence, as Evidence.combine gives it."""
+    for module, found in evidence:
+        log_p = module.combine(log_p, found, h)
+    return log_p
 
 
 class CharLM(nn.Module):
@@ -43,6 +50,7 @@ class CharLM(nn.Module):
         self.layers = nn.ModuleList(self.cell.layer(H if i else E, config) for i in range(config.num_layers))
         self.output = nn.Linear(H, vocab_size)
         self.ngrams = NGrams(config.ngrams, config.ngram_lines, vocab_size, H) if config.ngrams else None
+        self.recall = Recall(config.recall, vocab_size, H) if config.recall else None
         kind = LockedDropout if config.locked_dropout else nn.Dropout
         rates = (config.input_dropout, config.output_dropout, config.dropout)
         dropouts = [kind(config.dropout if p is None else p) for p in rates]
@@ -91,11 +99,17 @@ class CharLM(nn.Module):
     @property
     def states(self) -> tuple[str, ...]:
         """Names of the tensors of the carry."""
-        return self.cell.states if self.ngrams is None else (*self.cell.states, "last")
+        return (*self.cell.states, *self.evidence)
+
+    @property
+    def evidence(self) -> dict[str, Evidence]:
+        """What corrects the network's prediction, by the name of its tensor of the carry."""
+        each = {"last": self.ngrams, "recent": self.recall}
+        return {name: module for name, module in each.items() if module is not None}
 
     def zeros(self, lanes: int) -> Carry:
         """The carry at the start of a text: float32 [L, B, H] each."""
-        shapes = {"last": (1, lanes, self.config.ngrams - 1)}
+        shapes = {name: (1, lanes, module.carried) for name, module in self.evidence.items()}
         usual = (self.config.num_layers, lanes, self.config.hidden_size)
         return tuple(torch.zeros(shapes.get(name, usual), device=self.device) for name in self.states)
 
@@ -117,7 +131,7 @@ class CharLM(nn.Module):
         With depth, only so many layers compute: returns the output of the last, [B, T, H], and their carry.
         """
         carry = carry or self.zeros(len(ids))
-        carry, last = carry[: len(self.cell.states)], carry[len(self.cell.states) :]
+        carry, memories = carry[: len(self.cell.states)], carry[len(self.cell.states) :]
         x = self.input_dropout(self.input(ids.t()).transpose(0, 1).to(self.compute_dtype))
         drop = self.config.weight_drop if self.training else 0.0
         states, calls = [], [[layer] for layer in self.layers[: depth or None]]
@@ -134,25 +148,24 @@ class CharLM(nn.Module):
         carry = tuple(c.to(torch.float32) for c in joined)
         if depth:
             return x, carry
-        if self.ngrams is not None:
-            found, last = self.ngrams(ids.t(), last[0][0], None if targets is None else targets.t())
-            carry += (last[None],)
+        evidence, memories = self._evidence(ids.t(), memories, None if targets is None else targets.t())
+        carry += memories
         h, x = x, self.output_dropout(x)
         weight, bias = self.output.weight, self.output.bias
         if targets is None:
             # By the module where that computes the same, so that its hooks run.
             same = x.dtype == weight.dtype
             logits = self.output(x) if same else F.linear(x, weight.to(x.dtype), bias.to(x.dtype))
-            if self.ngrams is not None:
+            if evidence:
                 log_p = logits.float().log_softmax(-1).transpose(0, 1)
-                logits = self.ngrams.combine(log_p, found, h.transpose(0, 1)).transpose(0, 1)
+                logits = _corrected(log_p, evidence, h.transpose(0, 1)).transpose(0, 1)
             return logits, carry  # [B, T, V]
         flat = x.transpose(0, 1).flatten(0, 1)  # time-first, as in memory: no copy
         targets = targets.t()
-        each = reduction if self.ngrams is None else "none"
+        each = "none" if evidence else reduction
         loss = cross_entropy(flat, weight, bias, targets.flatten(), each)
-        if self.ngrams is not None:
-            loss = -self.ngrams.combine(-loss.view(targets.shape), found, h.transpose(0, 1)) * (targets >= 0)
+        if evidence:
+            loss = -_corrected(-loss.view(targets.shape), evidence, h.transpose(0, 1)) * (targets >= 0)
             if reduction != "none":
                 loss = loss.sum() / ((targets >= 0).sum() if reduction == "mean" else 1)
         ar, tar = self.config.activation_reg, self.config.temporal_reg
@@ -167,7 +180,7 @@ class CharLM(nn.Module):
 
         The same as forward on a window of one, in the dtype of the weights, without its set-up costs.
         """
-        carry, last = carry[: len(self.cell.states)], carry[len(self.cell.states) :]
+        carry, memories = carry[: len(self.cell.states)], carry[len(self.cell.states) :]
         x, states = self.input(ids).to(self.output.weight.dtype), []  # [B, E]
         for i, layer in enumerate(self.layers):
             inputs = self._normed(i, x) if i else x
@@ -175,11 +188,18 @@ class CharLM(nn.Module):
             states.append(state)
             x = self._joined(x, out)
         logits, carry = self.output(x), tuple(torch.stack(parts) for parts in zip(*states, strict=True))
-        if self.ngrams is not None:
-            found, last = self.ngrams(ids[None], last[0][0])
-            logits = self.ngrams.combine(logits.float().log_softmax(-1)[None], found, x[None])[0]
-            carry += (last[None],)
-        return logits, carry
+        evidence, memories = self._evidence(ids[None], memories)
+        if evidence:
+            logits = _corrected(logits.float().log_softmax(-1)[None], evidence, x[None])[0]
+        return logits, carry + memories
+
+    def _evidence(self, ids: Tensor, memories: Carry, targets: Tensor | None = None) -> tuple[list, Carry]:
+        """Of a window, time first: pairs (module, what it found) and their part of the next carry."""
+        modules = self.evidence.values()
+        read = [module(ids, memory[0], targets) for module, memory in zip(modules, memories, strict=True)]
+        return [(m, found) for m, (found, _) in zip(modules, read, strict=True)], tuple(
+            x[None] for _, x in read
+        )
 
     def _normed(self, i: int, x: Tensor) -> Tensor:
         """The input of a layer but the first: x, normalised in the dtype of the norm's weights."""

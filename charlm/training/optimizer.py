@@ -9,7 +9,7 @@ from torch import nn
 
 from charlm.config.fields import OptimConfig
 from charlm.model.char_lm import CharLM
-from charlm.model.ngrams import NGrams
+from charlm.model.evidence import Evidence
 
 
 def learning_rate(step: int, optim: OptimConfig, steps: int | None) -> float:
@@ -38,7 +38,7 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> "AdamW":
     """The optimizer of a config: AdamW, or Adam, which is AdamW without decay. Matrices that are multiplied
     decay; biases and the embedding do not, and form a group without."""
     others = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    others |= {id(m.bias) for m in model.modules() if isinstance(m, NGrams)}
+    others |= {id(m.bias) for m in model.modules() if isinstance(m, Evidence)}
     parts = {optim.weight_decay: [], 0.0: []}
     for p in model.parameters():
         if p.requires_grad:

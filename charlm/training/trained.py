@@ -174,7 +174,7 @@ def corpus_of(run_dir: str | Path, config: Config, trust: bool = False) -> Corpu
 
 
 # Fields of the model on which the shapes and the meaning of its weights depend.
-_SHAPE = ("cell", "nonlinearity", "embedding_size", "ngrams", "hidden_size", "num_layers")
+_SHAPE = ("cell", "nonlinearity", "embedding_size", "ngrams", "recall", "hidden_size", "num_layers")
 _SHAPE += ("norm", "residual", "tie_weights")
 
 

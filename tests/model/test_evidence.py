@@ -1,4 +1,4 @@
-"""model.ngrams: counted n-grams, exact wherever a text is cut, in a whole run too."""
+"""model.ngrams: counted n-grams, exact wherever a text is cut; in a whole run, with model.recall, too."""
 
 import copy
 from collections import Counter
@@ -14,7 +14,7 @@ from charlm.errors import CharlmError
 from charlm.evaluation.dynamic import _Adapting, evaluate_dynamic
 from charlm.evaluation.evaluate import evaluate
 from charlm.model.char_lm import CharLM
-from charlm.model.ngrams import COUNTS, SLOTS, SYMBOLS, NGrams
+from charlm.model.evidence import COUNTS, SLOTS, SYMBOLS, NGrams
 from charlm.sampling.cpu_step import steppable
 from charlm.sampling.generate import ModelStepper
 from charlm.sharing.onnx import export
@@ -238,7 +238,7 @@ def test_a_vocabulary_that_does_not_fit_in_a_slot_is_refused():
 
 
 def run_config(run_dir, **changes):
-    model = {"embedding_size": 6, "hidden_size": 12, "ngrams": N, "ngram_lines": LINES}
+    model = {"embedding_size": 6, "hidden_size": 12, "ngrams": N, "ngram_lines": LINES, "recall": 32}
     return small(run_dir, model=model, optim={"average": 0.8, "weight_decay": 0.1}, **changes)
 
 
@@ -267,7 +267,7 @@ def test_a_run_that_was_ended_resumes_to_the_same_bits(tmp_path):
     train(ended, quiet=True)
     assert_same_state(whole.run_dir, ended.run_dir)
     _, tensors = newest(whole.run_dir)
-    assert tensors["carry"]["2"].shape == (1, 4, N - 1)
+    assert tensors["carry"]["2"].shape == (1, 4, N - 1) and tensors["carry"]["3"][..., :192].any(-1).all()
     assert "ngrams.table" in tensors["model"] and "ngrams.table" not in tensors["average"]
     assert "ngrams.weight" in tensors["average"]
 

@@ -1,0 +1,131 @@
+"""model.recall: what followed the same symbols before in the text that is read."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import MIXED, changed, small
+
+from charlm.config.fields import EvaluateConfig, ModelConfig
+from charlm.evaluation.dynamic import evaluate_dynamic
+from charlm.evaluation.evaluate import evaluate
+from charlm.model.char_lm import CharLM
+from charlm.training.loop import train
+from charlm.training.trained import load
+
+B, T, V = 3, 150, 5
+IDS = torch.from_numpy(np.random.default_rng(0).integers(0, V, (B, T)))
+
+
+def model_of(recall: int, cell: str = "gru", vocab_size: int = V) -> CharLM:
+    torch.manual_seed(1)
+    sizes = {"embedding_size": 5, "hidden_size": 16, "num_layers": 2, "recall": recall}
+    model = CharLM(ModelConfig(cell=cell, **sizes), vocab_size).eval()
+    torch.nn.init.normal_(model.recall.weight)
+    torch.nn.init.normal_(model.recall.bias)
+    return model
+
+
+def close(a, b, atol=1e-5):
+    torch.testing.assert_close(a, b, atol=atol, rtol=0)
+
+
+def found_in(recall, ids):
+    """For every length, [B][T]: (the symbol that recall predicts, or None; the kind)."""
+    found, _ = recall(ids.t(), torch.zeros(len(ids), recall.carried))
+    for count, total, kinds in found:
+        assert torch.equal(count.sum(-1), total[..., 0]) and set(total.flatten().tolist()) <= {0.0, 1.0}
+        symbol = torch.where(total[..., 0] > 0, count.argmax(-1), -1)
+        yield [
+            [(s if s >= 0 else None, k) for s, k in zip(*lane, strict=True)]
+            for lane in zip(symbol.t().tolist(), kinds.t().tolist(), strict=True)
+        ]
+
+
+def test_it_predicts_what_followed_the_last_time_and_counts_what_was_right():
+    recall, missing, known = model_of(4096).recall, 0, 0
+    for n, lanes in zip(recall.lengths, found_in(recall, IDS), strict=True):
+        for text, got in zip(IDS.tolist(), lanes, strict=True):
+            right, before = 0, None
+            for t in range(T):
+                context = text[max(0, t - n + 1) : t + 1]
+                ends = [s for s in range(n - 1, t) if text[s - n + 1 : s + 1] == context]
+                symbol, kind = got[t]
+                if len(context) == n and ends:
+                    known += 1
+                    missing += symbol is None  # where another context came into its slot
+                    assert symbol in (text[ends[-1] + 1], None)
+                else:
+                    assert symbol is None
+                right = min(right + 1, 15) if t and before == text[t] else 0
+                assert kind == right
+                before = symbol
+    assert known > 500 and missing < 0.02 * known
+
+
+def test_a_full_table_remembers_what_came_last():
+    period = torch.arange(30).repeat(3)[None]
+    few, many = (
+        [sum(s is not None for s, _ in lanes[0]) for lanes in found_in(model_of(n, "rnn", 30).recall, period)]
+        for n in (4, 4096)
+    )
+    assert all(n >= 50 for n in many) and all(n < 10 for n in few)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("slots", [3, 64])
+@torch.no_grad()
+def test_a_text_in_pieces_and_symbol_by_symbol_equals_the_text_at_once(cell, slots):
+    model = model_of(slots, cell)
+    log_p, carry = model(IDS)
+    assert carry[-1][..., : 6 * slots].any(-1).all()
+    close(log_p.exp().sum(-1), torch.ones(B, T))
+    nats, _ = model(IDS[:, :-1], None, IDS[:, 1:], "none")
+    close(nats, -log_p[:, :-1].gather(-1, IDS[:, 1:, None])[..., 0])
+    parts, states = [], None
+    for piece in IDS.split([1, 7, 1, 41, 100], 1):  # shorter than a context, too
+        out, states = model(piece, states)
+        parts.append(out)
+    close(torch.cat(parts, 1), log_p)
+    steps, stepped = [], model.zeros(B)
+    for t in range(T):
+        out, stepped = model.step(IDS[:, t], stepped)
+        steps.append(out)
+    close(torch.stack(steps, 1), log_p)
+    for after in (states, stepped):
+        assert torch.equal(after[-1], carry[-1])
+        for a, b in zip(after, carry, strict=True):
+            close(a, b)
+
+
+@torch.no_grad()
+def test_a_prediction_does_not_depend_on_what_comes_later():
+    model, changed_late = model_of(64), IDS.clone()
+    changed_late[:, 100:] = (changed_late[:, 100:] + 1) % V
+    a, b = model(IDS)[0], model(changed_late)[0]
+    assert torch.equal(a[:, :100], b[:, :100]) and not torch.equal(a[:, 100:], b[:, 100:])
+
+
+def test_a_lane_that_is_evaluated_reads_as_much_before_as_is_remembered(tmp_path):
+    config = changed(small(tmp_path / "run"), model={"recall": 64, "hidden_size": 12})
+    train(config, quiet=True)
+    model, vocab, _ = load(config.run_dir)
+    ids = vocab.encode(MIXED)
+    one = evaluate(model, vocab, ids, EvaluateConfig(lanes=1))
+    four = evaluate(model, vocab, ids, EvaluateConfig(lanes=4, context=0))
+    assert (four["lanes"], four["context"]) == (4, 256)
+    assert four["bpc"] == pytest.approx(one["bpc"], abs=0.03)
+    dynamic = evaluate_dynamic(model, vocab, ids[:800], EvaluateConfig(context=0), lanes=2)
+    assert dynamic["context"] == 256 and dynamic["dynamic"]["lanes"] == 2
+
+
+def test_a_text_that_repeats_itself_is_learned_sooner(tmp_path):
+    """New words come again later on: a network of this size and time can learn none of them."""
+    words = ["".join(w) for w in np.random.default_rng(2).choice([*"abcdefghij"], (400, 12))]
+    text = " ".join(word for a in range(0, 400, 4) for word in words[a : a + 4] * 3)
+    scores = [
+        train(changed(small(tmp_path / str(n)), model={"recall": n}, data={"text": text}), quiet=True).best[
+            "bpc"
+        ]
+        for n in (0, 256)
+    ]
+    assert scores[1] < scores[0] - 0.3
