@@ -67,6 +67,7 @@ class ModelConfig(checks.Section):
         vars(self).update(self.not_given(checks.preset(self.size).get("model", {})))
         super().__post_init__()
         self.require(self.ngrams != 1, "ngrams", "must be 0, or 2 or more")
+        self.require(self.recall <= 1 << 20, "recall", "must be at most 1048576, which take 25 MB per lane")
         advice = f"model.embedding_size={self.embedding_size} must equal model.hidden_size={self.hidden_size}"
         allowed = not self.tie_weights or self.embedding_size == self.hidden_size
         self.require(allowed, "tie_weights", advice)

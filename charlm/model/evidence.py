@@ -171,8 +171,8 @@ class Recall(Evidence):
         evidence = []
         for code, kind in zip(found.permute(1, 2, 0), right.permute(1, 2, 0), strict=True):
             if targets is None:
-                count = F.one_hot(code, symbols)[..., 1:].float()
-                evidence.append((count, (code > 0).float()[..., None], kind))
+                count = torch.zeros(*code.shape, symbols, device=ids.device).scatter(-1, code[..., None], 1.0)
+                evidence.append((count[..., 1:], (code > 0).float()[..., None], kind))
             else:
                 evidence.append(((code == targets + 1).float(), (code > 0).float(), kind))
         return evidence, torch.cat([table, *(x.float() for x in rest)], -1)

@@ -1,11 +1,12 @@
 """Export to ONNX: the model as a function of ids and carry, for serving without torch.
 
-    (ids, h[, c][, last]) → (log_probabilities, next_h[, next_c][, next_last])
+    (ids, h[, c][, last][, recent]) → (log_probabilities, next_h[, next_c][, next_last][, next_recent])
 
     ids                 int64   [batch, time]
     log_probabilities   float32 [batch, time, V]    ln p of what follows each symbol
     h, c, next_h, next_c  float32 [L, batch, H]     the carry (recurrent state), zeros at the start; c: lstm
     last, next_last     float32 [1, batch, n - 1]   with model.ngrams=n: the last symbols, each plus 1
+    recent, next_recent  float32 [1, batch, ·]      with model.recall: its memory
 
 batch and time are free; a server passes the carry on. The metadata holds vocab.json and the model's config.
 """

@@ -6,6 +6,7 @@ import torch
 from helpers import MIXED, changed, small
 
 from charlm.config.fields import EvaluateConfig, ModelConfig
+from charlm.errors import CharlmError
 from charlm.evaluation.dynamic import evaluate_dynamic
 from charlm.evaluation.evaluate import evaluate
 from charlm.model.char_lm import CharLM
@@ -103,6 +104,11 @@ def test_a_prediction_does_not_depend_on_what_comes_later():
     changed_late[:, 100:] = (changed_late[:, 100:] + 1) % V
     a, b = model(IDS)[0], model(changed_late)[0]
     assert torch.equal(a[:, :100], b[:, :100]) and not torch.equal(a[:, 100:], b[:, 100:])
+
+
+def test_more_slots_than_a_machine_has_memory_for_are_refused():
+    with pytest.raises(CharlmError, match=r"model\.recall=1048577: must be at most 1048576"):
+        ModelConfig(recall=(1 << 20) + 1)
 
 
 def test_a_lane_that_is_evaluated_reads_as_much_before_as_is_remembered(tmp_path):
