@@ -54,16 +54,13 @@ TINY = f"{FEW} --model.hidden_size 6 --model.embedding_size 6 --model.num_layers
 FILES = "--data.source text --data.name '' --data.data_files 'books/*.txt'"
 HELD = "--data.validation 0.3 --data.test 0.3"
 TINY_STORIES = "charlm train --data.source roneneldan/TinyStories --run_dir runs/stories"
-LONGER = (
-    "charlm train --config shakespeare --train.steps 8800 --model.output_dropout 0.3 --optim.average 0.998"
-)
 BEST = "charlm train --config shakespeare-best --train.precision bf16"
 EXCERPT = "charlm train --config enwik8-4mb --train.precision bf16"
 SAMPLE = f"{TINY} {FILES} {HELD} --data.streaming false --run_dir runs/sample"
 LOWER = "charlm train --config C --optim.learning_rate 1e-3 --train.allow_change optim.learning_rate"
-TUNED = "charlm train letters.txt --train.init_from runs/stdlib --optim.learning_rate 1e-3"
+TUNED = "charlm train letters.txt --train.init_from runs/stdlib --model.recall 8192 --optim.learning_rate 1e-3"
 SEEDS = "charlm compare runs/seed-1 runs/seed-2 runs/seed-3 --json > seeds.json"
-DRAW = 'charlm sample RUN --prompt "def " --length 500 --temperature 0.7'
+DRAW = 'charlm sample RUN --prompt "def " --length 500 --temperature 0.9'
 HERE = {
     "charlm train --help all": Short(told="--model.hidden_size"),
     "charlm hello --explain": Short(
@@ -86,7 +83,6 @@ HERE = {
     "charlm prepare --config wikipedia-simple": Short(f"{FILES} {HELD}", "xz -9e"),
     "charlm train --config stdlib": Short(f"{TINY} --data.max_documents 12", "done: 2 steps"),
     "charlm train --config shakespeare": Short(f"{TINY} {FILES} --sample.prompt the", "done: 2 steps"),
-    LONGER: Short(f"{TINY} {FILES} --sample.prompt the --run_dir runs/longer", "done: 2 steps"),
     "charlm train --config shakespeare-best": Short(f"{TINY} {FILES} --sample.prompt the", "done: 2 steps"),
     BEST: Short(f"{TINY} {FILES} --sample.prompt the --run_dir runs/best", "done: 2 steps"),
     "charlm train --config enwik8-4mb": Short(f"{TINY} {HELD} --data.data_files FILE", "done: 2 steps"),
