@@ -162,8 +162,9 @@ def test_a_recorded_run_with_all_that_draws_random_numbers_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize("cuda_graph", [False, True])
-def test_between_lines_of_the_log_a_step_waits_for_nothing(tmp_path, cuda_graph):
-    config = run(tmp_path, "run", precision="bf16", cuda_graph=cuda_graph)
+@pytest.mark.parametrize("recall", [0, 32])
+def test_between_lines_of_the_log_a_step_waits_for_nothing(tmp_path, cuda_graph, recall):
+    config = changed(run(tmp_path, "run", precision="bf16", cuda_graph=cuda_graph), model={"recall": recall})
     setup, state = set_up(config, make_accelerator(config), print), State()
     try:
         for step in range(6):
@@ -186,10 +187,12 @@ def test_a_step_is_recorded_while_windows_are_read_on_the_host(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-def test_a_gpu_draws_what_a_cpu_does(cell):
+@pytest.mark.parametrize("recall", [0, 32])
+def test_a_gpu_draws_what_a_cpu_does(cell, recall):
     vocab = Vocab("abcdefg\n", unknown="error")
     torch.manual_seed(0)
-    model = CharLM(ModelConfig(cell=cell, embedding_size=8, hidden_size=32, num_layers=2), len(vocab))
+    sizes = {"embedding_size": 8, "hidden_size": 32, "num_layers": 2, "recall": recall}
+    model = CharLM(ModelConfig(cell=cell, **sizes), len(vocab))
     config = SampleConfig(prompt="abc", length=200, temperature=0.9)
     on_cpu = list(generate_ids(model, vocab, config, 3))
     on_gpu = list(generate_ids(model.cuda(), vocab, config, 3))
@@ -225,10 +228,11 @@ def test_a_gpu_and_a_cpu_train_alike_in_fp32(tmp_path, monkeypatch, ngrams):
         assert ours == pytest.approx(theirs, rel=1e-3), step
 
 
-def test_two_runs_are_equal_to_the_bit_in_fp32(tmp_path):
+@pytest.mark.parametrize("recall", [0, 32])
+def test_two_runs_are_equal_to_the_bit_in_fp32(tmp_path, recall):
     """As far as cuDNN's kernels are deterministic, which its recurrent ones are."""
     for name in "ab":
-        train(changed(run(tmp_path, name), model={"dropout": 0.0}), quiet=True)
+        train(changed(run(tmp_path, name), model={"dropout": 0.0, "recall": recall}), quiet=True)
     assert_same_state(tmp_path / "a", tmp_path / "b")
 
 

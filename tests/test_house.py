@@ -50,10 +50,10 @@ def test_the_house_keeps_its_budget():
     Lines: 8,800 when the folders were made, and what was added since: several processes 220; any text that
     people have 1,140; other machines 75; trackers, compare and changes 220; sampling, notebooks and states
     205; files of strangers 285; damage and locks 215; help and the terminal 90; the
-    baselines' speed 85; what a text repeats (model.recall) 105; shortened since by 320.
+    baselines' speed 85; what a text repeats (model.recall) 130; shortened since by 320.
     """
     files = list(PACKAGE.rglob("*.py"))
-    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) < 8800 + 2320
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) < 8800 + 2345
     assert len([file for file in files if file.name not in ("__init__.py", "__main__.py")]) <= 58
 
 

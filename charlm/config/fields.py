@@ -204,7 +204,7 @@ class EvaluateConfig(checks.Section):
     lanes: checks.Positive = 32
     """Contiguous parts of the split that are read in parallel; 1 is the exact single pass."""
     context: checks.Natural = 256
-    """Characters that warm up the carry of a lane before the first that counts; or 4 × model.recall."""
+    """Characters that warm up the carry of a lane before the first one that counts."""
     bptt: checks.Positive = 128
     """Characters per forward call; does not affect the figures."""
     max_characters: checks.TwoOrMore | None = None

@@ -53,9 +53,9 @@ class ModelConfig(checks.Section):
     what is rare makes way; 2 million lines served 55 million symbols."""
 
     recall: checks.Natural = 0
-    """Remember what followed each of the last contexts of 2 to 8 symbols in the text that is read, in so many
-    slots per length, such as 4096, and correct the network's prediction by it: names and phrases come again;
-    0: do not. It is part of the carry."""
+    """Remember what followed the last contexts of 2, 3, 4, 5, 6 and 8 symbols in the text that is read, in so
+    many slots for each, such as 8192 (65536 at most), and correct the network's prediction by it: names and
+    phrases come again; 0: do not. It is part of the carry: 24 bytes × slots per lane, in checkpoints too."""
 
     @property
     def in_one_call(self) -> bool:
@@ -67,7 +67,7 @@ class ModelConfig(checks.Section):
         vars(self).update(self.not_given(checks.preset(self.size).get("model", {})))
         super().__post_init__()
         self.require(self.ngrams != 1, "ngrams", "must be 0, or 2 or more")
-        self.require(self.recall <= 1 << 20, "recall", "must be at most 1048576, which take 25 MB per lane")
+        self.require(self.recall <= 1 << 16, "recall", "must be at most 65536, which take 1.6 MB per lane")
         advice = f"model.embedding_size={self.embedding_size} must equal model.hidden_size={self.hidden_size}"
         allowed = not self.tie_weights or self.embedding_size == self.hidden_size
         self.require(allowed, "tie_weights", advice)

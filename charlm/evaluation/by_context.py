@@ -18,7 +18,7 @@ import torch
 
 from charlm.config.fields import EvaluateConfig
 from charlm.corpus.vocabulary import Vocab
-from charlm.evaluation.evaluate import counts, nats_of, targets_of
+from charlm.evaluation.evaluate import counts, nats_of, side_by_side, targets_of
 from charlm.model.char_lm import CharLM
 
 AT_ONCE = 1 << 14  # symbols in one forward call
@@ -49,7 +49,7 @@ def by_context(
             if width > max(1, targets // 2):
                 break
             starts, length = np.arange(0, targets - width + 1, width), 2 * width - 1
-            lanes = max(1, AT_ONCE // min(length, config.bptt))
+            lanes = side_by_side(model, AT_ONCE, min(length, config.bptt))
             parts = np.split(starts, range(lanes, len(starts), lanes))
             costs = [nats_of(model, ids, part, length, config.bptt)[:, width - 1 :].ravel() for part in parts]
             both = np.concatenate(costs)[: targets - width + 1], carried[width - 1 :]

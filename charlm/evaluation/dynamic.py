@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from charlm.config.fields import EvaluateConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
-from charlm.evaluation.evaluate import context_of, counts, evaluate, figures_of, lanes_of, targets_of, windows
+from charlm.evaluation.evaluate import counts, evaluate, figures_of, lanes_of, targets_of, windows
 from charlm.model.char_lm import Carry, CharLM
 from charlm.model.device import Recorded, float64_device, keep_freed_memory
 
@@ -61,14 +61,13 @@ def evaluate_dynamic(
         raise CharlmError(f"--dynamic_rate {rate}: must be 0 or more, such as {RATE}")
     if not 0 <= decay <= 1:
         raise CharlmError(f"--dynamic_decay {decay}: must be from 0 to 1, such as {DECAY}")
-    context = context_of(config, model.config)
-    config = EvaluateConfig(lanes=lanes, context=context if lanes > 1 else 0, bptt=config.bptt)
+    config = EvaluateConfig(lanes=lanes, context=config.context if lanes > 1 else 0, bptt=config.bptt)
     plain = evaluate(model, vocab, ids, config)
     if rate is None:  # several lanes take fewer steps, along less noisy gradients: see configs/LOG.md
         rate = RATE * min(math.sqrt(plain["lanes"]), 4.0)
     total = torch.zeros((), dtype=torch.float64, device=float64_device(model.device))
     with keep_freed_memory(model.device):
-        for nats in adapted_nats(model, ids, rate, decay, lanes, window, context):
+        for nats in adapted_nats(model, ids, rate, decay, lanes, window, config.context):
             total += nats.to(total.device).double().sum()
     figures = figures_of(total.item(), *counts(vocab, ids[1:]))
     adapted = {name: figures[name] for name in ("nats_per_character", "bpc", "bpb", "perplexity")}

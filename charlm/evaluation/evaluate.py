@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from charlm.config.checks import require
-from charlm.config.fields import EvaluateConfig, ModelConfig
+from charlm.config.fields import EvaluateConfig
 from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.model.char_lm import Carry, CharLM
@@ -93,6 +93,9 @@ def windows(
     Yields the nats of the predictions, float32[N, T], T up to bptt.
     """
     carry = None
+    if context and model.recall is not None:
+        carry = model.zeros(len(starts))
+        carry[-1][0] = model.recall.memories(ids, np.maximum(starts - context, 0))
     for low in chain(range(-context, 0, bptt), range(0, length, bptt)):
         if low == 0 and carry is not None:
             for state in carry:
@@ -124,11 +127,6 @@ def nats_of(
 #     lane 1        (d→e e→f f→g) g→h h→i …  l→m     3 symbols of context, not counted
 
 
-def context_of(config: EvaluateConfig, model: ModelConfig) -> int:
-    """Symbols in front of a lane. After four times model.recall little is left of what was in its slots."""
-    return max(config.context, 4 * model.recall)
-
-
 def lanes_of(targets: int, lanes: int, context: int) -> tuple[np.ndarray, int, int]:
     """The starts int64[N] of up to so many lanes, their length, of which the last lane's may lack some
     targets, and the context in front of each; no lane is shorter than its context."""
@@ -149,7 +147,7 @@ def evaluate(
     """
     rank, world = (processes.process_index, processes.num_processes) if processes else (0, 1)
     targets = targets_of(ids)
-    starts, length, context = lanes_of(targets, config.lanes, context_of(config, model.config))
+    starts, length, context = lanes_of(targets, config.lanes, config.context)
     lanes = len(starts)
     starts = starts[lanes * rank // world : lanes * (rank + 1) // world]
     sums = torch.zeros(4, dtype=torch.float64, device=float64_device(model.device))
@@ -229,10 +227,15 @@ class _Stream:
         self.characters, self.size = np.flatnonzero((utf8 & 0xC0) != 0x80), len(utf8)
 
 
+def side_by_side(model: CharLM, symbols: int, length: int) -> int:
+    """How many lanes of this length are read at once: of at most so many symbols, with carries of 134 MB."""
+    return max(1, min(symbols // length, (1 << 25) // (1 + sum(m.carried for m in model.evidence.values()))))
+
+
 def _read_all(model: CharLM, streams: list[_Stream], read: Callable) -> Iterator[np.ndarray]:
     """What `read` (see windows) gives at the symbols of each stream, float32[symbols, …]. As many are read
     side by side as AT_ONCE symbols hold of the longest."""
-    lanes = max(1, AT_ONCE // max((len(stream.ids) for stream in streams), default=1))
+    lanes = side_by_side(model, AT_ONCE, max((len(stream.ids) for stream in streams), default=1))
     for group in (streams[low : low + lanes] for low in range(0, len(streams), lanes)):
         lengths = [len(stream.ids) for stream in group]
         ids, starts = np.concatenate([stream.ids for stream in group]), np.cumsum([0, *lengths[:-1]])

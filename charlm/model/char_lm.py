@@ -124,7 +124,7 @@ class CharLM(nn.Module):
         """Read a window.
 
         ids: int64[B, T]. carry: from the window before, or None. Returns (logits [B, T, V], carry). With
-        model.ngrams these are logarithms of probabilities; training keeps the logits of a whole window.
+        model.ngrams or recall these are logarithms of probabilities; training keeps the logits of a window.
         With targets, int64[B, T], returns the cross-entropy in nats instead of the logits (reduction as in
         torch: mean, sum or none [B, T]; computed in float32), and a carry cut off from the graph. In training
         the gradient of the mean includes that of activation_reg and temporal_reg.

@@ -4,7 +4,7 @@ One pass over a text counts in seconds what a network needs hours to learn. Shap
 vocabulary, S slots of a line.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -36,7 +36,7 @@ class Evidence(nn.Module):
         self.weight = nn.Parameter(torch.zeros(len(lengths), hidden_size))
         self.bias = nn.Parameter(bias.repeat(len(lengths), 1))
 
-    def combine(self, log_p: Tensor, found: list, h: Tensor) -> Tensor:
+    def combine(self, log_p: Tensor, found: Iterable, h: Tensor) -> Tensor:
         """ln p after the evidence, float32. log_p: the network's, [T, B] of the targets or [T, B, V]. found:
         from forward. h: [T, B, H], the network's output."""
         strength, p = F.linear(h.float(), self.weight.float()), log_p.exp()
@@ -120,24 +120,24 @@ class Recall(Evidence):
     A hash table of so many slots for every length holds what followed; what comes later takes the place of
     what was there. It is part of the carry, with what the next window has to know of this one:
 
-        float32[B, K · slots + 8 + 2 K]    K lengths
+        float32[B, K · slots + 1 + 8 + K]    K lengths
 
-    what followed, and a check of its context; the last symbols, each plus 1; for every length, the symbol
-    predicted last, plus 1, and how many predictions in a row were right.
+    what followed, and a check of its context; 0 for what is not kept; the last symbols, each plus 1; for
+    every length, how many predictions in a row were right.
     """
 
     def __init__(self, slots: int, vocab_size: int, hidden_size: int):
         super().__init__((2, 3, 4, 5, 6, 8), 2 - torch.arange(16.0).log1p(), hidden_size)
         self.slots, self.vocab_size = slots, vocab_size
-        self.parts = [len(self.lengths) * slots, self.lengths[-1], *[len(self.lengths)] * 2]
+        self.parts = [len(self.lengths) * slots, 1, self.lengths[-1], len(self.lengths)]
         self.carried = sum(self.parts)
 
-    def forward(self, ids: Tensor, memory: Tensor, targets: Tensor | None = None) -> tuple[list, Tensor]:
+    def forward(self, ids: Tensor, memory: Tensor, targets: Tensor | None = None) -> tuple[Iterable, Tensor]:
         """As NGrams.forward, with the part of the carry that is described above as memory."""
-        (T, _), longest, symbols = ids.shape, self.lengths[-1], self.vocab_size + 1
-        table, last, predicted, right = memory.split(self.parts, -1)
+        (T, B), longest, symbols = ids.shape, self.lengths[-1], self.vocab_size + 1
+        table, _, last, right = memory.split(self.parts, -1)
         codes = torch.cat([last.long(), ids.t() + 1], 1)  # [B, longest + T]
-        # Of every context that ends with a symbol of the window or with the last one before: [B, K, T + 1].
+        # Of every context that ends with the symbol before the window or one in it: [B, K, T + 1].
         hashed, contexts = torch.zeros_like(codes[:, longest - 1 :]), []
         for n in range(1, longest + 1):
             hashed = (hashed * _FACTOR + codes[:, longest - n :][:, : T + 1]) % _PRIME
@@ -153,29 +153,52 @@ class Recall(Evidence):
         order = order % (T + 1)
         before = torch.where(same, order.roll(1, -1), -1)
         before = torch.empty_like(order).scatter(-1, order, before)
-        found = table.gather(-1, slot[..., 1:].flatten(1)).long().view(entry.shape)
-        found = torch.where(before[..., 1:] < 0, found, entry.gather(-1, before[..., 1:].clamp(min=0)))
-        found = torch.where(found // symbols == check[..., 1:], found % symbols, 0)  # [B, K, T]
-        hit = torch.cat([predicted.long()[..., None], found[..., :-1]], -1) == codes[:, None, longest:]
+        found = table.gather(-1, slot.flatten(1)).long().view(slot.shape)
+        found = torch.where(before < 0, found, entry.gather(-1, before.clamp(min=0)))
+        found = torch.where(
+            found // symbols == check, found % symbols, 0
+        )  # what comes next, plus 1; 0: unknown
+        hit = found[..., :-1] == codes[:, None, longest:]
         most = len(self.bias[0]) - 1
         hits = torch.cat([torch.arange(most, 0, -1, device=ids.device) <= right[..., None], hit], -1)
-        row, right = torch.ones_like(hit), torch.zeros_like(found)
+        row, right = torch.ones_like(hit), torch.zeros_like(entry)
         for back in range(most):  # ONNX has no cummax
             row = row & hits[..., most - back :][..., :T]
             right = right + row
-        # Of the contexts of one slot, the last one stays.
-        stays = torch.ones_like(order).scatter(-1, torch.where(before < 0, T, before)[..., :T], 0)[..., :T]
-        at = torch.where(stays > 0, slot[..., :T], self.parts[0]).flatten(1)
-        table = F.pad(table, (0, 1)).scatter(-1, at, entry.float().flatten(1))[:, :-1]
-        rest = [codes[:, -longest:], found[..., -1], right[..., -1]]
-        evidence = []
-        for code, kind in zip(found.permute(1, 2, 0), right.permute(1, 2, 0), strict=True):
+        # Of the contexts of one slot, the last one stays. All is written at once: the memory is large.
+        stays = (
+            torch.ones_like(order).scatter(-1, torch.where(before < 0, T, before)[..., :T], 0)[..., :T] > 0
+        )
+        at = torch.where(stays, slot[..., :T], self.parts[0]).flatten(1)
+        rest = torch.arange(self.parts[0] + 1, self.carried, device=ids.device).expand(B, -1)
+        new = [(entry * stays).flatten(1), codes[:, -longest:], right[..., -1]]
+        memory = memory.scatter(-1, torch.cat([at, rest], 1), torch.cat(new, 1).float())
+        return self._evidence(found[..., 1:].permute(1, 2, 0), right.permute(1, 2, 0), targets), memory
+
+    def memories(self, ids: np.ndarray, places: np.ndarray) -> Tensor:
+        """float32[N, ·], the memory at each of these places in a text, int64[N], in order: of all that comes
+        before, or of so much that nothing older is left."""
+        memory = empty = torch.zeros(1, self.carried, device=self.weight.device)
+        at, found, enough = 0, [], 16 * self.slots
+        for place in places.tolist():
+            if place - at > enough:
+                at, memory = place - enough, empty
+            for low in range(at, place, 1024):
+                part = torch.from_numpy(ids[low : min(low + 1024, place)].astype(np.int64)).to(empty.device)
+                memory = self(part[:, None], memory)[1]
+            found.append(memory)
+            at = place
+        return torch.cat(found)
+
+    def _evidence(self, codes: Tensor, kinds: Tensor, targets: Tensor | None) -> Iterator[tuple]:
+        """For every length (count, total, kind): one at a time, as counts of all symbols are large."""
+        for code, kind in zip(codes, kinds, strict=True):
+            known = (code > 0).float()
             if targets is None:
-                count = torch.zeros(*code.shape, symbols, device=ids.device).scatter(-1, code[..., None], 1.0)
-                evidence.append((count[..., 1:], (code > 0).float()[..., None], kind))
+                count = torch.zeros(*code.shape, self.vocab_size + 1, device=code.device)
+                yield count.scatter(-1, code[..., None], 1.0)[..., 1:], known[..., None], kind
             else:
-                evidence.append(((code == targets + 1).float(), (code > 0).float(), kind))
-        return evidence, torch.cat([table, *(x.float() for x in rest)], -1)
+                yield (code == targets + 1).float(), known, kind
 
 
 def _count(ids, low, high, shortest, stop, lines, first, table):

@@ -119,7 +119,7 @@ def _cells(mode, x, y, h, c, bits):
 
 
 def steppable(model: CharLM) -> bool:
-    """Whether Stepper computes the model: on a CPU, a cell of torch, no norms between layers, no n-grams."""
+    """Whether Stepper computes the model: on a CPU, a cell of torch, no norms between layers, no evidence."""
     plain = model.config.norm == "none" and not model.config.residual and not model.evidence
     return model.device.type == "cpu" and isinstance(model.cell, TorchCell) and plain
 

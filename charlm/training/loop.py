@@ -14,7 +14,7 @@ from torch import Tensor
 from charlm.config.fields import Config
 from charlm.config.parse import load_config
 from charlm.corpus.prepared import folder_of
-from charlm.evaluation.evaluate import LN2, context_of, evaluate
+from charlm.evaluation.evaluate import LN2, evaluate
 from charlm.files import replace
 from charlm.model.char_lm import CharLM
 from charlm.model.device import keep_freed_memory, own_rng, peak_memory
@@ -142,10 +142,9 @@ class Measure:
         tried and its result dropped; of validation only a part is read, in as many lanes."""
         run, setup, config, evaluation = self.run, self.setup, self.run.config, 0.0
         if "validation" in setup.corpus.splits:
-            context = context_of(config.evaluate, config.model)
-            warm = config.evaluate.lanes * context  # symbols read before those that count
+            warm = config.evaluate.lanes * config.evaluate.context  # symbols read before those that count
             size = len(setup.corpus["validation"][: config.evaluate.max_characters])
-            part = min(size, config.evaluate.lanes * max(context, config.evaluate.bptt))
+            part = min(size, config.evaluate.lanes * max(config.evaluate.context, config.evaluate.bptt))
             evaluation = _seconds(lambda: _score(run, setup, setup.evaluated, "validation", part))
             evaluation *= (size + warm) / (part + warm)
         draws = run.main and config.sample.every

@@ -193,7 +193,8 @@ def warm_start(model: CharLM, vocab: Vocab, where: str) -> str:
     except CharlmError as error:
         raise CharlmError(f"{option}: cannot start from it: {error}") from error
     own, theirs = vars(model.config), vars(source.config)
-    differ = [f"model.{k} is {own[k]!r}, there {theirs[k]!r}" for k in _SHAPE if own[k] != theirs[k]]
+    unlike = [k for k in _SHAPE if own[k] != theirs[k] and not (k == "recall" and own[k] and theirs[k])]
+    differ = [f"model.{k} is {own[k]!r}, there {theirs[k]!r}" for k in unlike]
     if differ:
         raise CharlmError(f"{option}: does not fit: {', '.join(differ)}; use those values")
     place = {spelled: index for index, spelled in enumerate(source_vocab.spelling)}

@@ -6,9 +6,10 @@ import torch
 from helpers import MIXED, changed, small
 
 from charlm.config.fields import EvaluateConfig, ModelConfig
+from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmError
 from charlm.evaluation.dynamic import evaluate_dynamic
-from charlm.evaluation.evaluate import evaluate
+from charlm.evaluation.evaluate import evaluate, scores, side_by_side
 from charlm.model.char_lm import CharLM
 from charlm.training.loop import train
 from charlm.training.trained import load
@@ -78,7 +79,7 @@ def test_a_full_table_remembers_what_came_last():
 def test_a_text_in_pieces_and_symbol_by_symbol_equals_the_text_at_once(cell, slots):
     model = model_of(slots, cell)
     log_p, carry = model(IDS)
-    assert carry[-1][..., : 6 * slots].any(-1).all()
+    assert carry[-1][..., : 6 * slots].any(-1).all() and not carry[-1][..., 6 * slots].any()
     close(log_p.exp().sum(-1), torch.ones(B, T))
     nats, _ = model(IDS[:, :-1], None, IDS[:, 1:], "none")
     close(nats, -log_p[:, :-1].gather(-1, IDS[:, 1:, None])[..., 0])
@@ -107,21 +108,32 @@ def test_a_prediction_does_not_depend_on_what_comes_later():
 
 
 def test_more_slots_than_a_machine_has_memory_for_are_refused():
-    with pytest.raises(CharlmError, match=r"model\.recall=1048577: must be at most 1048576"):
-        ModelConfig(recall=(1 << 20) + 1)
+    with pytest.raises(CharlmError, match=r"model\.recall=65537: must be at most 65536"):
+        ModelConfig(recall=65537)
 
 
-def test_a_lane_that_is_evaluated_reads_as_much_before_as_is_remembered(tmp_path):
+def test_many_short_texts_take_memory_for_a_few_carries():
+    model, vocab = model_of(16384), Vocab("abcde", unknown="error")
+    assert side_by_side(model, 1 << 15, 1) * model.recall.carried <= 1 << 25
+    texts = ["abc", "cab", "abcabcab"] * 200
+    together = scores(model, vocab, texts)
+    assert [s.bpc for s in together[:3]] == pytest.approx(
+        [scores(model, vocab, [t])[0].bpc for t in texts[:3]]
+    )
+
+
+def test_a_lane_that_is_evaluated_remembers_all_that_is_before_it(tmp_path):
     config = changed(small(tmp_path / "run"), model={"recall": 64, "hidden_size": 12})
     train(config, quiet=True)
     model, vocab, _ = load(config.run_dir)
     ids = vocab.encode(MIXED)
     one = evaluate(model, vocab, ids, EvaluateConfig(lanes=1))
-    four = evaluate(model, vocab, ids, EvaluateConfig(lanes=4, context=0))
-    assert (four["lanes"], four["context"]) == (4, 256)
-    assert four["bpc"] == pytest.approx(one["bpc"], abs=0.03)
-    dynamic = evaluate_dynamic(model, vocab, ids[:800], EvaluateConfig(context=0), lanes=2)
-    assert dynamic["context"] == 256 and dynamic["dynamic"]["lanes"] == 2
+    seven = evaluate(model, vocab, ids, EvaluateConfig(lanes=7, context=200))
+    assert seven["lanes"] == 7 and seven["bpc"] == pytest.approx(one["bpc"], abs=1e-3)
+    cold = evaluate(model, vocab, ids, EvaluateConfig(lanes=7, context=0))
+    assert cold["bpc"] > one["bpc"] + 0.05
+    still = evaluate_dynamic(model, vocab, ids, EvaluateConfig(context=200), lanes=7, rate=0.0)
+    assert still["dynamic"]["bpc"] == pytest.approx(seven["bpc"], abs=1e-5)
 
 
 def test_a_text_that_repeats_itself_is_learned_sooner(tmp_path):
@@ -135,3 +147,12 @@ def test_a_text_that_repeats_itself_is_learned_sooner(tmp_path):
         for n in (0, 256)
     ]
     assert scores[1] < scores[0] - 0.3
+
+
+def test_a_warm_start_may_remember_more_or_less(tmp_path):
+    first = changed(small(tmp_path / "first"), model={"recall": 64})
+    train(first, quiet=True)
+    later = {"train": {"init_from": str(first.run_dir), "steps": 1}}
+    train(changed(small(tmp_path / "later"), model={"recall": 32}, **later), quiet=True)
+    with pytest.raises(CharlmError, match=r"model\.recall is 0, there 64"):
+        train(changed(small(tmp_path / "none"), **later), quiet=True)
