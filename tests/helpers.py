@@ -321,3 +321,18 @@ def environment(**changes: str | None) -> dict[str, str]:
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }  # sums round the same way
     return {k: v for k, v in {**os.environ, **fixed, **changes}.items() if v is not None}
+
+
+def carries_of_pieces(model, ids: torch.Tensor, pieces: list[int], expected: torch.Tensor) -> tuple:
+    """The carries after ids [B, T] read in pieces, and symbol by symbol; both predict what is expected."""
+    parts, after = [], None
+    for piece in ids.split(pieces, 1):
+        out, after = model(piece, after)
+        parts.append(out)
+    steps, stepped = [], model.zeros(len(ids))
+    for symbols in ids.t():
+        out, stepped = model.step(symbols, stepped)
+        steps.append(out)
+    for got in (torch.cat(parts, 1), torch.stack(steps, 1)):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    return after, stepped

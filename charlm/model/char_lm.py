@@ -197,9 +197,8 @@ class CharLM(nn.Module):
         """Of a window, time first: pairs (module, what it found) and their part of the next carry."""
         modules = self.evidence.values()
         read = [module(ids, memory[0], targets) for module, memory in zip(modules, memories, strict=True)]
-        return [(m, found) for m, (found, _) in zip(modules, read, strict=True)], tuple(
-            x[None] for _, x in read
-        )
+        evidence = [(module, found) for module, (found, _) in zip(modules, read, strict=True)]
+        return evidence, tuple(memory[None] for _, memory in read)
 
     def _normed(self, i: int, x: Tensor) -> Tensor:
         """The input of a layer but the first: x, normalised in the dtype of the norm's weights."""

@@ -155,9 +155,8 @@ class Recall(Evidence):
         before = torch.empty_like(order).scatter(-1, order, before)
         found = table.gather(-1, slot.flatten(1)).long().view(slot.shape)
         found = torch.where(before < 0, found, entry.gather(-1, before.clamp(min=0)))
-        found = torch.where(
-            found // symbols == check, found % symbols, 0
-        )  # what comes next, plus 1; 0: unknown
+        # What comes next, plus 1; 0: unknown.
+        found = torch.where(found // symbols == check, found % symbols, 0)
         hit = found[..., :-1] == codes[:, None, longest:]
         most = len(self.bias[0]) - 1
         hits = torch.cat([torch.arange(most, 0, -1, device=ids.device) <= right[..., None], hit], -1)
@@ -166,9 +165,8 @@ class Recall(Evidence):
             row = row & hits[..., most - back :][..., :T]
             right = right + row
         # Of the contexts of one slot, the last one stays. All is written at once: the memory is large.
-        stays = (
-            torch.ones_like(order).scatter(-1, torch.where(before < 0, T, before)[..., :T], 0)[..., :T] > 0
-        )
+        replaced = torch.where(before < 0, T, before)[..., :T]
+        stays = torch.ones_like(order).scatter(-1, replaced, 0)[..., :T] > 0
         at = torch.where(stays, slot[..., :T], self.parts[0]).flatten(1)
         rest = torch.arange(self.parts[0] + 1, self.carried, device=ids.device).expand(B, -1)
         new = [(entry * stays).flatten(1), codes[:, -longest:], right[..., -1]]

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from helpers import MIXED, assert_same_state, changed, newest, small, train_on
+from helpers import MIXED, assert_same_state, carries_of_pieces, changed, newest, small, train_on
 
 from charlm import load
 from charlm.config.fields import EvaluateConfig, ModelConfig, OptimConfig
@@ -133,17 +133,7 @@ def test_a_text_in_pieces_and_symbol_by_symbol_equals_the_text_at_once(cell):
     close(nats, -log_p[:, :-1].gather(-1, IDS[:, 1:, None])[..., 0])
     for reduction in ("mean", "sum"):
         close(model(IDS[:, :-1], None, IDS[:, 1:], reduction)[0], getattr(nats, reduction)(), atol=1e-3)
-    parts, states = [], None
-    for piece in IDS.split([7, 1, 2, 9], 1):  # shorter than an n-gram, too
-        out, states = model(piece, states)
-        parts.append(out)
-    close(torch.cat(parts, 1), log_p)
-    steps, stepped = [], model.zeros(B)
-    for t in range(T):
-        out, stepped = model.step(IDS[:, t], stepped)
-        steps.append(out)
-    close(torch.stack(steps, 1), log_p)
-    for after in (states, stepped):
+    for after in carries_of_pieces(model, IDS, [7, 1, 2, 9], log_p):  # shorter than an n-gram, too
         for a, b in zip(after, carry, strict=True):
             close(a, b)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import MIXED, changed, small
+from helpers import MIXED, carries_of_pieces, changed, small
 
 from charlm.config.fields import EvaluateConfig, ModelConfig
 from charlm.corpus.vocabulary import Vocab
@@ -83,17 +83,7 @@ def test_a_text_in_pieces_and_symbol_by_symbol_equals_the_text_at_once(cell, slo
     close(log_p.exp().sum(-1), torch.ones(B, T))
     nats, _ = model(IDS[:, :-1], None, IDS[:, 1:], "none")
     close(nats, -log_p[:, :-1].gather(-1, IDS[:, 1:, None])[..., 0])
-    parts, states = [], None
-    for piece in IDS.split([1, 7, 1, 41, 100], 1):  # shorter than a context, too
-        out, states = model(piece, states)
-        parts.append(out)
-    close(torch.cat(parts, 1), log_p)
-    steps, stepped = [], model.zeros(B)
-    for t in range(T):
-        out, stepped = model.step(IDS[:, t], stepped)
-        steps.append(out)
-    close(torch.stack(steps, 1), log_p)
-    for after in (states, stepped):
+    for after in carries_of_pieces(model, IDS, [1, 7, 1, 41, 100], log_p):  # shorter than a context, too
         assert torch.equal(after[-1], carry[-1])
         for a, b in zip(after, carry, strict=True):
             close(a, b)
