@@ -119,7 +119,7 @@ def generate(model: CharLM, vocab: Vocab, end: str = "", **options) -> str:
 
 class ModelStepper:
     """Stepper's interface on any device, by CharLM.step, in the model's compute_dtype. record: a GPU replays
-    the step as one launch."""
+    the step as one launch. model.recall remembers the prompt, not what is drawn: it would go in circles."""
 
     @torch.inference_mode()
     def __init__(self, model: CharLM, carry: Carry, record: bool = False):
@@ -128,13 +128,14 @@ class ModelStepper:
         states = len(model.cell.states)  # what else a carry holds keeps its dtype
         carry = *(c.to(model.compute_dtype) for c in carry[:states]), *carry[states:]
         self.model, self.carry = model, tuple(c.clone() for c in carry)
+        self.remembered = model.recall.parts[0] if model.recall is not None else 0
         ids = torch.zeros(carry[0].shape[1], dtype=torch.int64, device=carry[0].device)
         self._run = Recorded(self._advance, ids, record=record)
         torch._foreach_copy_(self.carry, carry)  # a recording has run steps
 
     def _advance(self, ids: Tensor) -> Tensor:
         logits, carry = self.model.step(ids, self.carry)
-        torch._foreach_copy_(self.carry, carry)
+        torch._foreach_copy_(*([*c[:-1], c[-1][..., self.remembered :]] for c in (self.carry, carry)))
         return logits
 
     @torch.inference_mode()

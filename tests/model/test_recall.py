@@ -11,6 +11,7 @@ from charlm.errors import CharlmError
 from charlm.evaluation.dynamic import evaluate_dynamic
 from charlm.evaluation.evaluate import evaluate, scores, side_by_side
 from charlm.model.char_lm import CharLM
+from charlm.sampling.generate import ModelStepper
 from charlm.training.loop import train
 from charlm.training.trained import load
 
@@ -95,6 +96,19 @@ def test_a_prediction_does_not_depend_on_what_comes_later():
     changed_late[:, 100:] = (changed_late[:, 100:] + 1) % V
     a, b = model(IDS)[0], model(changed_late)[0]
     assert torch.equal(a[:, :100], b[:, :100]) and not torch.equal(a[:, 100:], b[:, 100:])
+
+
+@torch.no_grad()
+def test_a_sample_remembers_its_prompt_and_not_what_is_drawn():
+    model = model_of(64, vocab_size=30)
+    torch.nn.init.zeros_(model.recall.weight)
+    torch.nn.init.constant_(model.recall.bias, -12)  # it believes what it remembers
+    prompt, drawn = torch.arange(10)[None], torch.tensor([[2, 3, 4, 20, 21, 22, 23, 20, 21, 22]])
+    known = model(torch.cat([prompt, drawn], 1))[0].exp()[0, len(prompt[0]) :]
+    stepper = ModelStepper(model, model(prompt)[1])
+    steps = [torch.from_numpy(stepper.step(ids.numpy()))[0].exp() for ids in drawn.t()]
+    assert known[2, 5] > 0.99 and steps[2][5] > 0.99  # 5 followed in the prompt
+    assert known[9, 23] > 0.99 and steps[9][23] < 0.2  # 23 followed in what was drawn
 
 
 def test_more_slots_than_a_machine_has_memory_for_are_refused():
