@@ -3,6 +3,7 @@
 import codecs
 import difflib
 import math
+import os
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -119,10 +120,10 @@ def local_text(data) -> dict[str, Any]:
     """The source and data_files of a DataConfig whose source is a file or folder, or not given with files. A
     folder whose README.md lists configurations for `datasets` stays what it is."""
     source, files = data.source, data.data_files
-    path = Path(source or "-").expanduser()
+    path = Path(os.path.expanduser(source or "-"))
     if files and source == "stdlib":
         return {"source": "files"}
-    known = source in (*BUILDERS, "stdlib", "literal") or files or data.name or not path.exists()
+    known = source in (*BUILDERS, "stdlib", "literal") or files or data.name or not os.path.exists(path)
     readme = path / "README.md"
     if known or (readme.is_file() and "\nconfigs:" in readme.read_text("utf-8", "replace")):
         return {}

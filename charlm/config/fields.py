@@ -218,7 +218,7 @@ class SampleConfig(checks.Section):
     """Text sampled from the model."""
 
     every: checks.Natural = 500
-    """Steps between samples during training; 0: none before the end."""
+    """Steps between samples during training; 0: none, nor at the end."""
     prompt: str = "\n"
     """Text that the sample continues."""
     length: checks.Positive = 300
@@ -287,3 +287,4 @@ class Config:
         self.data.shuffle = int(self.data.shuffle)  # true is seed 1
         vars(self.data).update(checks.local_text(self.data))
         checks.check_together(self)
+        self.run_dir = str(self.run_dir)

@@ -51,7 +51,6 @@ class ModelConfig(checks.Section):
     ngram_lines: checks.Positive = 1 << 20
     """Lines of the table of counts, 64 bytes each, in memory and in the model's files. Where a line is full,
     what is rare makes way; 2 million lines served 55 million symbols."""
-
     recall: checks.Natural = 0
     """Remember what followed the last contexts of 2, 3, 4, 5, 6 and 8 symbols in the text that is read, in so
     many slots for each, such as 8192 (65536 at most), and correct the network's prediction by it: names and

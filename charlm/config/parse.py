@@ -57,7 +57,7 @@ def _check_keys(tree: Any, default: Any, where: str, prefix: str = "") -> None:
         if is_dataclass(vars(default)[name]) and value is not None:
             _check_keys(value, vars(default)[name], where, f"{name}.")
         else:
-            tree[name] = _meant(value, vars(default)[name])
+            tree[name] = _meant(value, "" if name == "stop" else vars(default)[name])  # which is a text
 
 
 def _meant(value: Any, default: Any) -> Any:
@@ -71,7 +71,7 @@ def _meant(value: Any, default: Any) -> Any:
 
 def _options(argv: Sequence[str]) -> Iterator[str]:
     """The words of a command line, their values as they are meant."""
-    defaults, key = flatten(Config()), ""
+    defaults, key = flatten(Config()) | {"sample.stop": ""}, ""
     for word in argv:
         head, value = re.fullmatch(r"(--[\w.-]+=?)?(.*)", word, re.S).groups("")
         key = head.strip("-=") or key
@@ -193,8 +193,8 @@ def load_config(config: Config | str | Path | None = None, *overrides: str, **op
         if len(chosen) > 1:
             advice = f"give its section, such as {keys[0].split('.')[0]}={{{name!r}: {value!r}}}"
             raise UsageError(f"{name}={value!r}: one of {', '.join(keys)}; {advice}")
-        value = json.dumps(value) if isinstance(value, list | tuple | dict | bool | None) else str(value)
-        overrides += (f"{chosen[0]}={value}",)
+        as_json = isinstance(value, list | tuple | dict | bool | None)
+        overrides += (f"{chosen[0]}={json.dumps(value, default=str) if as_json else value}",)
     return parse([*words, *(f"--{o.removeprefix('--')}" for o in overrides)])
 
 
@@ -231,6 +231,7 @@ def _sections(tree: Any, where: str) -> dict[str, Any]:
 def from_dict(tree: dict[str, Any] | None) -> Config:
     """Config from nested plain values, as stored in a run directory; unknown keys are refused."""
     tree = _sections(tree, "config")
+    tree |= {"model": {"recall": 0} | tree["model"]} if "model" in tree else {}  # sizes had none before
     kinds = {f.name: f.default_factory for f in fields(Config) if f.name != "run_dir"}
     return Config(**tree | {name: kinds[name](**tree[name]) for name in kinds if name in tree})
 

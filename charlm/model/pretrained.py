@@ -89,7 +89,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _config(about: dict) -> ModelConfig:
-    config = ModelConfig(**without_retired(about["model"]))
+    config = ModelConfig(**{"recall": 0} | without_retired(about["model"]))
     cell_of(config)  # there is such a cell
     return config
 
@@ -140,7 +140,9 @@ def read_best(run_dir: Path, vocab: Vocab) -> dict | None:
         whole = sha256_of(folder / "model.safetensors") == about["weights_sha256"]
         whole = whole and Vocab.load(folder) == vocab
         return {"step": about["step"], "validation": about["validation"]} if whole else None
-    except (FileNotFoundError, ValueError):  # or a CharlmError; another OSError does not show a damage
+    except (FileNotFoundError, ValueError) as error:  # or a CharlmError
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+            raise error.__cause__ from None  # of the disk: it does not show a damage
         return None
 
 

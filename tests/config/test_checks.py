@@ -149,8 +149,13 @@ def test_every_size_sets_the_same_fields_in_python_yaml_and_on_the_command_line(
     assert {key: flatten(config)[key] for key in fields} == fields
     assert differing(config, Config()).keys() <= fields.keys()
     assert Config(model=ModelConfig(size=size)) == config
-    assert from_dict({"model": {"size": size}}) == config
+    assert from_dict({"model": {"size": size, "recall": config.model.recall}}) == config
     assert load_config(written(tmp_path, f"model: {{size: {size}}}")) == config
+
+
+def test_a_stored_config_of_before_sizes_had_recall_has_none():
+    assert ModelConfig(size="small").recall == 8192
+    assert from_dict({"model": {"size": "small"}}).model.recall == 0
 
 
 def test_every_size_has_its_yaml():

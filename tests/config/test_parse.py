@@ -10,7 +10,7 @@ import pytest
 import yaml
 from helpers import ROOT
 
-from charlm.config.fields import Config, TrainConfig
+from charlm.config.fields import Config, DataConfig, TrainConfig
 from charlm.config.parse import (
     flatten,
     from_dict,
@@ -196,6 +196,7 @@ AS_WRITTEN = [  # by people, and by the agents of sweeps
     ("sample.prompt", "None", "None"),
     ("sample.prompt", "1e4", "1e4"),
     ("data.text_column", "2.0", "2.0"),
+    ("sample.stop", "2.", "2."),
     ("data.normalize", "nfc, lower", ["nfc", "lower"]),
     ("log.trackers", "[wandb,tensorboard]", ["wandb", "tensorboard"]),
 ]
@@ -291,6 +292,24 @@ def test_from_dict_refuses_unknown_keys_and_fills_in_defaults():
     assert from_dict({"train": {"steps": 3}}).train.bptt == Config().train.bptt
     with pytest.raises(CharlmError, match=r"train\.stepz; did you mean train\.steps\?"):
         from_dict({"train": {"stepz": 3}})
+
+
+@pytest.mark.parametrize("stop", ["2.", "1e3", "None", ["3", "null"]])
+def test_a_text_to_stop_at_stays_a_text(stop):
+    config = load_config(None, "train.steps=3")
+    config.sample.stop = stop
+    assert from_dict(yaml.safe_load(to_yaml(config))) == config
+
+
+def test_paths_of_python_are_their_names():
+    config = load_config(None, data_files=[Path("a.txt"), Path("b.txt")], run_dir=Path("runs/a"))
+    assert config.data.data_files == ["a.txt", "b.txt"]
+    assert Config(run_dir=Path("runs/a")).run_dir == config.run_dir == "runs/a"
+
+
+@pytest.mark.parametrize("source", ["x" * 5000, "~nobody-of-this-name/a"])
+def test_a_source_that_is_no_path_of_this_machine_is_read_nevertheless(source):
+    assert Config(data=DataConfig(source)).data.source == source
 
 
 def test_a_damaged_config_of_a_run_is_refused_with_its_path(tmp_path):

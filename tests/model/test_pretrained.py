@@ -8,7 +8,9 @@ import signal
 import pytest
 from helpers import assert_same_state, changed, files_of, newest, small, status
 
+from charlm.corpus.vocabulary import Vocab
 from charlm.errors import CharlmWarning
+from charlm.model.pretrained import read_best
 from charlm.training import resume
 from charlm.training.checkpoint import folder_of
 from charlm.training.loop import train
@@ -49,6 +51,13 @@ def test_a_file_that_is_not_whole_is_written_again_from_the_checkpoint(done, cop
     assert f"{folder}: written again from the checkpoint of step 12" in capsys.readouterr().out
     assert files_of(folder) == files_of(f"{done.run_dir}/model")
     assert status(copy.run_dir) == status(done.run_dir)
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_a_damaged_one(tmp_path):
+    """As when a disk on the network fails: nothing takes the place of the best weights."""
+    assert read_best(tmp_path / "nowhere", Vocab("a")) is None
+    with pytest.raises(OSError, match="name too long"):
+        read_best(tmp_path / ("x" * 300), Vocab("a"))
 
 
 def stop_at(step):
