@@ -34,7 +34,8 @@ WAYS = [
 
 
 def test_every_way_gets_a_row_and_a_line_and_a_failure_stops_no_other(tmp_path, capsys):
-    config, out, ways = small(tmp_path / "a"), tmp_path / "a.jsonl", tmp_path / "ways.txt"
+    config = small(tmp_path / "a", evaluate={"lanes": 3, "context": 20})
+    out, ways = tmp_path / "a.jsonl", tmp_path / "ways.txt"
     (tmp_path / "a.yaml").write_text(to_yaml(config), encoding="utf-8")
     ways.write_text("# a comment\n\n" + "\n".join(WAYS[:-1]), encoding="utf-8")
     words = ["--ways", ways, "--way", WAYS[-1], "--seconds", 2, "--clock", "cpu", "--threads", 1]

@@ -104,7 +104,7 @@ class CharlmTrial(Trial):
 class Evaluated(Textbook):
     """The textbook's model with what evaluate() needs: nats instead of logits, and autocast."""
 
-    device, evaluating = CharLM.device, CharLM.evaluating
+    device, evaluating, recall = CharLM.device, CharLM.evaluating, None
 
     def forward(self, ids: Tensor, carry=None, targets: Tensor | None = None, reduction: str = "mean"):
         with low_precision():
