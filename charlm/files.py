@@ -118,7 +118,7 @@ def digests(paths: list[str], folder: str) -> list[str]:
                 known[path] = [*stats[path], hashed]
             if new and writable:
                 replace(kept, json.dumps(known))
-    return [known[path][3] for path in stats]
+    return [known[os.path.abspath(path)][3] for path in paths]
 
 
 def files_below(folder: str) -> list[str]:
@@ -142,7 +142,7 @@ def absolute(path: str) -> str:
 def head_of(path: str) -> bytes:
     """The first bytes of a file, decompressed."""
     opened = {".bz2": bz2.open, ".gz": gzip.open}.get(PurePath(path).suffix, open)
-    with suppress(OSError, EOFError), opened(path, "rb") as file:  # what reads it reports it
+    with suppress(OSError, EOFError, zlib.error), opened(path, "rb") as file:  # what reads it reports it
         return file.read(300)
     return b""
 

@@ -173,7 +173,9 @@ class Text:
         text = rows.utf8[rows.offsets[bad] : rows.offsets[bad + 1]].tobytes()
         error = not_utf8(text)
         byte = error.start + (rows.skipped if bad == 0 else 0)
-        place = f"{piece.place(rows.first + bad - piece.first, byte)} (0x{text[error.start]:02X})"
+        row = at = rows.first - piece.first
+        row += bad if piece.kept is None else int(np.flatnonzero(piece.kept[at:])[bad])
+        place = f"{piece.place(row, byte)} (0x{text[error.start]:02X})"
         advice = "convert it, set data.encoding of all files (latin-1, cp1252, …), or vocab.bytes_only=true"
         if byte == 0 and text.startswith(UTF16):
             advice = "it begins as UTF-16 does: set data.encoding=utf-16"

@@ -101,10 +101,8 @@ class ParquetFile(Reader):
     def parts(self) -> Iterator[tuple[object, np.ndarray, int]]:
         leaves = [self.metadata.schema.column(i).path for i in range(self.metadata.num_columns)]
         chosen = [leaves.index(column) for column in self.columns]
-        sizes = []
-        for i in range(self.metadata.num_row_groups):
-            group = self.metadata.row_group(i)
-            sizes.append((i, group.num_rows, sum(group.column(k).total_uncompressed_size for k in chosen)))
+        groups = enumerate(map(self.metadata.row_group, range(self.metadata.num_row_groups)))
+        sizes = ((i, g.num_rows, sum(g.column(k).total_uncompressed_size for k in chosen)) for i, g in groups)
         for numbers, ends, size in _grouped(sizes):
             yield (numbers, max(1, len(ends) * BATCH // max(size, 1))), ends, size
 

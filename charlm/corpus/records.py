@@ -81,9 +81,8 @@ class Json(Table):
         for span in one if whole else lines_of(file, low, piece):
             columns = self._by_arrow(span)
             found |= {c: None for c, x in zip(self.names, columns, strict=False) if x.null_count < len(x)}
-            kept = [True] * len(columns[0]) if columns else []
-            if not columns or not found.keys() >= {*self.names}:  # all are null: or is there no such column?
-                kept = [texts is not None for _, texts in self._rows(span)]
+            known = columns and found.keys() >= {*self.names}  # else all are null, or there is no such column
+            kept = [True] * len(columns[0]) if known else [t is not None for _, t in self._rows(span)]
             rows += sum(kept)
             yield span._replace(rows=sum(kept), skipped=kept.count(False))
         if rows and (lacking := [name for name in self.names if name not in found]):

@@ -137,7 +137,7 @@ def origins(data: DataConfig) -> dict[str, str]:
             parts[part] = f"split {name}"
         elif name and not isinstance(name, str):
             parts[part] = f"{100 * name:g} % of the {'documents' if data.split_by == 'document' else 'text'}"
-    named = [data.data_files] if isinstance(data.data_files, str) else data.data_files or []
+    named = {str: [data.data_files], list: data.data_files}.get(type(data.data_files), [])
     folders = [path for path in map(os.path.expanduser, named) if os.path.isdir(path)]
     others = {file for path in folders for file in files_below(path)}
     if others := others - {file.path for files in found.values() for file in files}:
@@ -149,12 +149,11 @@ def origins(data: DataConfig) -> dict[str, str]:
 def resolve(data: DataConfig, given: dict[str, list]) -> DataConfig:
     """The same with data.validation and data.test naming the given splits that are meant for them, where they
     have their defaults. given: files_of(data), or what else is by split."""
-    held_out = {}
     for part in ("validation", "test"):
-        if getattr(data, part) == vars(DataConfig)[part]:
-            names = [name for name in SPLIT_WORDS[part] if name in given and name != data.split]
-            held_out[part] = [*names, getattr(data, part)][0]
-    return replace(data, **held_out) if held_out else data
+        names = [name for name in SPLIT_WORDS[part] if name in given and name != data.split]
+        if names and getattr(data, part) == vars(DataConfig)[part]:
+            data = replace(data, **{part: names[0]})
+    return data
 
 
 def is_path(value: float | str, data: DataConfig) -> bool:
@@ -165,8 +164,7 @@ def is_path(value: float | str, data: DataConfig) -> bool:
 
 def _by_name(found: list[tuple[File, str]], text: str) -> dict[str, list[File]]:
     """Split → files: by their names in a folder if all have a split there, and some have train."""
-    splits = {split: [f for f, name in found if name == split] for split in (*SPLIT_WORDS, "")}
-    splits = {split: files for split, files in splits.items() if files}
+    splits = {s: of for s in (*SPLIT_WORDS, "") if (of := [file for file, name in found if name == s])}
     if "train" not in splits or splits.keys() <= {"train", ""}:
         return {"train": [file for file, _ in found]}
     if "" in splits:
@@ -251,7 +249,8 @@ def fingerprint(config: Config, found: dict[str, list[File]] | None = None) -> s
     fields = fingerprinted(data)
     content = {"format": FORMAT, "data": fields, "vocab": asdict(config.vocab)}
     if data.source == "stdlib":
-        content["files"] = [(os.path.basename(f.path), os.stat(f.path).st_size) for f in found["train"]]
+        on_disk = [f.on_disk for f in chain(*found.values()) if f.on_disk]
+        content["files"] = [(os.path.basename(path), os.stat(path).st_size) for path in on_disk]
     elif found:
         parts = {data.test: "test", data.validation: "validation", data.split: "split"}
         fields |= {part: part for name, part in parts.items() if name in found}
@@ -276,8 +275,7 @@ def _hashed(content: dict) -> str:
 
 def former_fingerprint(config: Config, found: dict[str, list[File]]) -> str:
     """That of charlm 0.1, with names, sizes and times of local files; '' if it read them otherwise."""
-    found = found if config.data.source in BUILDERS else {}
-    if not found or resolve(config.data, found) != config.data:
+    if config.data.source not in BUILDERS or resolve(config.data, found) != config.data:
         return ""
     paths = [f.path for files in found.values() for f in files if "://" not in f.path]
     stats = ((os.path.basename(path), os.stat(path)) for path in paths)

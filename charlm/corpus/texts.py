@@ -84,7 +84,7 @@ class Text:
     def _between(self, text: bytes | mmap.mmap) -> Iterator[tuple[int, int]]:
         """Where each document between delimiters begins and ends; empty ones are none."""
         blank = not self.delimiter.strip(b"\r\n")
-        low = re.match(rb"(?:\r?\n)*", text).end() if blank else 0
+        low = re.match(rb"(?:\r?\n)*", text).end() if blank and not isinstance(text, bytes) else 0
         # A search is quick where it begins with given bytes: not with the line break before a delimiter.
         pattern = rb"\n(?:\r?\n)+" if blank else re.escape(self.delimiter) + rb"(?:\r?\n)?"
         for match in re.finditer(pattern, text):

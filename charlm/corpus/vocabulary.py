@@ -195,14 +195,13 @@ class Vocab:
     def encode(self, text: str | bytes) -> np.ndarray:
         """Ids of a text, dtype[n]. bytes must be UTF-8 unless the vocabulary is bytes-only. Raises
         CharlmError for a character outside a closed vocabulary and for lone surrogates."""
-        text = self.normalized(text) if self.normalize else text
-        if isinstance(text, str):
-            try:
-                text = text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                surrogate = f"a lone surrogate ({error.object[error.start]!a}), which is not a character"
-                problem = f"position {error.start} holds {surrogate}"
-                raise CharlmError(f"{problem}: the text was not read as UTF-8") from None
+        try:
+            text = self.normalized(text) if self.normalize else text
+            text = text.encode("utf-8") if isinstance(text, str) else text
+        except UnicodeEncodeError as error:
+            surrogate = f"a lone surrogate ({error.object[error.start]!a}), which is not a character"
+            problem = f"position {error.start} holds {surrogate}"
+            raise CharlmError(f"{problem}: the text was not read as UTF-8") from None
         utf8 = np.frombuffer(text, np.uint8)
         return self.encode_codes(utf8 if self.bytes_only else codes_of(utf8))
 

@@ -322,6 +322,13 @@ def test_equal_documents_are_left_out_on_request(tmp_path, piece, batch):
         assert text_of(prepare(made)) == "|".join(["a\r\nlong document", "b", "", "c" * 20, "held"])
 
 
+def test_a_bad_byte_after_documents_that_were_left_out_is_named_where_it_is(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"a\na\nb\na\n\xff\n")
+    data = {"data_files": str(tmp_path / "a.txt"), "document": "line", "deduplicate": True}
+    with pytest.raises(CharlmError, match=r"a\.txt: byte 8 \(0xFF\)"):
+        prepare(config(tmp_path, "text", **data))
+
+
 def test_a_folder_with_configurations_for_datasets_is_read_as_they_say(tmp_path):
     folder = tmp_path / "in"
     written(folder / "README.md", "---\nconfigs:\n- config_name: x\n  data_files: here/*.txt\n---\n")
@@ -430,6 +437,22 @@ def test_digests_of_much_text_are_kept_and_an_edit_in_place_is_noticed(tmp_path,
     edited = folder_of(made)
     monkeypatch.setattr(charlm.files, "KEPT", 1 << 20)
     assert folder_of(made) == edited != first
+
+
+def test_two_spellings_of_one_path_are_one_file_however_large(tmp_path, monkeypatch):
+    file = written(tmp_path / "a.txt", "hello")
+    other = os.path.join(tmp_path, ".", "a.txt")
+    made = config(tmp_path, "text", data_files=file, validation=other)
+    few = folder_of(made)
+    monkeypatch.setattr(charlm.files, "KEPT", 0)
+    assert folder_of(made) == few
+
+
+def test_a_held_out_file_beside_the_standard_library_is_read_again_when_it_changes(tmp_path):
+    file = tmp_path / "v.txt"
+    made = config(tmp_path, "stdlib", validation=str(file))
+    folders = {folder_of(made) for text in ("a", "ab") if file.write_text(text)}
+    assert len(folders) == 2
 
 
 # over http

@@ -112,6 +112,7 @@ parts = st.lists(st.sampled_from(["a", "b#", "\n", "\r\n", "é", "😀", "##", "
 
 
 @given(text=parts, piece=pieces)
+@example(text="aaaaaaa\nb\n\nc", piece=7)  # cut before a line break of the first document
 def test_delimiters_and_blank_lines_part_documents(text, piece):
     line_end = "(?:\r?\n)"
     for delimiter, pattern in {"##": f"{line_end}?##{line_end}?", "\n\n": f"{line_end}{{2,}}"}.items():
@@ -202,6 +203,13 @@ def test_a_bad_row_is_named_or_skipped(tmp_path, kind, row):
     corpus = prepare(config(tmp_path, kind, data_files=file, on_bad_line="skip"))
     assert (text_of(corpus), corpus.info["skipped"]) == ("a\nz", 1)
     assert "skipped      1 row " in corpus.report()
+
+
+def test_a_damaged_archive_of_xml_is_named(tmp_path):
+    whole = gzip.compress(b"<mediawiki> " * 3000)
+    file = written(tmp_path / "a.xml.gz", whole[:40] + b"\xff" * 9 + whole[49:])
+    with pytest.raises(CharlmError, match=r"a\.xml\.gz"):
+        prepare(config(tmp_path, "text", data_files=file))
 
 
 def test_half_a_character(tmp_path):
@@ -389,6 +397,14 @@ def test_what_is_no_text_is_left_out_of_archives_and_folders_and_named(tmp_path)
         assert text_of(corpus) == "a\n\nb\n"
     corpus = prepare(config(tmp_path, str(tmp_path / "in")))
     assert corpus.info["origins"]["other files"] == "4, not read (b, cover.PNG, old.zip, …)"
+
+
+def test_a_split_that_is_named_like_a_folder_does_not_stand_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "train" / "other.txt", "c")
+    files = {"train": written(tmp_path / "a.txt", "a" * 99), "test": written(tmp_path / "b.txt", "b" * 99)}
+    corpus = prepare(config(tmp_path, "text", data_files=files, test="test"))
+    assert "other files" not in corpus.info["origins"]
 
 
 def test_documents_without_text_are_counted(tmp_path):
