@@ -150,6 +150,7 @@ def test_a_step_is_recorded_where_it_can_be(tmp_path):
 
 def test_a_recorded_run_with_all_that_draws_random_numbers_goes_on_where_it_was(tmp_path):
     model = {"locked_dropout": True, "weight_drop": 0.1, "activation_reg": 1.0, "temporal_reg": 1.0}
+    model |= {"ngrams": 4, "recall": 32}
     whole = changed(run(tmp_path, "whole"), model=model)
     train(whole, quiet=True)
     parted = changed(run(tmp_path, "parted", steps=20), model=model)
@@ -159,6 +160,16 @@ def test_a_recorded_run_with_all_that_draws_random_numbers_goes_on_where_it_was(
     assert torch.equal(ours["random"]["cuda"], theirs["random"]["cuda"])
     for name, weight in ours["model"].items():
         torch.testing.assert_close(weight, theirs["model"][name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_recorded_step_outlives_the_recordings_of_many_samples(tmp_path):
+    """Those are made and dropped on the way, and take turns in torch's 32 streams."""
+    told = []
+    for every in (0, 1):
+        config = changed(run(tmp_path, str(every), precision="bf16"), sample={"every": every, "length": 12})
+        train(config, quiet=True)
+        told.append([loss for _, loss in losses(config.run_dir)])
+    assert told[1] == pytest.approx(told[0], rel=0.02)
 
 
 @pytest.mark.parametrize("cuda_graph", [False, True])
@@ -274,13 +285,14 @@ def test_gradients_are_sent_in_the_dtype_asked_for(tmp_path, gradients):
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("dropout, recall", [(0.0, 0), (0.5, 0), (0.0, 32)])
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-def test_dynamic_evaluation_and_by_context_are_those_of_the_cpu(cell, dropout):
+def test_dynamic_evaluation_and_by_context_are_those_of_the_cpu(cell, dropout, recall):
     """cuDNN has a backward in training mode only."""
     vocab = Vocab("abcdefg", unknown="error")
     torch.manual_seed(0)
-    config = ModelConfig(cell=cell, embedding_size=8, hidden_size=16, num_layers=2, dropout=dropout)
+    sizes = {"embedding_size": 8, "hidden_size": 16, "num_layers": 2, "recall": recall}
+    config = ModelConfig(cell=cell, dropout=dropout, **sizes)
     model, ids = CharLM(config, len(vocab)), vocab.encode("abcdefgfeadbc" * 40)
     told, rows = [], []
     for device in ("cpu", "cuda"):
@@ -321,7 +333,7 @@ def test_recorded_steps_of_dynamic_evaluation_are_the_plain_ones(monkeypatch, la
 @pytest.mark.parametrize("norm", ["none", "layer", "rms"])
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 def test_a_trained_model_is_evaluated_and_sampled_in_every_precision(tmp_path, cell, norm):
-    config = changed(run(tmp_path, "run"), model={"cell": cell, "norm": norm})
+    config = changed(run(tmp_path, "run"), model={"cell": cell, "norm": norm, "recall": 32})
     train(config, quiet=True)
     figures = {}
     for precision in ("fp32", "tf32", "bf16"):

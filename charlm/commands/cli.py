@@ -184,7 +184,7 @@ def _options_for(paths: list[str], options: str) -> list[str]:
         return words
     name = re.sub(r"\W+", "-", Path(os.path.abspath(paths[0])).stem).strip("-")
     one = len(paths) == 1 and not os.path.isdir(paths[0]) and format_of(paths[0]) in ("", "text")
-    one = one and not re.search(r"--data\.(document|delimiter|source)\b|\*", f"{options} {paths[0]}")
+    one = one and "*" not in paths[0] and not re.search(r"--data\.(document|delimiter|source)\b", options)
     return [*words, f"--run_dir=runs/{name or 'default'}", *["--data.split_by=character"] * one]
 
 

@@ -141,8 +141,10 @@ def _split(args: argparse.Namespace, vocab, config):
     from charlm.training.trained import corpus_of
 
     run = Path(config.run_dir if args.config else args.run)
-    trust = args.trust or args.config is not None
-    corpus = corpus_of(run.parent if run.name == "model" else run, config, trust)
+    run = run.parent if run.name == "model" and (run / "config.json").exists() else run
+    if not (args.config or (run / "config.yaml").exists()):
+        raise CharlmError(f"{args.run}: a model without its run has no corpus; give --text FILE")
+    corpus = corpus_of(run, config, args.trust or args.config is not None)
     if corpus.vocab != vocab:
         fits = f"vocabulary ({len(corpus.vocab)} symbols) does not fit the model ({len(vocab)} symbols)"
         advice = "name the config that the model was trained with, or --text FILE"

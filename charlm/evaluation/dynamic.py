@@ -61,7 +61,7 @@ def evaluate_dynamic(
         raise CharlmError(f"--dynamic_rate {rate}: must be 0 or more, such as {RATE}")
     if not 0 <= decay <= 1:
         raise CharlmError(f"--dynamic_decay {decay}: must be from 0 to 1, such as {DECAY}")
-    config = EvaluateConfig(lanes=lanes, context=config.context if lanes > 1 else 0, bptt=config.bptt)
+    config = EvaluateConfig(lanes=lanes, context=config.context, bptt=config.bptt)
     plain = evaluate(model, vocab, ids, config)
     if rate is None:  # several lanes take fewer steps, along less noisy gradients: see configs/LOG.md
         rate = RATE * min(math.sqrt(plain["lanes"]), 4.0)

@@ -129,10 +129,10 @@ def nats_of(
 
 def lanes_of(targets: int, lanes: int, context: int) -> tuple[np.ndarray, int, int]:
     """The starts int64[N] of up to so many lanes, their length, of which the last lane's may lack some
-    targets, and the context in front of each; no lane is shorter than its context."""
+    targets, and the context in front of each; only the last lane may be shorter than that."""
     length = -(-targets // max(1, min(lanes, targets // max(context, 1))))  # rounded up
     starts = np.arange(0, targets, length)
-    return starts, length, min(context, length) if len(starts) > 1 else 0
+    return starts, length, context if len(starts) > 1 else 0
 
 
 @torch.inference_mode()
@@ -218,7 +218,7 @@ class _Stream:
 
     def __init__(self, vocab: Vocab, text: str, context: str = ""):
         self.text = vocab.normalized(text) if vocab.normalize else text
-        before, ids = vocab.encode(context), vocab.encode(self.text)
+        before, ids = vocab.encode(context), vocab.encode(text)  # normalized, and not twice
         if not len(before) and vocab.end is not None:
             before = np.array([vocab.end], vocab.dtype)  # as at the start of a document
         self.ids, self.start = np.concatenate([before, ids]), len(before)
@@ -290,8 +290,8 @@ def states(
     layers, streams = len(model.layers), [_Stream(vocab, text) for text in texts]
     require(-layers <= layer < layers, "layer", layer, f"the model has {layers}, numbered from 0")
     require(at in ("last", "all"), "at", at, "choose last or all")
-    advice = "give a list of texts, none of them empty"
-    require(not isinstance(texts, str) and texts and all(texts), "texts", str(texts)[:40], advice)
+    filled = not isinstance(texts, str) and streams and all(stream.text for stream in streams)
+    require(filled, "texts", str(texts)[:40], "give a list of texts, none of them empty")
     depth, found = layer % layers + 1, []
     read = _read_all(model, streams, lambda x, carry, *_, **__: model(x, carry, depth=depth))
     for stream, hidden in zip(streams, read, strict=True):

@@ -54,8 +54,7 @@ def hello(explain: bool = False, debug: bool = False, figure: str | None = None)
         summary = train(config, quiet=True, watch=watch)
         trained = CharLM.from_pretrained(summary.run_dir / "model")
         panels.append(compute_panel(f"after {summary.step} steps", trained, x, y))
-        for i in range(len(text) if explain else 0):
-            chance = panels[1]["chances"][i]
+        for i, chance in enumerate(panels[1]["chances"] if explain else ()):
             print(f"given {''.join(text[: i + 1])!r}, {targets[i]!r} is likely next: p = {chance:.3f}")
         if figure is not None:
             with writing(f"--figure {figure}"):

@@ -28,6 +28,7 @@ from charlm.training.resume import fixed_steps
 from charlm.training.run import State
 from charlm.training.setup import Setup, make_accelerator, set_up, threads_for
 from charlm.training.step import records_steps
+from charlm.training.trained import recorded_corpus
 
 SECONDS = 3  # of timed steps, at most 20
 
@@ -110,9 +111,12 @@ class Doctor:
         """True if it is prepared."""
         try:
             folder = folder_of(self.config)
-        except CharlmError as error:
-            self.report("corpus", str(error), ok=False)
-            return False
+        except CharlmError as error:  # the text is gone, which a run that has begun does not need
+            own = steps_of(self.config.run_dir) and recorded_corpus(self.config.run_dir, self.config)
+            if not own:
+                self.report("corpus", str(error), ok=False)
+                return False
+            folder = own.folder
         ready = folder.is_dir()
         missing = "" if ready else " is not prepared yet: charlm prepare, with the same options"
         self.report("corpus", f"{folder}{missing}", ok=ready)
@@ -177,7 +181,8 @@ class Doctor:
 
     def modes(self) -> None:
         """Whether Weights & Biases and the Hub are used online."""
-        mode, why = wandb_mode(self.config.log.wandb)
+        wanted = "wandb" in self.config.log.trackers
+        mode, why = wandb_mode(self.config.log.wandb) if wanted else ("disabled", "log.trackers")
         jobs = mode == "online" and "SLURM_JOB_ID" not in os.environ and shutil.which("sbatch")
         note = "; in jobs of slurm/ offline, unless WANDB_MODE is set" * bool(jobs)
         self.report("wandb", f"{mode} ({why}){note}")

@@ -1,5 +1,6 @@
 """Upload to the Hugging Face Hub: the model folder that training wrote, with its card completed."""
 
+import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, get_token
@@ -60,7 +61,7 @@ def ready(run: str | Path, name: str, license: str | None = None, language: list
         content.data.license = license or content.data.license
         given = language[0] if len(language) == 1 else list(language)
         content.data.language = given or content.data.language
-        return str(content).replace('charlm.load("user/name")', f'charlm.load("{name}")')
+        return re.sub(r'(trained = charlm\.load)\("[^"\n]*"\)', rf'\1("{name}")', str(content))
 
     replace(card, read(card, str, "cannot be sent (mend it, or delete it for a new one)", completed))
     return folder

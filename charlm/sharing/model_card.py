@@ -1,5 +1,6 @@
 """The model card: README.md next to the weights, from model_card.md, without paths of this machine."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -34,6 +35,8 @@ def model_card(
     import jinja2  # here: training imports this file and writes its first card much later
 
     config = config and public(config)
+    if config and os.path.isdir(config.data.source):  # read by `datasets`
+        config.data.source, config.data.data_files = "files", Path(config.data.source).name
     shown = _shown(config) if config else {}
     options = {"trim_blocks": True, "keep_trailing_newline": True, "undefined": jinja2.StrictUndefined}
     options["finalize"] = lambda value: _plain(str(value)) if type(value) in (str, list) else value
@@ -65,9 +68,8 @@ def _plain(text: str) -> str:
 
 def _shown(config: Config) -> dict:
     """The sections of a config that change the result, without paths of this machine."""
-    shown = {n: asdict(getattr(config, n)) for n in ("data", "vocab", "model", "optim", "train", "evaluate")}
-    shown["data"] = fingerprinted(config.data)
-    shown["data"]["text"] = config.data.text[:200]
+    shown = {"data": fingerprinted(config.data) | {"text": config.data.text[:200]}}
+    shown |= {n: asdict(getattr(config, n)) for n in ("vocab", "model", "optim", "train", "evaluate")}
     paths = [name for name in ("validation", "test") if is_path(shown["data"][name], config.data)]
     paths += ["data_files"] * (config.data.source in BUILDERS)
     shown["data"] |= {name: each(shown["data"][name], _name) for name in paths}

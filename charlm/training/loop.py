@@ -144,7 +144,7 @@ class Measure:
         if "validation" in setup.corpus.splits:
             warm = config.evaluate.lanes * config.evaluate.context  # symbols read before those that count
             size = len(setup.corpus["validation"][: config.evaluate.max_characters])
-            part = min(size, config.evaluate.lanes * max(config.evaluate.context, config.evaluate.bptt))
+            part = min(size, config.evaluate.lanes * max(config.evaluate.context, config.evaluate.bptt) + 1)
             evaluation = _seconds(lambda: _score(run, setup, setup.evaluated, "validation", part))
             evaluation *= (size + warm) / (part + warm)
         draws = run.main and config.sample.every
@@ -210,8 +210,8 @@ def validate(run: Run, setup: Setup) -> None:
         nats = figures["nats_per_character"]
         if 20 * max(math.log(len(setup.corpus.vocab)), 1) < nats < math.inf:
             raise run.diverged(f"the loss has diverged: {nats:.3g} nats on validation at step {state.step}")
-        better = state.best is None or nats < state.best["nats_per_character"]
-        if better and math.isfinite(nats):
+        better = math.isfinite(nats) and (state.best is None or nats < state.best["nats_per_character"])
+        if better:
             state.best = {"step": state.step} | figures
             run.logger.summary({f"best/{k}": v for k, v in state.best.items()})
             _write_model(run, setup)
@@ -254,8 +254,8 @@ def finish(run: Run, setup: Setup) -> Summary:
     summary = Summary("done", run.state.step, run.dir, run.state.best)
     if "test" in setup.corpus.splits:
         summary.test = _score(run, setup, model, "test")
-        run.write_card(setup, summary.test)
         run.logger.summary({f"test/{k}": v for k, v in summary.test.items()})
+    run.write_card(setup, summary.test)
     if run.config.sample.every:
         summary.sample = draw_sample(run, setup, model, "best")
     run.write_status("done", best=summary.best, test=summary.test)
@@ -265,7 +265,8 @@ def finish(run: Run, setup: Setup) -> Summary:
             run.say(SCORES.format(split, **figures))
     floor = setup.corpus.info["floors"].get("ngram", {}).get("bpc")
     if floor and summary.best and summary.best["bpc"] > floor:
-        run.say(f"counting reaches {floor:.4f} bpc on validation: train longer, or try --model.ngrams 6")
+        other = "" if run.config.model.ngrams else ", or try --model.ngrams 6"
+        run.say(f"counting reaches {floor:.4f} bpc on validation: train longer{other}")
     run.say(f"done: {run.state.step} steps; the best weights are in {run.dir / 'model'}")
     return summary
 

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -71,7 +70,7 @@ class AdamW(torch.optim.Optimizer):
                 p.grad = None
 
     @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> None:
+    def step(self) -> None:
         """One update of all parameters, one kernel per group."""
         scale, overflow = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         for group in self.param_groups:

@@ -117,17 +117,16 @@ class Watchdog:
         is called before an end."""
         from torch.distributed import PrefixStore, TCPStore  # slow to import
 
-        self.lost = lost
+        self.lost, self._renewing, self._storeless = lost, None, False
         self.seconds, self.host, self._end = 60 * minutes, socket.gethostname(), threading.Event()
         self.rank, self.world = from_launcher("RANK", 0), from_launcher("WORLD_SIZE", 1)
-        address, port = os.environ.get("MASTER_ADDR"), from_launcher("MASTER_PORT", 0)
         self.alone = self.world == 1
-        if not self.alone and not (address and port):
-            needed = "MASTER_ADDR and MASTER_PORT must name the host of process 0 and a free port there"
-            raise CharlmError(f"WORLD_SIZE={self.world}: {needed}, in all processes (a launcher sets them)")
-        self._renewing, self._storeless = None, False
         if self.alone:
             return
+        address, port = os.environ.get("MASTER_ADDR"), from_launcher("MASTER_PORT", 0)
+        if not (address and port):
+            needed = "MASTER_ADDR and MASTER_PORT must name the host of process 0 and a free port there"
+            raise CharlmError(f"WORLD_SIZE={self.world}: {needed}, in all processes (a launcher sets them)")
         # Under torchrun the launcher holds the store, else the first process.
         first = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         options = {"is_master": first, "wait_for_workers": False, "multi_tenant": True}

@@ -65,7 +65,7 @@ class Trained(NamedTuple):
 
     def stream(self, **options: object) -> Iterator[str]:
         """The text of generate(**options) in pieces of whole characters, each as soon as it is drawn. Raises
-        CharlmError as generate does, when the first piece is requested."""
+        CharlmError as generate does; for the prompt, when the first piece is requested."""
         pieces = stream_text(self.model, self.vocab, replace(self.config.sample, **options))
         return (piece for (piece,) in pieces if piece)
 

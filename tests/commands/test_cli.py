@@ -427,10 +427,16 @@ def test_a_text_is_the_first_word_of_train_and_its_run_works_without_it(run, ref
     assert run("evaluate", "runs/my-text", "--json") == scores
     assert "not on the page" not in run("report", "runs/my-text")
     words[0] = "--train.steps=4"
-    run("train", "books/my text.txt", *words)
+    assert "ready to train" in run("doctor", "books/my text.txt", *words)
+    run("train", "books/my text.txt", *words, "--sample.prompt=* ")  # no pattern, though it has a star
     assert json.loads(Path("runs/my-text/status.json").read_text())["step"] == 4
     assert "books/my text.txt" in refused("train", "books/my text.txt", "--run_dir=runs/new")
     assert "--config stdlib" in refused("train", "stdlib")
+    Path("model.txt").write_text(MIXED, encoding="utf-8")
+    run("train", "model.txt", *words)  # a run in a folder of that name
+    assert run("evaluate", "runs/model", "--json") == run("evaluate", "runs/model/model", "--json")
+    shutil.copytree("runs/model/model", "alone")
+    assert "without its run has no corpus; give --text FILE" in refused("evaluate", "alone", "--trust")
 
 
 def test_evaluate_scores_the_test_split_unless_another_is_named(run, finished):

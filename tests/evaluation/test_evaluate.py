@@ -419,6 +419,16 @@ def test_every_character_costs_what_its_symbols_cost(vocab, context):
     assert math.isnan(result.bits[0]) == (not before)
 
 
+def test_a_text_is_normalized_once():
+    """Twice would take another carriage return away."""
+    vocab = Vocab("ab\r\n", normalize=["crlf"])
+    model = make(vocab)
+    ids = vocab.encode("a\r\r\nb")
+    result = score(model, vocab, "a\r\r\nb")
+    assert result.text == "a\r\nb" and len(ids) == 4
+    assert result.bits[1:] == pytest.approx(np.array(nats_by_hand(model, ids)) / math.log(2), rel=1e-5)
+
+
 @each_vocab
 @pytest.mark.parametrize("context", ["", "b€a"])
 def test_the_figures_are_sums_over_the_characters_that_were_predicted(vocab, context):
@@ -497,6 +507,9 @@ def test_states_that_cannot_be_are_named():
     ):
         with pytest.raises(CharlmError, match=said):
             states(make(CLOSED), CLOSED, texts, **options)
+    marks = Vocab("ab", normalize=["strip_bom"])
+    with pytest.raises(CharlmError, match="none of them empty"):
+        states(make(marks), marks, ["\ufeff"])
 
 
 def test_a_first_character_in_bytes_without_anything_before_it_is_left_out_whole():

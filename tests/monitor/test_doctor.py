@@ -146,6 +146,13 @@ def test_the_hub_is_told_as_the_environment_has_it(doctor, config, monkeypatch):
     assert "online, if it can be reached" in doctor(config)[1]
 
 
+def test_wandb_is_told_unused_where_it_is_no_tracker(doctor, config, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "shared")  # which training would refuse
+    config.log.trackers = []
+    code, told = doctor(config)
+    assert code == 0 and "disabled (log.trackers)" in told
+
+
 def test_two_processes_are_examined_together(tmp_path):
     config = small(tmp_path / "run", train={"batch_size": 5})
     prepare(config)

@@ -84,6 +84,11 @@ def test_a_second_push_goes_to_the_same_place(hub, copy):
     assert b"license: apache-2.0" in hub.repos["me/mine"]["README.md"]
 
 
+def test_the_card_names_the_place_of_the_last_push(copy):
+    for name in ("me/mine", "me/other"):
+        assert f'charlm.load("{name}")' in card_of(ready(copy, name))[1]
+
+
 def test_a_token_without_the_right_to_write_is_an_error(hub, run, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "wrong")
     with pytest.raises(
@@ -206,7 +211,7 @@ def test_a_run_without_a_card_gets_one_from_its_files(copy):
     assert "## Text\n\nNot stated.\n" in body and "## Training\n\nNot stated.\n" in body
 
 
-def test_the_folders_of_the_machine_stay_private():
+def test_the_folders_of_the_machine_stay_private(tmp_path):
     secret = "/home/private/secret"
     data = DataConfig(
         source="text", data_files=[f"{secret}/a.txt", f"zip://b.txt::{secret}/b.zip"], dir=secret
@@ -225,6 +230,11 @@ def test_the_folders_of_the_machine_stay_private():
     hub = Config(data=DataConfig(source="me/texts", data_files="en/*.parquet"))
     text = model_card(trained, charlm.Vocab("abcd", unknown="error"), hub)
     assert "datasets:\n- me/texts" in text and "en/*.parquet" in text
+    folder = tmp_path / "private" / "texts"
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: x\n---\n")  # read by `datasets`
+    text = model_card(trained, charlm.Vocab("abcd", unknown="error"), Config(data=DataConfig(str(folder))))
+    assert "private" not in text and "data_files: texts" in text and "datasets:\n" not in text
     given = {"validation": "dev.jsonl (json)", "test": "split test"}
     facts = {"documents": 3, "skipped": 1, "splits": {}, "origins": given}
     text = model_card(trained, charlm.Vocab("abcd", unknown="error"), hub, facts)
