@@ -21,7 +21,7 @@ from charlm.report.page import write_page
 
 FOLDER = Path(__file__).with_name("pictures")
 WIDTHS = 390, 768, 1280  # pixels: a phone, a tablet, a computer
-# picture → (width, what is done on the page before, the elements that it shows)
+# picture → (width, what is done on the page before, which returns the elements that it shows)
 PARTS = {
     "learning": (
         980,

@@ -11,7 +11,7 @@ class ModelConfig(checks.Section):
     """The network: input, recurrent layers, logits."""
 
     size: Literal["tiny", "small", "base", "large", "xl"] | None = None
-    """Preset for width, depth, batch size, learning rate and regularisation; --print_config shows the values.
+    """Preset for width, depth, recall, batch size, learning rate, dropout; --print_config shows the values.
     Fields set in the same place (a YAML file, the command line, Python) override it."""
     cell: str = "lstm"
     """Recurrent cell: lstm, gru or rnn; charlm/model/cells.py lists them."""
