@@ -34,7 +34,7 @@ SECONDS = 3  # of timed steps, at most 20
 
 
 class Doctor:
-    """Examines a config in this process and prints what it finds. Nothing is written.
+    """Examines a config in this process and prints what it finds. No run is written.
 
     hours: a time limit to compare with. as_json: print all findings at the end, as JSON.
     """
