@@ -102,7 +102,7 @@ def compare(argv: list[str]) -> None:
 
 
 def doctor(argv: list[str]) -> None:
-    parser = Parser("doctor", "Writes no run, and the ids to data.scratch only if that is set.", add_help=False)
+    parser = Parser("doctor", "Writes no run, and ids to data.scratch only if that is set.", add_help=False)
     parser.add_argument("--hours", type=float, metavar="H", help="time limit that the training must fit in")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     args, config = parse_with_config(parser, argv)
