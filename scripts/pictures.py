@@ -64,7 +64,7 @@ return ["main", "#tip"];
 const fact = document.querySelector("#cells button.cell").closest("tr").querySelector("small").textContent;
 document.querySelector("main").replaceChildren(...document.querySelectorAll("#cells .legend, #cell-text"));
 document.querySelector("#match").append(" (" + fact + ")");
-show("main { padding: 12px } .text { height: 330px }");
+show("main { padding: 12px } .text { height: 232px }");
 return ["main"];
 """,
     ),

@@ -32,7 +32,7 @@ def train(argv: list[str]) -> None:
             from charlm.training import loop
 
         try:
-            summary = loop.train(config, stop=stop, quiet=args.json)
+            summary = loop.train(config, handler=stop, quiet=args.json)
         except Exception:
             signals.pop_all()  # keep the handlers: slurm ends the other processes, which still report
             raise

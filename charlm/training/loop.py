@@ -38,7 +38,7 @@ def train(
     *,
     quiet: bool = False,
     watch: Watch | None = None,
-    stop: Stop | None = None,
+    handler: Stop | None = None,
     **options,
 ) -> Summary:
     """Train the run of a config; a run that has a checkpoint is resumed from it.
@@ -46,10 +46,10 @@ def train(
     config: or a YAML file or the name of a shipped config, with the options of load_config. In a notebook
     "interrupt" ends the step, writes a checkpoint and returns. torch's random numbers are left as they were.
     watch(step, model, loss) is called in every step (0 is the first) before the weights change; loss is in
-    nats per symbol. stop: one that handles signals already. Raises CharlmError for what a user can mend."""
+    nats per symbol. handler: of signals, if there is one. Raises CharlmError for what a user can mend."""
     started = time.perf_counter()
     config = load_config(config, **options)
-    handled = Stop() if stop is None else nullcontext(stop)
+    handled = Stop() if handler is None else nullcontext(handler)
     with handled as stop, Run(config, quiet, stop) as run, keep_freed_memory(run.device), own_rng(run.device):
         try:
             stop.at_once = not steps_of(run.dir)

@@ -37,7 +37,7 @@ from torch import nn
 
 from charlm.commands.cli import main
 from charlm.config.fields import Config
-from charlm.config.parse import load_config
+from charlm.config.parse import load_config, read_run_config
 from charlm.corpus.prepared import prepare
 from charlm.errors import CharlmError
 from charlm.evaluation.evaluate import evaluate
@@ -75,6 +75,11 @@ def test_the_loss_falls_on_mixed_scripts(finished):
     uniform = math.log(len(prepare(config).vocab))
     assert 0.85 * uniform < told[0][1] < 1.05 * uniform  # it starts knowing nothing
     assert told[-1][1] < 0.75 * told[0][1]
+
+
+def test_a_text_that_samples_stop_at_is_an_option_as_others_are(tmp_path):
+    summary = train("hello", run_dir=tmp_path / "run", steps=2, stop="l", quiet=True)
+    assert read_run_config(summary.run_dir).sample.stop == "l" and "l" not in summary.sample
 
 
 def test_a_carry_starts_from_zeros_after_carry_windows(tmp_path):
