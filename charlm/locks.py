@@ -16,7 +16,7 @@ from charlm.errors import CharlmError
 from charlm.terminal import visible
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # of file systems without flock
-_due: dict[tuple, float] = {}  # lock that this process waits for → when that is printed next
+_due: dict[str, float] = {}  # lock that this process waits for → when that is printed next
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def _print_waits(record: logging.LogRecord) -> bool:
     every minute, what this process waits for."""
     if "not acquired" in record.msg:
         path, now = str(record.args[1]), time.monotonic()
-        if now > _due.setdefault(record.args[:2], now + 9):  # by the number of the lock, too
-            _due[record.args[:2]] = now + 60
+        if now > _due.setdefault(path, now + 9):
+            _due[path] = now + 60
             print(f"waiting for the lock {path}: {_owner_of(path)}", file=sys.stderr, flush=True)
     return record.levelno > logging.DEBUG

@@ -61,7 +61,7 @@ LOWER = "charlm train --config C --optim.learning_rate 1e-3 --train.allow_change
 TUNED = "charlm train letters.txt --train.init_from runs/stdlib --model.recall 8192"
 TUNED += " --optim.learning_rate 1e-3"
 SEEDS = "charlm compare runs/seed-1 runs/seed-2 runs/seed-3 --json > seeds.json"
-DRAW = 'charlm sample RUN --prompt "def " --length 500 --temperature 0.9'
+DRAW = 'charlm sample RUN --prompt "def " --length 500 --temperature 0.7'
 HERE = {
     "charlm train --help all": Short(told="--model.hidden_size"),
     "charlm hello --explain": Short(

@@ -217,8 +217,8 @@ class _Stream:
     symbols, characters: int64, the byte at which each of the text begins; size: its bytes."""
 
     def __init__(self, vocab: Vocab, text: str, context: str = ""):
+        before, ids = vocab.encode(context), vocab.encode(text)  # normalized there: once
         self.text = vocab.normalized(text) if vocab.normalize else text
-        before, ids = vocab.encode(context), vocab.encode(text)  # normalized, and not twice
         if not len(before) and vocab.end is not None:
             before = np.array([vocab.end], vocab.dtype)  # as at the start of a document
         self.ids, self.start = np.concatenate([before, ids]), len(before)

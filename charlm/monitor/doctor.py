@@ -181,8 +181,7 @@ class Doctor:
 
     def modes(self) -> None:
         """Whether Weights & Biases and the Hub are used online."""
-        wanted = "wandb" in self.config.log.trackers
-        mode, why = wandb_mode(self.config.log.wandb) if wanted else ("disabled", "log.trackers")
+        mode, why = wandb_mode(self.config.log)
         jobs = mode == "online" and "SLURM_JOB_ID" not in os.environ and shutil.which("sbatch")
         note = "; in jobs of slurm/ offline, unless WANDB_MODE is set" * bool(jobs)
         self.report("wandb", f"{mode} ({why}){note}")

@@ -44,10 +44,12 @@ def read_records(file: BinaryIO) -> Iterator[dict]:
                 yield {k: v for k, v in record.items() if not mismatch(v, kinds.get(k, float))}
 
 
-def wandb_mode(choice: str) -> tuple[str, str]:
-    """(online | offline | disabled, why) for log.wandb. Never prompts, never waits longer than 3 seconds."""
-    if choice != "auto":
-        return choice, "log.wandb"
+def wandb_mode(log: LogConfig) -> tuple[str, str]:
+    """(online | offline | disabled, why) for wandb. Never prompts, never waits longer than 3 seconds."""
+    if "wandb" not in log.trackers:
+        return "disabled", "log.trackers"
+    if log.wandb != "auto":
+        return log.wandb, "log.wandb"
     if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
         return "disabled", "WANDB_DISABLED"
     if mode := os.environ.get("WANDB_MODE"):
@@ -77,8 +79,7 @@ class Logger:
         self.main = accelerator.is_main_process
         self.quiet, self.hold = quiet or not self.main, hold
         self.path = Path(config.run_dir) / "metrics.jsonl"
-        wanted = "wandb" in config.log.trackers
-        self.mode, self.why = wandb_mode(config.log.wandb) if wanted else ("disabled", "log.trackers")
+        self.mode, self.why = wandb_mode(config.log)
         # Seconds that wandb has at the end, by default days; offline it waits for a busy machine at most.
         self.timeout = float(os.environ.get("WANDB_FINISH_TIMEOUT", 60 if self.mode == "online" else 600))
         self.bar = self.file = None

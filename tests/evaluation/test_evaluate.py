@@ -427,6 +427,8 @@ def test_a_text_is_normalized_once():
     result = score(model, vocab, "a\r\r\nb")
     assert result.text == "a\r\nb" and len(ids) == 4
     assert result.bits[1:] == pytest.approx(np.array(nats_by_hand(model, ids)) / math.log(2), rel=1e-5)
+    with pytest.raises(CharlmError, match="lone surrogate"):
+        score(model, Vocab("ab\r\n", normalize=["nfc"]), "a\ud800")
 
 
 @each_vocab

@@ -109,6 +109,9 @@ def test_a_sample_remembers_its_prompt_and_not_what_is_drawn():
     steps = [torch.from_numpy(stepper.step(ids.numpy()))[0].exp() for ids in drawn.t()]
     assert known[2, 5] > 0.99 and steps[2][5] > 0.99  # 5 followed in the prompt
     assert known[9, 23] > 0.99 and steps[9][23] < 0.2  # 23 followed in what was drawn
+    assert (
+        model.recall.carried - model.recall.parts[0] == 15
+    )  # as the loop in charlm/sharing/README.md has it
 
 
 def test_more_slots_than_a_machine_has_memory_for_are_refused():

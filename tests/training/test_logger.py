@@ -38,6 +38,7 @@ from helpers import (
 )
 from wandb_server import WandbServer
 
+from charlm.config.fields import LogConfig
 from charlm.config.parse import flatten, load_config, read_run_config
 from charlm.errors import CharlmError
 from charlm.training.checkpoint import steps_of
@@ -75,7 +76,7 @@ def nothing_there():
 @pytest.mark.parametrize("choice", ["online", "offline", "disabled"])
 def test_what_the_config_names_is_taken(nobody, choice):
     nobody.setenv("WANDB_MODE", "offline" if choice == "disabled" else "disabled")
-    assert wandb_mode(choice) == (choice, "log.wandb")
+    assert wandb_mode(LogConfig(wandb=choice)) == (choice, "log.wandb")
 
 
 def test_a_disabled_wandb_stays_so_with_an_account(nobody, server):
@@ -83,7 +84,7 @@ def test_a_disabled_wandb_stays_so_with_an_account(nobody, server):
     nobody.setenv("WANDB_BASE_URL", f"http://localhost:{server}")
     for value, mode in (("true", "disabled"), ("1", "disabled"), ("false", "online"), ("", "online")):
         nobody.setenv("WANDB_DISABLED", value)
-        assert wandb_mode("auto")[0] == mode
+        assert wandb_mode(LogConfig())[0] == mode
 
 
 @pytest.mark.parametrize(
@@ -92,12 +93,12 @@ def test_a_disabled_wandb_stays_so_with_an_account(nobody, server):
 )
 def test_auto_follows_the_environment(nobody, value, mode):
     nobody.setenv("WANDB_MODE", value)
-    assert wandb_mode("auto") == (mode, "WANDB_MODE")
+    assert wandb_mode(LogConfig()) == (mode, "WANDB_MODE")
 
 
 def test_auto_without_an_account_is_disabled(nobody, server):
     nobody.setenv("WANDB_BASE_URL", f"http://localhost:{server}")
-    mode, why = wandb_mode("auto")
+    mode, why = wandb_mode(LogConfig())
     assert mode == "disabled" and "no account" in why
 
 
@@ -105,7 +106,7 @@ def test_auto_with_an_account_that_cannot_be_reached_is_offline_at_once(nobody, 
     nobody.setenv("WANDB_API_KEY", "0" * 40)
     nobody.setenv("WANDB_BASE_URL", f"http://localhost:{nothing_there}")
     started = time.monotonic()
-    mode, why = wandb_mode("auto")
+    mode, why = wandb_mode(LogConfig())
     assert mode == "offline" and "localhost cannot be reached" in why and "wandb sync" in why
     assert time.monotonic() - started < 30  # wandb itself would try for minutes
 
@@ -113,17 +114,17 @@ def test_auto_with_an_account_that_cannot_be_reached_is_offline_at_once(nobody, 
 def test_auto_with_an_account_that_answers_is_online(nobody, server):
     nobody.setenv("WANDB_API_KEY", "0" * 40)
     nobody.setenv("WANDB_BASE_URL", f"http://localhost:{server}")
-    assert wandb_mode("auto")[0] == "online"
+    assert wandb_mode(LogConfig())[0] == "online"
 
 
 def test_an_account_in_netrc_counts(nobody, server, nothing_there, tmp_path):
     (tmp_path / "netrc").write_text("machine localhost login user password " + "0" * 40)
     nobody.setenv("WANDB_BASE_URL", f"http://localhost:{server}")
-    assert wandb_mode("auto")[0] == "online"
+    assert wandb_mode(LogConfig())[0] == "online"
     nobody.setenv("WANDB_BASE_URL", f"http://localhost:{nothing_there}")
-    assert wandb_mode("auto")[0] == "offline"
+    assert wandb_mode(LogConfig())[0] == "offline"
     nobody.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server}")  # another host than the account's
-    assert wandb_mode("auto")[0] == "disabled"
+    assert wandb_mode(LogConfig())[0] == "disabled"
 
 
 def test_a_run_says_what_it_chose_and_why(tmp_path, capsys):
